@@ -1,0 +1,138 @@
+"""Ragged token ids: the form in which text travels from the data to the encoders.
+
+No padding anywhere: the ids of all texts of a batch lie in one row, cut by offsets.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Token ids of a batch of texts, in one row.
+
+    Attributes:
+        input_ids: int64 `[tokens]`, the texts one after another.
+        lengths: tokens of each text; stays on the host, so that no loop over texts waits for a device.
+    """
+
+    input_ids: Tensor
+    lengths: tuple[int, ...]
+
+    @classmethod
+    def from_lists(cls, token_ids: Sequence[Sequence[int] | np.ndarray]) -> "Tokens":
+        """Join one list of token ids a text.
+
+        >>> Tokens.from_lists([[5, 6], [], [7]])
+        Tokens(input_ids=tensor([5, 6, 7]), lengths=(2, 0, 1))
+        """
+        lengths = tuple(len(ids) for ids in token_ids)
+        flat = np.concatenate([np.asarray(ids, dtype=np.int64) for ids in token_ids]) if lengths else np.empty(0, np.int64)
+        return cls(torch.from_numpy(flat), lengths)
+
+    def __len__(self) -> int:
+        """Number of texts."""
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """One view of ids a text."""
+        return iter(self.input_ids.split(list(self.lengths)))
+
+    @cached_property
+    def offsets(self) -> tuple[int, ...]:
+        """Text i lies at `offsets[i]:offsets[i + 1]`."""
+        return (0, *np.cumsum(self.lengths, dtype=np.int64).tolist())
+
+    @cached_property
+    def text_index(self) -> Tensor:
+        """int64 `[tokens]`: the text that each token belongs to, on the device of the ids."""
+        lengths = torch.tensor(self.lengths, dtype=torch.int64)
+        return torch.repeat_interleave(torch.arange(len(self)), lengths).to(self.input_ids.device, non_blocking=True)
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """int64 `[tokens]`: the position of each token in its own text, from 0, on the device of the ids."""
+        starts = torch.tensor(self.offsets[:-1], dtype=torch.int64)
+        lengths = torch.tensor(self.lengths, dtype=torch.int64)
+        positions = torch.arange(sum(self.lengths)) - torch.repeat_interleave(starts, lengths)
+        return positions.to(self.input_ids.device, non_blocking=True)
+
+    def to(self, device: torch.device | str, **kwargs: Any) -> "Tokens":
+        """The same tokens on another device."""
+        return Tokens(self.input_ids.to(device, non_blocking=True), self.lengths)
+
+    def pin_memory(self, device: Any = None) -> "Tokens":
+        """The same tokens in page-locked memory (called by `DataLoader(pin_memory=True)`)."""
+        return Tokens(self.input_ids.pin_memory(), self.lengths)
+
+    def padded(self, padding_id: int) -> tuple[Tensor, Tensor]:
+        """`(input_ids, attention_mask)`, both int64 `[texts, longest]`."""
+        longest = max(self.lengths, default=0)
+        input_ids = self.input_ids.new_full((len(self), longest), padding_id)
+        attention_mask = torch.zeros_like(input_ids)
+        input_ids[self.text_index, self.positions] = self.input_ids
+        attention_mask[self.text_index, self.positions] = 1
+        return input_ids, attention_mask
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """A training batch.
+
+    Attributes:
+        queries: the distinct token ids of each query (presence is all that counts), `Q` texts.
+        documents: the `Q` positives, document i answering query i, then the `Q` first hard negatives, the `Q` second
+            ones and so on.
+    """
+
+    queries: Tokens
+    documents: Tokens
+
+    def to(self, device: torch.device | str, **kwargs: Any) -> "PairBatch":
+        """The same batch on another device."""
+        return PairBatch(self.queries.to(device), self.documents.to(device))
+
+    def pin_memory(self, device: Any = None) -> "PairBatch":
+        """The same batch in page-locked memory."""
+        return PairBatch(self.queries.pin_memory(), self.documents.pin_memory())
+
+
+def tokenize_queries(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_tokens: int) -> list[np.ndarray]:
+    """The distinct token ids of each query, ascending: no special tokens, cut after `max_tokens` tokens.
+
+    Returns:
+        One int32 array a text; an empty text gives an empty array.
+    """
+    return [np.unique(ids) for ids in _token_ids(tokenizer, texts, max_tokens, special_tokens=False)]
+
+
+def tokenize_documents(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_tokens: int) -> list[np.ndarray]:
+    """The token ids of each document with the model's special tokens, `max_tokens` at most in all.
+
+    Returns:
+        One int32 array a text.
+    """
+    return _token_ids(tokenizer, texts, max_tokens, special_tokens=True)
+
+
+def _token_ids(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_tokens: int, special_tokens: bool
+) -> list[np.ndarray]:
+    if not texts:
+        return []
+    encoded = tokenizer(
+        list(texts),
+        add_special_tokens=special_tokens,
+        truncation=True,
+        max_length=max_tokens,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+    )
+    return [np.asarray(ids, dtype=np.int32) for ids in encoded["input_ids"]]
