@@ -1,0 +1,74 @@
+"""What the tests share: an environment without a network, real data where it lies, and a tiny real tokenizer."""
+# ruff: noqa: E402 (the environment comes before the imports that read it)
+
+import os
+import string
+import tempfile
+from pathlib import Path
+
+# Before the first import of huggingface_hub and tokenizers, which read these once. Caches are the session's own.
+CACHE = Path(tempfile.mkdtemp(prefix="splade_lit_tests_"))
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_CACHE"] = str(CACHE / "datasets")
+os.environ["SPLADE_LIT_CACHE"] = str(CACHE / "splade_lit")
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import shutil
+from collections.abc import Iterator
+
+import pytest
+from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
+from tokenizers.models import WordPiece
+from transformers import AutoTokenizer, BertTokenizerFast, PreTrainedTokenizerBase
+
+REPOSITORY = Path(__file__).parents[1]
+
+SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+WORDS = """
+the of and to in is was for on that by it with as from at his an were are which this be first not what who when where
+how why song musical film city country river king queen music band album year world war state school team game player
+book author written actor water blood heart disease cause treatment symptoms cell protein return value array tensor
+list dict file function class module default given number string name type shape error data model train test search
+query document sparse vector token index score ##s ##ed ##ing ##er ##ly ##ion ##al ##est
+""".split()  # noqa: SIM905
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _remove_cache() -> Iterator[None]:
+    yield
+    shutil.rmtree(CACHE, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data: environment variable SPLADE_LIT_DATA, else `../shared/data` beside the repository."""
+    folder = Path(os.environ.get("SPLADE_LIT_DATA", REPOSITORY.parent / "shared" / "data")).resolve()
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder}; set SPLADE_LIT_DATA to its folder")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a real uncased WordPiece tokenizer of about 200 tokens, 64 of them at most a text."""
+    characters = string.ascii_lowercase + string.digits
+    tokens = [*SPECIAL_TOKENS, *characters, *(f"##{c}" for c in characters), *".,?!-'()", *WORDS]
+    vocab = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
+    backend = Tokenizer(WordPiece(vocab, unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece()
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", vocab["[CLS]"]), ("[SEP]", vocab["[SEP]"])],
+    )
+    folder = tmp_path_factory.mktemp("tiny_tokenizer")
+    BertTokenizerFast(tokenizer_object=backend, model_max_length=64).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tiny_tokenizer_dir: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of `tiny_tokenizer_dir`."""
+    return AutoTokenizer.from_pretrained(tiny_tokenizer_dir)
