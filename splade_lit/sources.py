@@ -23,7 +23,9 @@ def resolve_source(source: str) -> str:
     package, _, folder = source.removeprefix(PACKAGE_PREFIX).partition("/")
     spec = importlib.util.find_spec(package) if package else None
     if spec is None or not spec.submodule_search_locations:
-        raise UserError(f"{source}: no package {package!r} is installed; run `pip install {package.replace('_', '-')}`.")
+        raise UserError(
+            f"{source}: no package {package!r} is installed; run `pip install {package.replace('_', '-')}`."
+        )
     path = Path(spec.submodule_search_locations[0]) / folder
     if not path.is_dir():
         raise UserError(f"{source}: the package {package!r} has no folder {folder!r}; look inside {path.parent}.")

@@ -34,7 +34,9 @@ class Tokens:
         Tokens(input_ids=tensor([5, 6, 7]), lengths=(2, 0, 1))
         """
         lengths = tuple(len(ids) for ids in token_ids)
-        flat = np.concatenate([np.asarray(ids, dtype=np.int64) for ids in token_ids]) if lengths else np.empty(0, np.int64)
+        flat = (
+            np.concatenate([np.asarray(ids, dtype=np.int64) for ids in token_ids]) if lengths else np.empty(0, np.int64)
+        )
         return cls(torch.from_numpy(flat), lengths)
 
     def __len__(self) -> int:

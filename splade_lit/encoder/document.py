@@ -1,0 +1,126 @@
+"""The document side: a masked-language model whose logits are pooled over tokens into one vocabulary vector."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from splade_lit.encoder import packing
+from splade_lit.encoder.sparse_head import Activation, Pooling, max_logits, splade_pool
+from splade_lit.errors import UserError
+from splade_lit.tokens import Tokens
+
+logger = logging.getLogger(__name__)
+
+
+class MlmDocumentEncoder(nn.Module):
+    """Any `AutoModelForMaskedLM` with SPLADE pooling, fed with ragged tokens.
+
+    The decoder (the last linear layer of the masked-LM head) is taken out of the model, so that the model ends in hidden
+    states and the sparse head pools logits without ever holding all of them. The body runs without padding where the
+    model follows transformers' attention registry, checked once at construction; else padded.
+
+    Args:
+        model: the masked-language model, with its decoder.
+        padding_id: token id used where the model has to run padded.
+        pooling: "max" or "sum" over tokens.
+        activation: "relu" for log1p(relu(x)), "log1p_relu" for a second log1p.
+        packed: run the body without padding if the model allows it.
+
+    Raises:
+        UserError: the model has no output embeddings of the usual kind.
+
+    Attributes:
+        model: the body and the head up to the decoder.
+        decoder: `nn.Linear` from hidden states to the vocabulary, its weight tied to the input embeddings if the model
+            says so.
+        packed: whether the body runs without padding.
+        grafted: whether the head was put on a model that had none, and its bias is worth calibrating.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        padding_id: int = 0,
+        pooling: Pooling = "max",
+        activation: Activation = "relu",
+        packed: bool = True,
+    ) -> None:
+        super().__init__()
+        decoder = model.get_output_embeddings()
+        if not isinstance(decoder, nn.Linear):
+            raise UserError(
+                f"{type(model).__name__} has no linear decoder; use a model that AutoModelForMaskedLM loads."
+            )
+        self.decoder_name = next(name for name, module in model.named_modules() if module is decoder)
+        model.set_submodule(self.decoder_name, nn.Identity())
+        self.model = model
+        self.decoder = decoder
+        self.padding_id = padding_id
+        self.pooling: Pooling = pooling
+        self.activation: Activation = activation
+        self.packed = packed and self._use_packed_attention()
+        self._first_position = packing.position_offset(model)
+        self.grafted = False
+
+    def _use_packed_attention(self) -> bool:
+        original = self.model.config._attn_implementation
+        try:
+            self.model.set_attn_implementation(packing.ATTENTION_NAME)
+            exact = packing.packing_is_exact(self.model, self.padding_id)
+        except (ValueError, KeyError, AttributeError):
+            exact = False
+        if not exact:
+            self.model.set_attn_implementation(original or "eager")
+            name = type(self.model).__name__
+            logger.warning("%s does not run without padding exactly; its documents run padded, which is slower.", name)
+        return exact
+
+    @property
+    def vocab_size(self) -> int:
+        """Dims of a document vector."""
+        return self.decoder.out_features
+
+    @property
+    def max_positions(self) -> int:
+        """Tokens that the model has positions for."""
+        return int(getattr(self.model.config, "max_position_embeddings", 1 << 30)) - self._first_position
+
+    @property
+    def config(self) -> Any:
+        """The transformers configuration of the model."""
+        return self.model.config
+
+    def hidden_states(self, tokens: Tokens) -> Float[Tensor, "tokens hidden"]:
+        """States of all tokens as the decoder takes them."""
+        if self.packed:
+            return self.model(**packing.packed_inputs(tokens, self._first_position)).logits[0]
+        input_ids, attention_mask = tokens.padded(self.padding_id)
+        states = self.model(input_ids=input_ids, attention_mask=attention_mask).logits
+        return states[tokens.text_index, tokens.positions]
+
+    def forward(self, tokens: Tokens) -> Float[Tensor, "documents vocab"]:
+        """Document vectors, dense, fp32 also under autocast."""
+        states = self.hidden_states(tokens)
+        return splade_pool(
+            states, self.decoder.weight, self.decoder.bias, tokens.offsets, self.pooling, self.activation
+        )
+
+    @torch.no_grad()
+    def max_logits(self, tokens: Tokens) -> Float[Tensor, "documents vocab"]:
+        """Largest logit of each document and dim, before the activation; decoder bias included."""
+        return max_logits(self.hidden_states(tokens), self.decoder.weight, self.decoder.bias, tokens.offsets)
+
+    @contextmanager
+    def whole_model(self) -> Iterator[PreTrainedModel]:
+        """The transformers model with its decoder back in place, for saving and for other tools; taken out after."""
+        self.model.set_submodule(self.decoder_name, self.decoder)
+        try:
+            yield self.model
+        finally:
+            self.model.set_submodule(self.decoder_name, nn.Identity())

@@ -1,0 +1,381 @@
+"""The asymmetric encoder: a table for queries, a masked-language model for documents, one vocabulary for both."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from scipy.sparse import csr_array, vstack
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from splade_lit.encoder.document import MlmDocumentEncoder
+from splade_lit.encoder.query import IdfQueryEncoder
+from splade_lit.encoder.vectors import Vectors, as_csr, csr_to_torch, keep_largest, split_rows
+from splade_lit.tokens import Tokens, tokenize_documents, tokenize_queries
+
+logger = logging.getLogger(__name__)
+
+# Tokens a packed batch holds at inference; enough to keep the matrix products busy.
+_TOKENS_PER_BATCH = {"cpu": 4096, "cuda": 65536}
+_DOCUMENTS_PER_BATCH = 512
+
+
+class AsymmetricSparseEncoder(nn.Module):
+    """Inference-free SPLADE: `encode_query` looks tokens up, `encode_document` runs the masked-language model.
+
+    Arguments, defaults and shapes of the methods are those of sentence-transformers' `SparseEncoder`; every method that
+    takes embeddings takes torch tensors (sparse or dense) and scipy CSR alike.
+
+    Args:
+        query: table of query weights.
+        document: document encoder over the same vocabulary.
+        tokenizer: fast tokenizer of both sides.
+        max_query_tokens: queries are cut after this many tokens; the tokenizer's own limit if not given.
+        max_document_tokens: documents are cut to this many tokens, special tokens included; the tokenizer's own limit
+            if not given.
+        prompts: texts put before every query and document, under the names "query" and "document".
+        max_active_dims: keep this many largest weights of each vector; all if not given.
+
+    Raises:
+        ValueError: the sides differ in size.
+    """
+
+    def __init__(
+        self,
+        query: IdfQueryEncoder,
+        document: MlmDocumentEncoder,
+        tokenizer: PreTrainedTokenizerBase,
+        max_query_tokens: int | None = None,
+        max_document_tokens: int | None = None,
+        prompts: dict[str, str] | None = None,
+        max_active_dims: int | None = None,
+    ) -> None:
+        super().__init__()
+        if len(query.idf_weights) != document.vocab_size:
+            raise ValueError(f"query side has {len(query.idf_weights)} dims, document side {document.vocab_size}")
+        self.query = query
+        self.document = document
+        self.tokenizer = tokenizer
+        limit = min(int(tokenizer.model_max_length), document.max_positions)
+        self.max_query_tokens = max_query_tokens or limit
+        self.max_document_tokens = min(max_document_tokens or limit, document.max_positions)
+        self.prompts = {"query": "", "document": ""} | (prompts or {})
+        self.max_active_dims = max_active_dims
+
+    @classmethod
+    def from_base(cls, source: str, **settings: Any) -> "AsymmetricSparseEncoder":
+        """A new encoder on a base model; see `splade_lit.encoder.base.from_base`."""
+        from splade_lit.encoder.base import from_base
+
+        return from_base(source, **settings)
+
+    @classmethod
+    def load(cls, source: str | Path, **settings: Any) -> "AsymmetricSparseEncoder":
+        """A saved encoder from a folder or the Hub; see `splade_lit.encoder.saved.load`."""
+        from splade_lit.encoder.saved import load
+
+        return load(source, **settings)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the encoder in sentence-transformers' format; see `splade_lit.encoder.saved.save`."""
+        from splade_lit.encoder.saved import save
+
+        save(self, folder)
+
+    @property
+    def vocab_size(self) -> int:
+        """Dims of a vector."""
+        return self.document.vocab_size
+
+    @property
+    def idf_weights(self) -> nn.Parameter:
+        """Query weights, `[vocab]`."""
+        return self.query.idf_weights
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.idf_weights.device
+
+    def encode_query(
+        self,
+        inputs: str | Sequence[str],
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+        convert_to_tensor: bool = True,
+        convert_to_sparse_tensor: bool = True,
+        save_to_cpu: bool = False,
+        device: str | torch.device | None = None,
+        max_active_dims: int | None = None,
+        convert_to_csr: bool = False,
+    ) -> Any:
+        """Query vectors: IDF weights of the tokens present.
+
+        Args:
+            inputs: one query or several.
+            prompt_name: name of the prompt to use; "query" if neither this nor `prompt` is given.
+            prompt: text to put before each query.
+            batch_size: accepted for compatibility; a lookup needs no batches.
+            show_progress_bar: accepted for compatibility.
+            convert_to_tensor: one stacked tensor, else a list of one vector each.
+            convert_to_sparse_tensor: sparse COO tensors, else dense ones.
+            save_to_cpu: return the result on the CPU.
+            device: device of the result; that of the model if not given.
+            max_active_dims: keep this many largest weights; the model's setting if not given.
+            convert_to_csr: return a scipy CSR array (float32 values, int32 indices), whatever the three above say.
+
+        Returns:
+            `[queries, vocab]`, or `[vocab]` for a single string.
+
+        Raises:
+            ValueError: unknown prompt name, or `max_active_dims` below 1.
+        """
+        texts = self._texts(inputs, prompt, prompt_name or "query")
+        matrix = self.encode_query_tokens(tokenize_queries(self.tokenizer, texts, self.max_query_tokens))
+        matrix = keep_largest(matrix, max_active_dims or self.max_active_dims)
+        return self._converted(
+            matrix, inputs, convert_to_csr, convert_to_tensor, convert_to_sparse_tensor, save_to_cpu, device
+        )
+
+    def encode_document(
+        self,
+        inputs: str | Sequence[str],
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+        convert_to_tensor: bool = True,
+        convert_to_sparse_tensor: bool = True,
+        save_to_cpu: bool = False,
+        device: str | torch.device | None = None,
+        max_active_dims: int | None = None,
+        convert_to_csr: bool = False,
+    ) -> Any:
+        """Document vectors: the masked-language model's logits, pooled.
+
+        Args:
+            inputs: one document or several.
+            prompt_name: name of the prompt to use; "document" if neither this nor `prompt` is given.
+            prompt: text to put before each document.
+            batch_size: accepted for compatibility; documents are packed by tokens (`tokens_per_batch` of
+                `encode_document_tokens`).
+            show_progress_bar: show a bar with documents/s; no bar if not given.
+            convert_to_tensor: one stacked tensor, else a list of one vector each.
+            convert_to_sparse_tensor: sparse COO tensors, else dense ones.
+            save_to_cpu: return the result on the CPU.
+            device: device to run on and of the result; moves the model there, as the peer does.
+            max_active_dims: keep this many largest weights; the model's setting if not given.
+            convert_to_csr: return a scipy CSR array (float32 values, int32 indices), whatever the three above say.
+
+        Returns:
+            `[documents, vocab]`, or `[vocab]` for a single string.
+
+        Raises:
+            ValueError: unknown prompt name, or `max_active_dims` below 1.
+        """
+        if device is not None:
+            self.to(device)
+        texts = self._texts(inputs, prompt, prompt_name or "document")
+        matrix = self.encode_document_tokens(
+            tokenize_documents(self.tokenizer, texts, self.max_document_tokens),
+            show_progress_bar=bool(show_progress_bar),
+            max_active_dims=max_active_dims,
+        )
+        return self._converted(
+            matrix, inputs, convert_to_csr, convert_to_tensor, convert_to_sparse_tensor, save_to_cpu, device
+        )
+
+    def encode_query_tokens(self, token_ids: Sequence[np.ndarray]) -> csr_array:
+        """Query vectors `[queries, vocab]` from distinct token ids (`tokenize_queries`)."""
+        return self.query.encode(token_ids)
+
+    def encode_document_tokens(
+        self,
+        token_ids: Sequence[np.ndarray],
+        *,
+        show_progress_bar: bool = False,
+        max_active_dims: int | None = None,
+        tokens_per_batch: int | None = None,
+    ) -> csr_array:
+        """Document vectors `[documents, vocab]` from token ids (`tokenize_documents`), in the order given.
+
+        Documents of like length are packed together, so that memory is bounded by the batch.
+
+        Args:
+            token_ids: one array a document.
+            show_progress_bar: show a bar with documents/s.
+            max_active_dims: keep this many largest weights; the model's setting if not given.
+            tokens_per_batch: tokens of one packed batch; chosen by device if not given.
+        """
+        if not len(token_ids):
+            return csr_array((0, self.vocab_size), dtype=np.float32)
+        order = np.argsort([-len(ids) for ids in token_ids], kind="stable")
+        budget = tokens_per_batch or _TOKENS_PER_BATCH.get(self.device.type, 4096)
+        limit = max_active_dims or self.max_active_dims
+        parts = []
+        with _progress(len(token_ids), show_progress_bar) as advance, _evaluation_mode(self):
+            for batch in _packed_batches(token_ids, order, budget):
+                dense = self.document(Tokens.from_lists([token_ids[i] for i in batch]).to(self.device))
+                parts.append(keep_largest(as_csr(dense), limit))
+                advance(len(batch))
+        matrix = vstack(parts, format="csr") if len(parts) > 1 else parts[0]
+        return csr_array(matrix[np.argsort(order)])
+
+    def similarity(self, embeddings_1: Vectors, embeddings_2: Vectors) -> Tensor:
+        """Dot products of all vectors of one set with all of the other: dense float32 `[rows 1, rows 2]`."""
+        product = as_csr(embeddings_1) @ as_csr(embeddings_2).T
+        return torch.from_numpy(product.toarray())
+
+    def sparsity(self, embeddings: Vectors) -> dict[str, float]:
+        """`active_dims` (mean number of non-zero dims) and `sparsity_ratio` (share of zeros) of one vector or several."""
+        matrix = as_csr(embeddings)
+        if 0 in matrix.shape:
+            return {"active_dims": 0.0, "sparsity_ratio": 1.0}
+        active_dims = matrix.nnz / matrix.shape[0]
+        return {"active_dims": active_dims, "sparsity_ratio": 1.0 - active_dims / matrix.shape[1]}
+
+    def decode(
+        self, embeddings: Vectors, top_k: int | None = None
+    ) -> list[tuple[str, float]] | list[list[tuple[str, float]]]:
+        """The terms of a vector with their weights, the largest first.
+
+        Args:
+            embeddings: `[vocab]` or `[rows, vocab]`.
+            top_k: number of terms; all if not given.
+
+        Returns:
+            A list of `(token, weight)` for one vector, a list of such lists for several.
+
+        Raises:
+            ValueError: `top_k` below 1.
+        """
+        if top_k is not None and top_k < 1:
+            raise ValueError(f"top_k must be at least 1, got {top_k}")
+        rows = []
+        for dims, weights in split_rows(as_csr(embeddings)):
+            best = np.argsort(-weights, kind="stable")[:top_k]
+            tokens = self.tokenizer.convert_ids_to_tokens(dims[best].tolist())
+            rows.append(list(zip(tokens, weights[best].tolist(), strict=True)))
+        return rows[0] if embeddings.ndim == 1 else rows
+
+    def intersection(self, embeddings_1: Vectors, embeddings_2: Vectors) -> Any:
+        """What each shared dim adds to the dot product: elementwise products, positive ones kept.
+
+        Args:
+            embeddings_1: one vector, `[vocab]`.
+            embeddings_2: `[vocab]` or `[rows, vocab]`.
+
+        Returns:
+            Of the shape of `embeddings_2`: a sparse tensor if that is a tensor, else CSR.
+
+        Raises:
+            ValueError: the first is no single vector, or the sizes differ.
+        """
+        one, other = as_csr(embeddings_1), as_csr(embeddings_2)
+        if one.shape[0] != 1 or one.shape[1] != other.shape[1]:
+            raise ValueError(
+                f"intersection needs one vector and vectors of its size, got {one.shape} and {other.shape}"
+            )
+        product = csr_array(other.multiply(one.toarray()))
+        product.data[product.data < 0] = 0
+        product.eliminate_zeros()
+        if not isinstance(embeddings_2, Tensor):
+            return product
+        sparse = csr_to_torch(product).to(embeddings_2.device)
+        return sparse[0] if embeddings_2.ndim == 1 else sparse
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        """Dense document vectors (`encode_document` is what users want)."""
+        return self.document(tokens)
+
+    def _texts(self, inputs: str | Sequence[str], prompt: str | None, prompt_name: str) -> list[str]:
+        if prompt is None:
+            if prompt_name not in self.prompts:
+                raise ValueError(f"no prompt named {prompt_name!r}; there are {sorted(self.prompts)}")
+            prompt = self.prompts[prompt_name]
+        texts = [inputs] if isinstance(inputs, str) else inputs
+        return [prompt + text for text in texts]
+
+    def _converted(
+        self,
+        matrix: csr_array,
+        inputs: str | Sequence[str],
+        to_csr: bool,
+        to_tensor: bool,
+        sparse: bool,
+        to_cpu: bool,
+        device: str | torch.device | None,
+    ) -> Any:
+        if to_csr:
+            return matrix
+        target = torch.device("cpu") if to_cpu else torch.device(device or self.device)
+        tensor = csr_to_torch(matrix).to(target) if sparse else torch.from_numpy(matrix.toarray()).to(target)
+        if isinstance(inputs, str):
+            return tensor[0]
+        return tensor if to_tensor else [tensor[i] for i in range(len(inputs))]
+
+
+def _packed_batches(token_ids: Sequence[np.ndarray], order: np.ndarray, budget: int) -> Iterator[list[int]]:
+    """Row numbers in the order given, cut so that a batch holds `budget` tokens at most (or one document)."""
+    batch: list[int] = []
+    tokens = 0
+    for i in order.tolist():
+        length = len(token_ids[i])
+        if batch and (tokens + length > budget or len(batch) == _DOCUMENTS_PER_BATCH):
+            yield batch
+            batch, tokens = [], 0
+        batch.append(i)
+        tokens += length
+    if batch:
+        yield batch
+
+
+class _evaluation_mode:  # noqa: N801 - reads as a statement
+    """Inference without dropout and without gradients; gives the mode back after."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module, self.was_training, self.no_grad = module, module.training, torch.no_grad()
+
+    def __enter__(self) -> None:
+        self.module.eval()
+        self.no_grad.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self.no_grad.__exit__(*error)
+        self.module.train(self.was_training)
+
+
+class _progress:  # noqa: N801 - reads as a statement
+    """A rich bar that counts documents, or nothing; gives a function that advances it."""
+
+    def __init__(self, total: int, show: bool) -> None:
+        columns = (
+            TextColumn("encoding"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("documents"),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+        )
+        self.bar = Progress(*columns, disable=not show, transient=True)
+        self.total = total
+
+    def __enter__(self) -> Any:
+        self.bar.start()
+        task = self.bar.add_task("", total=self.total, rate="")
+
+        def advance(documents: int) -> None:
+            self.bar.advance(task, documents)
+            speed = self.bar.tasks[task].speed
+            self.bar.update(task, rate=f"{speed:,.0f}/s" if speed else "")
+
+        return advance
+
+    def __exit__(self, *error: Any) -> None:
+        self.bar.stop()

@@ -1,0 +1,161 @@
+"""The padding-free body: all documents of a batch in one row of real tokens.
+
+Linear layers work on tokens and do not mind where a document ends; attention does, so it is the one thing replaced.
+transformers' attention registry takes a function by name; ours runs attention inside each document, with the cuts handed
+down through the model as a keyword argument. Models that bypass the registry, or make positions in a way of their
+own, would attend across documents silently, so a model is believed only after `packing_is_exact` has compared two
+documents packed against the same two padded.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from splade_lit.tokens import Tokens
+
+ATTENTION_NAME = "splade_lit_packed"
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    document_offsets: tuple[int, ...] | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention inside each document of a packed row, in the signature of transformers' attention registry.
+
+    Args:
+        module: the attention layer (unused but for the plain call).
+        query: `[1, heads, tokens, head_dim]`, as `key` and `value`.
+        key: see query.
+        value: see query.
+        attention_mask: for plain padded calls only.
+        dropout: probability, 0 outside training.
+        scaling: factor on the scores.
+        sliding_window: tokens attend to those less than this many positions away (ModernBERT's local layers).
+        document_offsets: row numbers where documents begin, and the end. Without them this is transformers' own SDPA.
+        **kwargs: whatever else the model hands down.
+
+    Returns:
+        `[1, tokens, heads, head_dim]` and None, as the registry asks.
+    """
+    if document_offsets is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=False, **kwargs
+        )
+    if _varlen_applies(query, dropout):
+        return _varlen_attention(query, key, value, document_offsets, scaling, sliding_window), None
+    lengths = [end - start for start, end in zip(document_offsets, document_offsets[1:], strict=False)]
+    parts = zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True)
+    outputs = [
+        scaled_dot_product_attention(
+            q, k, v, _local_mask(q.shape[2], sliding_window, q.device), dropout_p=dropout, scale=scaling
+        )
+        for q, k, v in parts
+    ]
+    return torch.cat(outputs, dim=2).transpose(1, 2), None
+
+
+def _local_mask(length: int, sliding_window: int | None, device: torch.device) -> Tensor | None:
+    if sliding_window is None or length <= sliding_window:
+        return None
+    position = torch.arange(length, device=device)
+    return (position[:, None] - position).abs() < sliding_window
+
+
+def _varlen_applies(query: Tensor, dropout: float) -> bool:
+    # torch's variable-length flash attention: CUDA, half precision, no dropout.
+    return query.is_cuda and dropout == 0 and query.dtype in (torch.float16, torch.bfloat16)
+
+
+def _varlen_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    offsets: tuple[int, ...],
+    scaling: float | None,
+    sliding_window: int | None,
+) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    cuts = torch.tensor(offsets, dtype=torch.int32).to(query.device, non_blocking=True)
+    longest = max(end - start for start, end in zip(offsets, offsets[1:], strict=False))
+    window = (-1, -1) if sliding_window is None else (sliding_window - 1, sliding_window - 1)
+    rows = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))
+    output = varlen_attn(*rows, cuts, cuts, longest, longest, scale=scaling, window_size=window)
+    assert isinstance(output, Tensor)
+    return output[None]
+
+
+def _packed_mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
+    # A packed row needs no mask (the offsets cut it); a padded call of the same model keeps its own.
+    return None if attention_mask is None else sdpa_mask(*args, attention_mask=attention_mask, **kwargs)
+
+
+AttentionInterface.register(ATTENTION_NAME, torch.compiler.disable(packed_attention))
+AttentionMaskInterface.register(ATTENTION_NAME, _packed_mask)
+
+
+def position_offset(model: nn.Module) -> int:
+    """Position of a text's first token: 0, or padding id + 1 in the RoBERTa family.
+
+    RoBERTa's table of absolute positions keeps a row for padding, which its `padding_idx` gives away.
+    """
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            return module.padding_idx + 1
+    return 0
+
+
+def packed_inputs(tokens: Tokens, first_position: int) -> dict[str, Any]:
+    """Keyword arguments of a masked-LM for one row of documents."""
+    return {
+        "input_ids": tokens.input_ids[None],
+        "position_ids": tokens.positions[None] + first_position,
+        "document_offsets": tokens.offsets,
+    }
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+@torch.no_grad()
+def packing_is_exact(model: PreTrainedModel, padding_id: int) -> bool:
+    """Whether the model gives two documents in one row the states that it gives them padded.
+
+    The model's attention must already be `ATTENTION_NAME`. One probe on two short documents of unequal length; a model
+    that refuses the packed call counts as not exact.
+    """
+    vocab = int(model.config.vocab_size)
+    ids = [id for id in range(vocab - 1, 0, -1) if id != padding_id][:13]
+    tokens = Tokens.from_lists([ids[:9], ids[9:]]).to(model.device)
+    input_ids, attention_mask = tokens.padded(padding_id)
+    with _evaluating(model):
+        padded = model(input_ids=input_ids, attention_mask=attention_mask).logits
+        try:
+            packed = model(**packed_inputs(tokens, position_offset(model))).logits[0]
+        except (TypeError, RuntimeError, ValueError, IndexError):
+            return False
+    expected = padded[tokens.text_index, tokens.positions]
+    tolerance = 1e-4 if expected.dtype == torch.float32 else 3e-2
+    return torch.allclose(packed, expected, rtol=tolerance, atol=tolerance * float(expected.abs().amax()))

@@ -1,0 +1,132 @@
+"""The query side: a lookup in a learned table of IDF weights, no neural network.
+
+`q_j = w_j * [j in tokens(q)]`: presence counts, not frequency (Geng et al. 2024, "Towards competitive search relevance
+for inference-free learned sparse retrievers"). In training nothing of size `[queries, vocab]` is made: scores gather the
+documents' values at the queries' tokens.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy.sparse import csr_array
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from splade_lit.errors import UserError
+from splade_lit.tokens import Tokens
+
+
+class IdfQueryEncoder(nn.Module):
+    """Table of one weight a vocabulary entry.
+
+    Args:
+        idf_weights: first weights, float `[vocab]`.
+        frozen: keep the weights as they are in training.
+    """
+
+    def __init__(self, idf_weights: Tensor, frozen: bool = False) -> None:
+        super().__init__()
+        self.idf_weights = nn.Parameter(idf_weights.detach().clone().float(), requires_grad=not frozen)
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the table stays as it is in training."""
+        return not self.idf_weights.requires_grad
+
+    def forward(self, tokens: Tokens) -> Float[Tensor, "queries vocab"]:
+        """Dense query vectors, for small batches and for comparison; `scores` and `encode` do without."""
+        embeddings = self.idf_weights.new_zeros(len(tokens), len(self.idf_weights))
+        embeddings[tokens.text_index, tokens.input_ids] = self.idf_weights[tokens.input_ids]
+        return embeddings
+
+    def scores(self, tokens: Tokens, documents: Float[Tensor, "documents vocab"]) -> Float[Tensor, "queries documents"]:
+        """Dot products of all queries with all documents: `S_ij = sum_{t in q_i} w_t d_jt`, in the documents' dtype.
+
+        Args:
+            tokens: distinct token ids of each query.
+            documents: document vectors.
+        """
+        weights = self.idf_weights[tokens.input_ids].to(documents.dtype)
+        matches = documents[:, tokens.input_ids] * weights  # [documents, query tokens]
+        scores = documents.new_zeros(len(tokens), len(documents))
+        return scores.index_add(0, tokens.text_index, matches.T)
+
+    def active_dims(self, tokens: Tokens) -> Tensor:
+        """Mean number of active dims of the queries, without waiting for the device: scalar tensor."""
+        return (self.idf_weights[tokens.input_ids] != 0).sum() / max(len(tokens), 1)
+
+    @torch.no_grad()
+    def encode(self, token_ids: Sequence[np.ndarray]) -> csr_array:
+        """Query vectors as CSR `[queries, vocab]`: float32 values, int32 indices, zeros left out.
+
+        Args:
+            token_ids: distinct ascending token ids of each query, as `tokenize_queries` gives them.
+        """
+        lengths = [len(ids) for ids in token_ids]
+        indices = np.concatenate(token_ids).astype(np.int32) if token_ids else np.empty(0, np.int32)
+        values = self.idf_weights.detach().float().cpu().numpy()[indices]
+        pointers = np.concatenate([[0], np.cumsum(lengths, dtype=np.int32)]).astype(np.int32)
+        matrix = csr_array((values, indices, pointers), shape=(len(token_ids), len(self.idf_weights)))
+        if (values == 0).any():
+            matrix.eliminate_zeros()
+        return matrix
+
+    @torch.no_grad()
+    def project_nonnegative(self) -> None:
+        """Set negative weights to zero (a projection, applied after an optimizer step)."""
+        self.idf_weights.clamp_(min=0)
+
+
+def idf_from_document_frequencies(document_frequencies: np.ndarray, num_documents: int) -> Tensor:
+    """IDF weights of a corpus: `log(1 + (N - df + 0.5) / (df + 0.5))` (Robertson and Zaragoza 2009; Lucene's form).
+
+    Never negative; a token that no document holds gets the largest weight.
+
+    Args:
+        document_frequencies: int `[vocab]`, documents that hold each token.
+        num_documents: `N`.
+
+    Returns:
+        float32 `[vocab]`.
+
+    >>> idf_from_document_frequencies(np.array([0, 1, 3]), num_documents=3)
+    tensor([2.0794, 0.9808, 0.1335])
+    """
+    df = torch.from_numpy(np.asarray(document_frequencies, dtype=np.float64))
+    return torch.log1p((num_documents - df + 0.5) / (df + 0.5)).float()
+
+
+def idf_from_json(path: str | Path, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> Tensor:
+    """IDF weights from a JSON object of token to weight, the form that OpenSearch's models publish as `idf.json`.
+
+    Tokens that the file leaves out get 0; entries that are no token of the tokenizer are left out.
+
+    Returns:
+        float32 `[vocab_size]`.
+
+    Raises:
+        UserError: the file is missing, is not such a JSON object, or shares no token with the tokenizer.
+    """
+    try:
+        table = json.loads(Path(path).read_text(encoding="utf-8"))
+        pairs = [(str(token), float(weight)) for token, weight in table.items()]
+    except OSError as error:
+        raise UserError(
+            f"The IDF table {path} cannot be read ({error.strerror}); give the path of an idf.json."
+        ) from None
+    except (ValueError, AttributeError, TypeError):
+        raise UserError(f"{path} is not an IDF table; it must be a JSON object of token to weight.") from None
+    vocabulary = tokenizer.get_vocab()
+    weights = torch.zeros(vocab_size)
+    known = [(vocabulary[token], weight) for token, weight in pairs if vocabulary.get(token, vocab_size) < vocab_size]
+    if not known:
+        raise UserError(f"{path} shares no token with the model's tokenizer; give the IDF table of this vocabulary.")
+    ids, values = zip(*known, strict=True)
+    weights[list(ids)] = torch.tensor(values)
+    if not torch.isfinite(weights).all():
+        raise UserError(f"{path} holds weights that are not finite; mend the file.")
+    return weights

@@ -1,0 +1,90 @@
+"""Conversions between the forms of sparse vectors: torch (sparse, dense) and scipy CSR."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.sparse import csr_array, issparse
+from torch import Tensor
+
+# torch tensors, dense numpy arrays and scipy sparse matrices; `[vocab]` or `[rows, vocab]`
+Vectors = Any
+
+
+def as_csr(vectors: Vectors) -> csr_array:
+    """Any form of vectors as CSR `[rows, vocab]`: float32 values, int32 sorted indices, no zeros.
+
+    Raises:
+        TypeError: not a tensor, an array or a sparse matrix.
+        ValueError: neither one nor two axes.
+
+    >>> as_csr(torch.tensor([0.0, 2.0, 0.0])).toarray()
+    array([[0., 2., 0.]], dtype=float32)
+    """
+    if issparse(vectors):
+        return _tidy(csr_array(vectors))
+    if isinstance(vectors, np.ndarray):
+        vectors = torch.from_numpy(vectors)
+    if not isinstance(vectors, Tensor):
+        raise TypeError(f"expected a tensor, an array or a sparse matrix, got {type(vectors).__name__}")
+    if vectors.ndim not in (1, 2):
+        raise ValueError(f"expected [vocab] or [rows, vocab], got {tuple(vectors.shape)}")
+    if vectors.ndim == 1:
+        vectors = vectors.unsqueeze(0)
+    if vectors.layout is not torch.strided:
+        coo = vectors.detach().to_sparse_coo().coalesce().cpu()
+        rows, columns = coo.indices().numpy()
+        return _tidy(csr_array((coo.values().float().numpy(), (rows, columns)), shape=tuple(coo.shape)))
+    dense = vectors.detach()
+    rows, columns = dense.nonzero(as_tuple=True)
+    counts = torch.bincount(rows, minlength=len(dense)).cpu().numpy()
+    pointers = np.zeros(len(dense) + 1, np.int32)
+    np.cumsum(counts, out=pointers[1:])
+    values = dense[rows, columns].float().cpu().numpy()
+    return csr_array((values, columns.to(torch.int32).cpu().numpy(), pointers), shape=tuple(dense.shape))
+
+
+def _tidy(matrix: csr_array) -> csr_array:
+    matrix = csr_array(matrix, dtype=np.float32)
+    matrix.sum_duplicates()
+    matrix.eliminate_zeros()
+    return csr_array((matrix.data, matrix.indices.astype(np.int32), matrix.indptr.astype(np.int32)), shape=matrix.shape)
+
+
+def csr_to_torch(matrix: csr_array) -> Tensor:
+    """CSR as a coalesced torch COO tensor of the same shape."""
+    rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
+    indices = torch.from_numpy(np.stack([rows, matrix.indices.astype(np.int64)]))
+    values = torch.from_numpy(np.ascontiguousarray(matrix.data, dtype=np.float32))
+    return torch.sparse_coo_tensor(indices, values, matrix.shape, is_coalesced=True, check_invariants=False)
+
+
+def split_rows(matrix: csr_array) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """`(dims, weights)` of each row."""
+    for start, end in zip(matrix.indptr, matrix.indptr[1:], strict=False):
+        yield matrix.indices[start:end], matrix.data[start:end]
+
+
+def keep_largest(matrix: csr_array, max_active_dims: int | None) -> csr_array:
+    """The `max_active_dims` weights of each row that are largest in absolute value; all if None.
+
+    Of equal weights at the cut the one with the smaller dim stays.
+
+    Raises:
+        ValueError: `max_active_dims` below 1.
+
+    >>> keep_largest(as_csr(torch.tensor([[3.0, 1.0, 2.0]])), 2).toarray()
+    array([[3., 0., 2.]], dtype=float32)
+    """
+    if max_active_dims is None:
+        return matrix
+    if max_active_dims < 1:
+        raise ValueError(f"max_active_dims must be at least 1, got {max_active_dims}")
+    kept = []
+    for start, end in zip(matrix.indptr, matrix.indptr[1:], strict=False):
+        order = np.argsort(-np.abs(matrix.data[start:end]), kind="stable")[:max_active_dims]
+        kept.append(start + np.sort(order))
+    pointers = np.concatenate([[0], np.cumsum([len(row) for row in kept])]).astype(np.int32)
+    index = np.concatenate(kept) if kept else np.empty(0, np.int64)
+    return csr_array((matrix.data[index], matrix.indices[index], pointers), shape=matrix.shape)
