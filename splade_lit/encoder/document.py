@@ -21,9 +21,9 @@ logger = logging.getLogger(__name__)
 class MlmDocumentEncoder(nn.Module):
     """Any `AutoModelForMaskedLM` with SPLADE pooling, fed with ragged tokens.
 
-    The decoder (the last linear layer of the masked-LM head) is taken out of the model, so that the model ends in hidden
-    states and the sparse head pools logits without ever holding all of them. The body runs without padding where the
-    model follows transformers' attention registry, checked once at construction; else padded.
+    The decoder (the last linear layer of the masked-LM head) is taken out of the model, so that the model ends in
+    hidden states and the sparse head pools logits without ever holding all of them. The body runs without padding where
+    the model follows transformers' attention registry, checked once at construction; else padded.
 
     Args:
         model: the masked-language model, with its decoder.

@@ -1,7 +1,8 @@
 """A masked-LM head for encoders that have none, and a start that is neither dense nor dead.
 
 Any sentence encoder can become a document encoder: the decoder is tied to the input embeddings, the dense layer of the
-head is the identity, and the decoder bias is set so that an average document starts with a chosen number of active dims.
+head is the identity, and the decoder bias is set so that an average document starts with a chosen number of active
+dims.
 """
 
 import logging

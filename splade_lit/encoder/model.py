@@ -1,7 +1,8 @@
 """The asymmetric encoder: a table for queries, a masked-language model for documents, one vocabulary for both."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from splade_lit.encoder.document import MlmDocumentEncoder
+from splade_lit.encoder.packing import evaluation_mode
 from splade_lit.encoder.query import IdfQueryEncoder
 from splade_lit.encoder.vectors import Vectors, as_csr, csr_to_torch, keep_largest, split_rows
 from splade_lit.tokens import Tokens, tokenize_documents, tokenize_queries
@@ -219,7 +221,7 @@ class AsymmetricSparseEncoder(nn.Module):
         budget = tokens_per_batch or _TOKENS_PER_BATCH.get(self.device.type, 4096)
         limit = max_active_dims or self.max_active_dims
         parts = []
-        with _progress(len(token_ids), show_progress_bar) as advance, _evaluation_mode(self):
+        with _progress(len(token_ids), show_progress_bar) as advance, evaluation_mode(self), torch.no_grad():
             for batch in _packed_batches(token_ids, order, budget):
                 dense = self.document(Tokens.from_lists([token_ids[i] for i in batch]).to(self.device))
                 parts.append(keep_largest(as_csr(dense), limit))
@@ -233,7 +235,7 @@ class AsymmetricSparseEncoder(nn.Module):
         return torch.from_numpy(product.toarray())
 
     def sparsity(self, embeddings: Vectors) -> dict[str, float]:
-        """`active_dims` (mean number of non-zero dims) and `sparsity_ratio` (share of zeros) of one vector or several."""
+        """Mean number of non-zero dims, `active_dims`, and share of zeros, `sparsity_ratio`, of one or more vectors."""
         matrix = as_csr(embeddings)
         if 0 in matrix.shape:
             return {"active_dims": 0.0, "sparsity_ratio": 1.0}
@@ -336,46 +338,23 @@ def _packed_batches(token_ids: Sequence[np.ndarray], order: np.ndarray, budget: 
         yield batch
 
 
-class _evaluation_mode:  # noqa: N801 - reads as a statement
-    """Inference without dropout and without gradients; gives the mode back after."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module, self.was_training, self.no_grad = module, module.training, torch.no_grad()
-
-    def __enter__(self) -> None:
-        self.module.eval()
-        self.no_grad.__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        self.no_grad.__exit__(*error)
-        self.module.train(self.was_training)
-
-
-class _progress:  # noqa: N801 - reads as a statement
+@contextmanager
+def _progress(total: int, show: bool) -> Iterator[Callable[[int], None]]:
     """A rich bar that counts documents, or nothing; gives a function that advances it."""
-
-    def __init__(self, total: int, show: bool) -> None:
-        columns = (
-            TextColumn("encoding"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("documents"),
-            TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(),
-        )
-        self.bar = Progress(*columns, disable=not show, transient=True)
-        self.total = total
-
-    def __enter__(self) -> Any:
-        self.bar.start()
-        task = self.bar.add_task("", total=self.total, rate="")
+    columns = (
+        TextColumn("encoding"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("documents"),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, disable=not show, transient=True) as bar:
+        task = bar.add_task("", total=total, rate="")
 
         def advance(documents: int) -> None:
-            self.bar.advance(task, documents)
-            speed = self.bar.tasks[task].speed
-            self.bar.update(task, rate=f"{speed:,.0f}/s" if speed else "")
+            bar.advance(task, documents)
+            speed = bar.tasks[task].speed
+            bar.update(task, rate=f"{speed:,.0f}/s" if speed else "")
 
-        return advance
-
-    def __exit__(self, *error: Any) -> None:
-        self.bar.stop()
+        yield advance

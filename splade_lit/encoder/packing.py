@@ -1,14 +1,15 @@
 """The padding-free body: all documents of a batch in one row of real tokens.
 
 Linear layers work on tokens and do not mind where a document ends; attention does, so it is the one thing replaced.
-transformers' attention registry takes a function by name; ours runs attention inside each document, with the cuts handed
-down through the model as a keyword argument. Models that bypass the registry, or make positions in a way of their
-own, would attend across documents silently, so a model is believed only after `packing_is_exact` has compared two
+transformers' attention registry takes a function by name; ours runs attention inside each document, with the cuts
+handed down through the model as a keyword argument. Models that bypass the registry, or make positions in a way of
+their own, would attend across documents silently, so a model is believed only after `packing_is_exact` has compared two
 documents packed against the same two padded.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -58,7 +59,7 @@ def packed_attention(
         )
     if _varlen_applies(query, dropout):
         return _varlen_attention(query, key, value, document_offsets, scaling, sliding_window), None
-    lengths = [end - start for start, end in zip(document_offsets, document_offsets[1:], strict=False)]
+    lengths = [end - start for start, end in pairwise(document_offsets)]
     parts = zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True)
     outputs = [
         scaled_dot_product_attention(
@@ -92,17 +93,17 @@ def _varlen_attention(
     from torch.nn.attention.varlen import varlen_attn
 
     cuts = torch.tensor(offsets, dtype=torch.int32).to(query.device, non_blocking=True)
-    longest = max(end - start for start, end in zip(offsets, offsets[1:], strict=False))
+    longest = max(end - start for start, end in pairwise(offsets))
     window = (-1, -1) if sliding_window is None else (sliding_window - 1, sliding_window - 1)
-    rows = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))
-    output = varlen_attn(*rows, cuts, cuts, longest, longest, scale=scaling, window_size=window)
+    query, key, value = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))
+    output = varlen_attn(query, key, value, cuts, cuts, longest, longest, scale=scaling, window_size=window)
     assert isinstance(output, Tensor)
     return output[None]
 
 
-def _packed_mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
+def _packed_mask(attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
     # A packed row needs no mask (the offsets cut it); a padded call of the same model keeps its own.
-    return None if attention_mask is None else sdpa_mask(*args, attention_mask=attention_mask, **kwargs)
+    return None if attention_mask is None else sdpa_mask(attention_mask=attention_mask, **kwargs)
 
 
 AttentionInterface.register(ATTENTION_NAME, torch.compiler.disable(packed_attention))
@@ -130,13 +131,15 @@ def packed_inputs(tokens: Tokens, first_position: int) -> dict[str, Any]:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    was_training = model.training
-    model.eval()
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """A module without dropout; each of its parts gets its own mode back after."""
+    training = [part for part in module.modules() if part.training]
+    module.eval()
     try:
         yield
     finally:
-        model.train(was_training)
+        for part in training:
+            part.training = True
 
 
 @torch.no_grad()
@@ -150,7 +153,7 @@ def packing_is_exact(model: PreTrainedModel, padding_id: int) -> bool:
     ids = [id for id in range(vocab - 1, 0, -1) if id != padding_id][:13]
     tokens = Tokens.from_lists([ids[:9], ids[9:]]).to(model.device)
     input_ids, attention_mask = tokens.padded(padding_id)
-    with _evaluating(model):
+    with evaluation_mode(model):
         padded = model(input_ids=input_ids, attention_mask=attention_mask).logits
         try:
             packed = model(**packed_inputs(tokens, position_offset(model))).logits[0]

@@ -1,8 +1,8 @@
 """The query side: a lookup in a learned table of IDF weights, no neural network.
 
 `q_j = w_j * [j in tokens(q)]`: presence counts, not frequency (Geng et al. 2024, "Towards competitive search relevance
-for inference-free learned sparse retrievers"). In training nothing of size `[queries, vocab]` is made: scores gather the
-documents' values at the queries' tokens.
+for inference-free learned sparse retrievers"). In training nothing of size `[queries, vocab]` is made: scores gather
+the documents' values at the queries' tokens.
 """
 
 import json

@@ -9,8 +9,8 @@ Written is the form of releases 5.0 to 5.3, which all releases from 5.0 to 6.2 r
     document_0_MLMTransformer/         the transformers model and the tokenizer
     document_1_SpladePooling/          pooling strategy and activation
 
-Read are this form, the one that newer releases write, repositories whose query weights are an `idf.json`, and plain masked-LM
-repositories (their query weights are all one: SPLADE-doc).
+Read are this form, the one that newer releases write, repositories whose query weights are an `idf.json`, and plain
+masked-LM repositories (their query weights are all one: SPLADE-doc).
 """
 
 import json
@@ -101,7 +101,7 @@ def _write(encoder: AsymmetricSparseEncoder, folder: Path) -> None:
     _write_json(
         folder / "modules.json", [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Router"}]
     )
-    config = {
+    config: dict[str, Any] = {
         "model_type": "SparseEncoder",
         "__version__": {
             "sentence_transformers": _WRITTEN_FOR,

@@ -1,6 +1,7 @@
 """Conversions between the forms of sparse vectors: torch (sparse, dense) and scipy CSR."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -62,7 +63,7 @@ def csr_to_torch(matrix: csr_array) -> Tensor:
 
 def split_rows(matrix: csr_array) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """`(dims, weights)` of each row."""
-    for start, end in zip(matrix.indptr, matrix.indptr[1:], strict=False):
+    for start, end in pairwise(matrix.indptr):
         yield matrix.indices[start:end], matrix.data[start:end]
 
 
@@ -82,7 +83,7 @@ def keep_largest(matrix: csr_array, max_active_dims: int | None) -> csr_array:
     if max_active_dims < 1:
         raise ValueError(f"max_active_dims must be at least 1, got {max_active_dims}")
     kept = []
-    for start, end in zip(matrix.indptr, matrix.indptr[1:], strict=False):
+    for start, end in pairwise(matrix.indptr):
         order = np.argsort(-np.abs(matrix.data[start:end]), kind="stable")[:max_active_dims]
         kept.append(start + np.sort(order))
     pointers = np.concatenate([[0], np.cumsum([len(row) for row in kept])]).astype(np.int32)
