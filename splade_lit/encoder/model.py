@@ -83,8 +83,8 @@ class AsymmetricSparseEncoder(nn.Module):
         return load(source, **settings)
 
     def save(self, folder: str | Path) -> None:
-        """Write the encoder in sentence-transformers' format; see `splade_lit.encoder.saved.save`."""
-        from splade_lit.encoder.saved import save
+        """Write the encoder in sentence-transformers' format; see `splade_lit.encoder.saved_writer`."""
+        from splade_lit.encoder.saved_writer import save
 
         save(self, folder)
 
@@ -133,14 +133,15 @@ class AsymmetricSparseEncoder(nn.Module):
             convert_to_csr: return a scipy CSR array (float32 values, int32 indices), whatever the three above say.
 
         Returns:
-            `[queries, vocab]`, or `[vocab]` for a single string.
+            `[queries, vocab]`, or `[vocab]` for a single string; no texts give shape `[0]`, as in the peer, but CSR
+            `[0, vocab]`.
 
         Raises:
             ValueError: unknown prompt name, or `max_active_dims` below 1.
         """
         texts = self._texts(inputs, prompt, prompt_name or "query")
-        matrix = self.encode_query_tokens(tokenize_queries(self.tokenizer, texts, self.max_query_tokens))
-        matrix = keep_largest(matrix, max_active_dims or self.max_active_dims)
+        token_ids = tokenize_queries(self.tokenizer, texts, self.max_query_tokens)
+        matrix = self.encode_query_tokens(token_ids, max_active_dims=max_active_dims)
         return self._converted(
             matrix, inputs, convert_to_csr, convert_to_tensor, convert_to_sparse_tensor, save_to_cpu, device
         )
@@ -176,7 +177,8 @@ class AsymmetricSparseEncoder(nn.Module):
             convert_to_csr: return a scipy CSR array (float32 values, int32 indices), whatever the three above say.
 
         Returns:
-            `[documents, vocab]`, or `[vocab]` for a single string.
+            `[documents, vocab]`, or `[vocab]` for a single string; no texts give shape `[0]`, as in the peer, but CSR
+            `[0, vocab]`.
 
         Raises:
             ValueError: unknown prompt name, or `max_active_dims` below 1.
@@ -193,9 +195,14 @@ class AsymmetricSparseEncoder(nn.Module):
             matrix, inputs, convert_to_csr, convert_to_tensor, convert_to_sparse_tensor, save_to_cpu, device
         )
 
-    def encode_query_tokens(self, token_ids: Sequence[np.ndarray]) -> csr_array:
-        """Query vectors `[queries, vocab]` from distinct token ids (`tokenize_queries`)."""
-        return self.query.encode(token_ids)
+    def encode_query_tokens(self, token_ids: Sequence[np.ndarray], *, max_active_dims: int | None = None) -> csr_array:
+        """Query vectors `[queries, vocab]` from distinct token ids (`tokenize_queries`).
+
+        Args:
+            token_ids: one array a query.
+            max_active_dims: keep this many largest weights; the model's setting if not given.
+        """
+        return keep_largest(self.query.encode(token_ids), self._limit(max_active_dims))
 
     def encode_document_tokens(
         self,
@@ -219,7 +226,7 @@ class AsymmetricSparseEncoder(nn.Module):
             return csr_array((0, self.vocab_size), dtype=np.float32)
         order = np.argsort([-len(ids) for ids in token_ids], kind="stable")
         budget = tokens_per_batch or _TOKENS_PER_BATCH.get(self.device.type, 4096)
-        limit = max_active_dims or self.max_active_dims
+        limit = self._limit(max_active_dims)
         parts = []
         with _progress(len(token_ids), show_progress_bar) as advance, evaluation_mode(self), torch.no_grad():
             for batch in _packed_batches(token_ids, order, budget):
@@ -230,9 +237,14 @@ class AsymmetricSparseEncoder(nn.Module):
         return csr_array(matrix[np.argsort(order)])
 
     def similarity(self, embeddings_1: Vectors, embeddings_2: Vectors) -> Tensor:
-        """Dot products of all vectors of one set with all of the other: dense float32 `[rows 1, rows 2]`."""
+        """Dot products of all vectors of one set with all of the other.
+
+        Returns:
+            Dense float32 `[rows 1, rows 2]`, on the device of the first set.
+        """
         product = as_csr(embeddings_1) @ as_csr(embeddings_2).T
-        return torch.from_numpy(product.toarray())
+        scores = torch.from_numpy(product.toarray())
+        return scores.to(embeddings_1.device) if isinstance(embeddings_1, Tensor) else scores
 
     def sparsity(self, embeddings: Vectors) -> dict[str, float]:
         """Mean number of non-zero dims, `active_dims`, and share of zeros, `sparsity_ratio`, of one or more vectors."""
@@ -264,7 +276,7 @@ class AsymmetricSparseEncoder(nn.Module):
             best = np.argsort(-weights, kind="stable")[:top_k]
             tokens = self.tokenizer.convert_ids_to_tokens(dims[best].tolist())
             rows.append(list(zip(tokens, weights[best].tolist(), strict=True)))
-        return rows[0] if embeddings.ndim == 1 else rows
+        return rows[0] if getattr(embeddings, "ndim", 2) == 1 else rows
 
     def intersection(self, embeddings_1: Vectors, embeddings_2: Vectors) -> Any:
         """What each shared dim adds to the dot product: elementwise products, positive ones kept.
@@ -274,7 +286,7 @@ class AsymmetricSparseEncoder(nn.Module):
             embeddings_2: `[vocab]` or `[rows, vocab]`.
 
         Returns:
-            Of the shape of `embeddings_2`: a sparse tensor if that is a tensor, else CSR.
+            Of the shape of `embeddings_2`: a sparse tensor if that is a tensor, else CSR `[rows, vocab]`.
 
         Raises:
             ValueError: the first is no single vector, or the sizes differ.
@@ -304,6 +316,9 @@ class AsymmetricSparseEncoder(nn.Module):
         texts = [inputs] if isinstance(inputs, str) else inputs
         return [prompt + text for text in texts]
 
+    def _limit(self, max_active_dims: int | None) -> int | None:
+        return self.max_active_dims if max_active_dims is None else max_active_dims
+
     def _converted(
         self,
         matrix: csr_array,
@@ -320,7 +335,9 @@ class AsymmetricSparseEncoder(nn.Module):
         tensor = csr_to_torch(matrix).to(target) if sparse else torch.from_numpy(matrix.toarray()).to(target)
         if isinstance(inputs, str):
             return tensor[0]
-        return tensor if to_tensor else [tensor[i] for i in range(len(inputs))]
+        if not to_tensor:
+            return [tensor[i] for i in range(len(tensor))]
+        return tensor if len(tensor) else tensor.new_empty(0)  # no text: the peer's shape is [0]
 
 
 def _packed_batches(token_ids: Sequence[np.ndarray], order: np.ndarray, budget: int) -> Iterator[list[int]]:

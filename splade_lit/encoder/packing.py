@@ -7,6 +7,7 @@ their own, would attend across documents silently, so a model is believed only a
 documents packed against the same two padded.
 """
 
+import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -22,6 +23,7 @@ from transformers.masking_utils import sdpa_mask
 from splade_lit.tokens import Tokens
 
 ATTENTION_NAME = "splade_lit_packed"
+_HAS_VARLEN = importlib.util.find_spec("torch.nn.attention.varlen") is not None
 
 
 def packed_attention(
@@ -78,8 +80,16 @@ def _local_mask(length: int, sliding_window: int | None, device: torch.device) -
 
 
 def _varlen_applies(query: Tensor, dropout: float) -> bool:
-    # torch's variable-length flash attention: CUDA, half precision, no dropout.
-    return query.is_cuda and dropout == 0 and query.dtype in (torch.float16, torch.bfloat16)
+    # torch's variable-length flash attention: newer releases, CUDA from Ampere on, half precision, no dropout.
+    return (
+        query.is_cuda
+        and dropout == 0
+        and query.dtype in (torch.float16, torch.bfloat16)
+        and query.shape[-1] % 8 == 0
+        and query.shape[-1] <= 256
+        and torch.cuda.get_device_capability(query.device) >= (8, 0)
+        and _HAS_VARLEN
+    )
 
 
 def _varlen_attention(

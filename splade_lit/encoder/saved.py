@@ -1,161 +1,36 @@
-"""The on-disk form of a model: that of sentence-transformers, so that its `SparseEncoder` opens it.
+"""Reading a saved model: a folder or a Hub repository in sentence-transformers' form, whatever release wrote it.
 
-Written is the form of releases 5.0 to 5.3, which all releases from 5.0 to 6.2 read:
-
-    modules.json                       the one module: a Router
-    config_sentence_transformers.json  similarity, prompts, max_active_dims
-    router_config.json                 which folders make the query route and the document route
-    query_0_SparseStaticEmbedding/     weights [vocab] and the tokenizer
-    document_0_MLMTransformer/         the transformers model and the tokenizer
-    document_1_SpladePooling/          pooling strategy and activation
-
-Read are this form, the one that newer releases write, repositories whose query weights are an `idf.json`, and plain
-masked-LM repositories (their query weights are all one: SPLADE-doc).
+Read are the form that `splade_lit.encoder.saved_writer` describes, the one that newer releases write, repositories
+whose query weights are an `idf.json` (OpenSearch's), and plain masked-LM repositories (their query weights are all one:
+SPLADE-doc). Nothing is unpickled but tensors.
 """
 
 import json
-import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from splade_lit.encoder.base import load_masked_lm, load_tokenizer, quiet_transformers
+from splade_lit.encoder.base import load_masked_lm, load_tokenizer
 from splade_lit.encoder.document import MlmDocumentEncoder
 from splade_lit.encoder.model import AsymmetricSparseEncoder
 from splade_lit.encoder.query import IdfQueryEncoder, idf_from_json
 from splade_lit.errors import UserError
 from splade_lit.sources import resolve_source
 
-_CLASSES = "sentence_transformers.sparse_encoder.models"
-_QUERY = "query_0_SparseStaticEmbedding"
-_DOCUMENT = "document_0_MLMTransformer"
-_POOLING = "document_1_SpladePooling"
-# The newest form that this writer knows how to write for the oldest release that can read it.
-_WRITTEN_FOR = "5.0.0"
 _QUERY_CLASSES = ("SparseStaticEmbedding", "IDF")
 _DOCUMENT_CLASSES = ("MLMTransformer", "Transformer")
-_DOWNLOADED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.bin", "README.md")
-
-
-def save(encoder: AsymmetricSparseEncoder, folder: str | Path) -> None:
-    """Write an encoder to a folder, whole or not at all.
-
-    The files go to a temporary folder beside it, which then takes its place. Files of another name that an earlier
-    save left there (a model card) stay.
-
-    Args:
-        encoder: the encoder.
-        folder: a new or empty folder, or one that holds a saved model.
-
-    Raises:
-        UserError: the folder holds something else, or cannot be written.
-    """
-    target = Path(folder)
-    if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not (target / "modules.json").exists())):
-        raise UserError(f"{target} is in use and holds no saved model; give a new or an empty folder.")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    except OSError as error:
-        raise UserError(
-            f"The model cannot be saved in {target.parent} ({error.strerror}); choose another folder."
-        ) from None
-    try:
-        _write(encoder, scratch)
-        scratch.chmod(0o755)
-        _take_place(scratch, target)
-    except OSError as error:
-        raise UserError(
-            f"The model cannot be saved to {target} ({error.strerror or error}); what was there before is untouched."
-        ) from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _take_place(scratch: Path, target: Path) -> None:
-    if target.exists():
-        for kept in target.iterdir():
-            if kept.is_file() and not (scratch / kept.name).exists():
-                shutil.copy2(kept, scratch / kept.name)
-        old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
-        target.rename(old / target.name)
-        scratch.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        scratch.rename(target)
-
-
-def _write(encoder: AsymmetricSparseEncoder, folder: Path) -> None:
-    for name in (_QUERY, _DOCUMENT, _POOLING):
-        (folder / name).mkdir()
-    _write_json(
-        folder / "modules.json", [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Router"}]
-    )
-    config: dict[str, Any] = {
-        "model_type": "SparseEncoder",
-        "__version__": {
-            "sentence_transformers": _WRITTEN_FOR,
-            "transformers": version("transformers"),
-            "pytorch": version("torch"),
-        },
-        "prompts": encoder.prompts,
-        "default_prompt_name": None,
-        "similarity_fn_name": "dot",
-    }
-    if encoder.max_active_dims is not None:
-        config["max_active_dims"] = encoder.max_active_dims
-    _write_json(folder / "config_sentence_transformers.json", config)
-    _write_json(
-        folder / "router_config.json",
-        {
-            "types": {
-                _QUERY: f"{_CLASSES}.SparseStaticEmbedding.SparseStaticEmbedding",
-                _DOCUMENT: f"{_CLASSES}.MLMTransformer.MLMTransformer",
-                _POOLING: f"{_CLASSES}.SpladePooling.SpladePooling",
-            },
-            "structure": {"query": [_QUERY], "document": [_DOCUMENT, _POOLING]},
-            "parameters": {"default_route": "document", "allow_empty_key": True},
-        },
-    )
-    _write_json(folder / _QUERY / "config.json", {"frozen": encoder.query.frozen})
-    weight = encoder.idf_weights.detach().float().cpu().contiguous()
-    save_file({"weight": weight}, folder / _QUERY / "model.safetensors")
-    _save_tokenizer(encoder, folder / _QUERY, encoder.max_query_tokens)
-    with quiet_transformers(), encoder.document.whole_model() as model:
-        model.save_pretrained(folder / _DOCUMENT)
-    _save_tokenizer(encoder, folder / _DOCUMENT, encoder.max_document_tokens)
-    _write_json(
-        folder / _DOCUMENT / "sentence_bert_config.json",
-        {"max_seq_length": encoder.max_document_tokens, "do_lower_case": False},
-    )
-    _write_json(
-        folder / _POOLING / "config.json",
-        {
-            "pooling_strategy": encoder.document.pooling,
-            "activation_function": encoder.document.activation,
-            "word_embedding_dimension": encoder.vocab_size,
-        },
-    )
-
-
-def _save_tokenizer(encoder: AsymmetricSparseEncoder, folder: Path, max_tokens: int) -> None:
-    encoder.tokenizer.save_pretrained(folder)
-    path = folder / "tokenizer_config.json"
-    _write_json(path, json.loads(path.read_text(encoding="utf-8")) | {"model_max_length": max_tokens})
-
-
-def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+# Files of a Hub repository; weights in torch's own form are fetched only where there are no others.
+_DOWNLOADED = ("*.json", "*.safetensors", "*.txt", "*.model", "README.md")
+_DOWNLOADED_ELSE = ("pytorch_model*.bin", "*/pytorch_model*.bin")
 
 
 @dataclass(frozen=True)
@@ -195,7 +70,12 @@ def load(
         UserError: there is no such model, it is not of a form read here, or its files are damaged.
     """
     folder = _local_folder(str(source), revision)
-    parts = _read_parts(folder, str(source))
+    try:
+        parts = _read_parts(folder, str(source))
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise UserError(
+            f"The JSON files of {source} are not laid out as sentence-transformers' are ({error}); fetch it again."
+        ) from error
     tokenizer = load_tokenizer(str(parts.document_folder), trust_remote_code=trust_remote_code)
     model, grafted = load_masked_lm(str(parts.document_folder), tokenizer, trust_remote_code=trust_remote_code)
     if grafted:
@@ -225,7 +105,10 @@ def _local_folder(source: str, revision: str | None) -> Path:
     if source.startswith((".", "/", "~")) or source.count("/") != 1:
         raise UserError(f"{source} is not a folder; give the folder of a saved model or a Hub id such as owner/name.")
     try:
-        return Path(snapshot_download(source, revision=revision, allow_patterns=list(_DOWNLOADED)))
+        folder = Path(snapshot_download(source, revision=revision, allow_patterns=list(_DOWNLOADED)))
+        if not any(folder.rglob("model*.safetensors")):
+            snapshot_download(source, revision=revision, allow_patterns=list(_DOWNLOADED_ELSE))
+        return folder
     except LocalEntryNotFoundError:
         raise UserError(
             f"{source} is not a folder, and the Hub cannot be reached; check the name and the network."
@@ -244,7 +127,7 @@ def _read_parts(folder: Path, source: str) -> _Parts:
     modules = _read_json(folder / "modules.json")
     routers = [module for module in modules if module["type"].endswith("Router")]
     if len(modules) != 1 or not routers:
-        kinds = ", ".join(module["type"].rpartition(".")[2] for module in modules)
+        kinds = ", ".join(module["type"].rpartition(".")[2] for module in modules) or "no modules"
         raise UserError(
             f"{source} is made of {kinds}; only asymmetric models (a Router of query and document) are read."
         )
@@ -318,8 +201,8 @@ def _read_weights(folder: Path) -> Tensor:
             return load_file(safe)["weight"].float()
         if pickled.is_file():
             return torch.load(pickled, map_location="cpu", weights_only=True)["weight"].float()
-    except (SafetensorError, KeyError, RuntimeError, ValueError, EOFError) as error:
-        raise UserError(f"The query weights in {folder} are damaged ({error}); fetch the model again.") from None
+    except (SafetensorError, KeyError, RuntimeError, ValueError, EOFError, UnpicklingError):
+        raise UserError(f"The query weights in {folder} are damaged; fetch the model again.") from None
     raise UserError(f"{folder} has no weights (model.safetensors); fetch the model again.")
 
 

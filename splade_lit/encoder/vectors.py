@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.sparse import csr_array, issparse
+from scipy.sparse import csr_array, issparse, vstack
 from torch import Tensor
 
-# torch tensors, dense numpy arrays and scipy sparse matrices; `[vocab]` or `[rows, vocab]`
+# torch tensors, dense numpy arrays and scipy sparse matrices, `[vocab]` or `[rows, vocab]`; lists of single vectors
 Vectors = Any
 
 
@@ -17,7 +17,7 @@ def as_csr(vectors: Vectors) -> csr_array:
     """Any form of vectors as CSR `[rows, vocab]`: float32 values, int32 sorted indices, no zeros.
 
     Raises:
-        TypeError: not a tensor, an array or a sparse matrix.
+        TypeError: not a tensor, an array, a sparse matrix or a list of them.
         ValueError: neither one nor two axes.
 
     >>> as_csr(torch.tensor([0.0, 2.0, 0.0])).toarray()
@@ -25,10 +25,12 @@ def as_csr(vectors: Vectors) -> csr_array:
     """
     if issparse(vectors):
         return _tidy(csr_array(vectors))
+    if isinstance(vectors, list | tuple) and vectors:
+        return csr_array(vstack([as_csr(vector) for vector in vectors], format="csr"))
     if isinstance(vectors, np.ndarray):
         vectors = torch.from_numpy(vectors)
     if not isinstance(vectors, Tensor):
-        raise TypeError(f"expected a tensor, an array or a sparse matrix, got {type(vectors).__name__}")
+        raise TypeError(f"expected a tensor, an array, a sparse matrix or a list of them, got {type(vectors).__name__}")
     if vectors.ndim not in (1, 2):
         raise ValueError(f"expected [vocab] or [rows, vocab], got {tuple(vectors.shape)}")
     if vectors.ndim == 1:

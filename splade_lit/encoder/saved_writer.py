@@ -1,0 +1,172 @@
+"""Writing a model in the on-disk form of sentence-transformers, so that its `SparseEncoder` opens it.
+
+Written is the form of releases 5.0 to 5.3, which all releases from 5.0 to 6.2 read:
+
+    modules.json                       the one module: a Router
+    config_sentence_transformers.json  similarity, prompts, max_active_dims
+    router_config.json                 which folders make the query route and the document route
+    query_0_SparseStaticEmbedding/     weights [vocab] and the tokenizer
+    document_0_MLMTransformer/         the transformers model and the tokenizer
+    document_1_SpladePooling/          pooling strategy and activation
+
+Tokenizers are written so that transformers 4 reads them too, which sentence-transformers 5.0 runs on.
+"""
+
+import json
+import shutil
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from splade_lit.encoder.base import quiet_transformers
+from splade_lit.encoder.model import AsymmetricSparseEncoder
+from splade_lit.errors import UserError
+
+_CLASSES = "sentence_transformers.sparse_encoder.models"
+_QUERY = "query_0_SparseStaticEmbedding"
+_DOCUMENT = "document_0_MLMTransformer"
+_POOLING = "document_1_SpladePooling"
+# The newest form that this writer knows how to write for the oldest release that can read it.
+_WRITTEN_FOR = "5.0.0"
+# What transformers 5 adds to tokenizer_config.json about the machine it loaded from.
+_LOCAL_KEYS = ("backend", "is_local", "local_files_only")
+
+
+def save(encoder: AsymmetricSparseEncoder, folder: str | Path) -> None:
+    """Write an encoder to a folder, whole or not at all.
+
+    The files go to a temporary folder beside it, which then takes its place. What else lies there (a model card, an
+    export) stays.
+
+    Args:
+        encoder: the encoder.
+        folder: a new or empty folder, or one that holds a saved model.
+
+    Raises:
+        UserError: the folder holds something else, or cannot be written.
+    """
+    target = Path(folder)
+    if target.exists() and not _may_be_replaced(target):
+        raise UserError(f"{target} is in use and holds no saved asymmetric model; give a new or an empty folder.")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    except OSError as error:
+        raise UserError(
+            f"The model cannot be saved in {target.parent} ({error.strerror}); choose another folder."
+        ) from None
+    try:
+        _write(encoder, scratch)
+        _make_readable(scratch)
+        _take_place(scratch, target)
+    except (OSError, SafetensorError) as error:  # safetensors tells of a full disk with an exception of its own
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise UserError(
+            f"The model cannot be saved to {target} ({reason}); what was there before is untouched."
+        ) from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _may_be_replaced(target: Path) -> bool:
+    return target.is_dir() and ((target / "router_config.json").is_file() or not any(target.iterdir()))
+
+
+def _make_readable(folder: Path) -> None:
+    # Temporary folders and safetensors' files are made for their owner alone.
+    folder.chmod(0o755)
+    for path in folder.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+def _take_place(scratch: Path, target: Path) -> None:
+    if not target.exists():
+        scratch.rename(target)
+        return
+    for kept in target.iterdir():
+        if not (scratch / kept.name).exists() and not kept.name.startswith(("query_", "document_")):
+            (shutil.copytree if kept.is_dir() else shutil.copy2)(kept, scratch / kept.name)
+    old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
+    try:
+        target.rename(old / target.name)
+        try:
+            scratch.rename(target)
+        except OSError:
+            (old / target.name).rename(target)
+            raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _write(encoder: AsymmetricSparseEncoder, folder: Path) -> None:
+    for name in (_QUERY, _DOCUMENT, _POOLING):
+        (folder / name).mkdir()
+    _write_json(
+        folder / "modules.json", [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Router"}]
+    )
+    config: dict[str, Any] = {
+        "model_type": "SparseEncoder",
+        "__version__": {
+            "sentence_transformers": _WRITTEN_FOR,
+            "transformers": version("transformers"),
+            "pytorch": version("torch"),
+        },
+        "prompts": encoder.prompts,
+        "default_prompt_name": None,
+        "similarity_fn_name": "dot",
+    }
+    if encoder.max_active_dims is not None:
+        config["max_active_dims"] = encoder.max_active_dims
+    _write_json(folder / "config_sentence_transformers.json", config)
+    _write_json(
+        folder / "router_config.json",
+        {
+            "types": {
+                _QUERY: f"{_CLASSES}.SparseStaticEmbedding.SparseStaticEmbedding",
+                _DOCUMENT: f"{_CLASSES}.MLMTransformer.MLMTransformer",
+                _POOLING: f"{_CLASSES}.SpladePooling.SpladePooling",
+            },
+            "structure": {"query": [_QUERY], "document": [_DOCUMENT, _POOLING]},
+            "parameters": {"default_route": "document", "allow_empty_key": True},
+        },
+    )
+    _write_json(folder / _QUERY / "config.json", {"frozen": encoder.query.frozen})
+    weight = encoder.idf_weights.detach().float().cpu().contiguous()
+    save_file({"weight": weight}, folder / _QUERY / "model.safetensors")
+    _save_tokenizer(encoder, folder / _QUERY, encoder.max_query_tokens)
+    with quiet_transformers(), encoder.document.whole_model() as model:
+        model.save_pretrained(folder / _DOCUMENT)
+    _save_tokenizer(encoder, folder / _DOCUMENT, encoder.max_document_tokens)
+    _write_json(
+        folder / _DOCUMENT / "sentence_bert_config.json",
+        {"max_seq_length": encoder.max_document_tokens, "do_lower_case": False},
+    )
+    _write_json(
+        folder / _POOLING / "config.json",
+        {
+            "pooling_strategy": encoder.document.pooling,
+            "activation_function": encoder.document.activation,
+            "word_embedding_dimension": encoder.vocab_size,
+        },
+    )
+
+
+def _save_tokenizer(encoder: AsymmetricSparseEncoder, folder: Path, max_tokens: int) -> None:
+    encoder.tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config = {name: value for name, value in config.items() if name not in _LOCAL_KEYS}
+    # Names that transformers 5 gave to what transformers 4 knows as these; 5 reads both.
+    if config.get("tokenizer_class") == "TokenizersBackend":
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(config.get("extra_special_tokens"), list):
+        config["additional_special_tokens"] = config.pop("extra_special_tokens")
+    _write_json(path, config | {"model_max_length": max_tokens})
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
