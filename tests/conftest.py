@@ -14,12 +14,31 @@ os.environ["SPLADE_LIT_CACHE"] = str(CACHE / "splade_lit")
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
+import torch
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import WordPiece
-from transformers import AutoTokenizer, BertTokenizerFast, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    BertConfig,
+    BertTokenizerFast,
+    DebertaV2Config,
+    DistilBertConfig,
+    ElectraConfig,
+    ModernBertConfig,
+    MPNetConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    RobertaConfig,
+    XLMRobertaConfig,
+)
+
+from splade_lit.encoder.document import MlmDocumentEncoder
+from splade_lit.encoder.model import AsymmetricSparseEncoder
+from splade_lit.encoder.query import IdfQueryEncoder
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -72,3 +91,54 @@ def tiny_tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_tokenizer(tiny_tokenizer_dir: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of `tiny_tokenizer_dir`."""
     return AutoTokenizer.from_pretrained(tiny_tokenizer_dir)
+
+
+_SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+_CONFIGS = {
+    "bert": (BertConfig, _SHAPE),
+    "distilbert": (DistilBertConfig, {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64}),
+    "roberta": (RobertaConfig, _SHAPE),
+    "xlm-roberta": (XLMRobertaConfig, _SHAPE),
+    "electra": (ElectraConfig, {**_SHAPE, "embedding_size": 24}),
+    # Layers of global and of local attention, whose window is shorter than the documents.
+    "modernbert": (ModernBertConfig, {**_SHAPE, "local_attention": 8, "global_attn_every_n_layers": 2}),
+    "mpnet": (MPNetConfig, _SHAPE),
+    "deberta-v2": (DebertaV2Config, {**_SHAPE, "relative_attention": True, "pos_att_type": ["p2c", "c2p"]}),
+}
+
+
+def tiny_masked_lm(architecture: str, vocab_size: int, padding_id: int = 0, positions: int = 80) -> PreTrainedModel:
+    """A random masked-language model of two layers whose weights are far enough from 0 for logits to differ."""
+    config_class, shape = _CONFIGS[architecture]
+    special = {"bos_token_id": None, "eos_token_id": None, "cls_token_id": None, "sep_token_id": None}
+    config = config_class(
+        vocab_size=vocab_size, pad_token_id=padding_id, max_position_embeddings=positions, **shape, **special
+    )
+    torch.manual_seed(len(architecture))
+    model = AutoModelForMaskedLM.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+            else:
+                parameter.normal_(0, 0.2)
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def make_masked_lm() -> Callable[..., PreTrainedModel]:
+    """Function of architecture and vocabulary size: see `tiny_masked_lm`."""
+    return tiny_masked_lm
+
+
+@pytest.fixture
+def make_encoder(tiny_tokenizer: PreTrainedTokenizerBase) -> Callable[..., AsymmetricSparseEncoder]:
+    """Function of an architecture: an asymmetric encoder with random weights and the tiny tokenizer."""
+
+    def make(architecture: str = "bert", pooling: str = "max", activation: str = "relu", **settings: object):
+        model = tiny_masked_lm(architecture, len(tiny_tokenizer))
+        document = MlmDocumentEncoder(model, tiny_tokenizer.pad_token_id, pooling, activation)
+        idf = torch.rand(len(tiny_tokenizer), generator=torch.Generator().manual_seed(0)) * 3
+        return AsymmetricSparseEncoder(IdfQueryEncoder(idf), document, tiny_tokenizer, **settings).eval()
+
+    return make

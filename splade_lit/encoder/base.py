@@ -124,9 +124,7 @@ def load_masked_lm(source: str, tokenizer: PreTrainedTokenizerBase, **settings: 
         except Exception as error:  # safetensors and pickle raise types of their own for files that they cannot read
             if "mismatched" in str(error):
                 raise UserError(f"{source}: its weights do not fit its config.json; use a matching pair.") from error
-            raise UserError(
-                _load_failure(source, "model.safetensors is damaged or is something else", error)
-            ) from error
+            raise UserError(_load_failure(source, "weights are damaged or are something else", error)) from error
     missing = set(info["missing_keys"])
     head = {name for name in missing if not name.startswith(f"{model.base_model_prefix}.")}
     if missing - head:

@@ -195,7 +195,7 @@ def _backward(
     for i, active in enumerate(dims.split(counts)):
         states = hidden[offsets[i] : offsets[i + 1]]
         grad_states = grad_hidden[offsets[i] : offsets[i + 1]]
-        for columns in active.split(_BACKWARD_COLUMNS):
+        for columns in active.split(_BACKWARD_COLUMNS) if len(active) else ():
             vectors = weight[columns]
             logits = (states @ vectors.T).to(pooled.dtype)
             upstream = grad_pooled[i, columns]
