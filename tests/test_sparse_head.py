@@ -244,7 +244,7 @@ def assert_same_parameters(ours, expected, tolerance=1e-4):
     torch.testing.assert_close(ours[0], expected[0], rtol=1e-5, atol=1e-5)
     assert ours[1].keys() == expected[1].keys()
     for name, grad in expected[1].items():
-        atol = tolerance * float(grad.abs().max()) + 1e-7
+        atol = tolerance * float(grad.abs().max()) + 1e-5  # gradients of key biases are 0 but for rounding
         torch.testing.assert_close(
             ours[1][name], grad, rtol=tolerance, atol=atol, msg=lambda text, n=name: f"{n}: {text}"
         )
