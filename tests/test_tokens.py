@@ -1,0 +1,109 @@
+import numpy as np
+import pytest
+import torch
+
+from splade_lit.errors import UserError
+from splade_lit.sources import resolve_source
+from splade_lit.tokens import PairBatch, Tokens, tokenize_documents, tokenize_queries
+
+LISTS = [[5, 6, 7], [], [8], [9, 10]]
+
+
+def test_ragged_rows():
+    tokens = Tokens.from_lists(LISTS)
+    assert tokens.input_ids.dtype == torch.int64
+    assert tokens.lengths == (3, 0, 1, 2)
+    assert tokens.offsets == (0, 3, 3, 4, 6)
+    assert tokens.text_index.tolist() == [0, 0, 0, 2, 3, 3]
+    assert tokens.positions.tolist() == [0, 1, 2, 0, 0, 1]
+    assert len(tokens) == 4
+    assert [text.tolist() for text in tokens] == LISTS
+    assert all(isinstance(offset, int) for offset in tokens.offsets)
+
+
+@pytest.mark.parametrize("lists", [[], [[]], [[], []]])
+def test_nothing_to_hold(lists):
+    tokens = Tokens.from_lists(lists)
+    assert len(tokens) == len(lists)
+    assert tokens.offsets == (0,) * (len(lists) + 1)
+    assert tokens.text_index.shape == tokens.positions.shape == (0,)
+    assert tokens.padded(0)[0].shape == (len(lists), 0)
+    assert [text.tolist() for text in tokens] == lists
+
+
+def test_arrays_of_any_integer_type():
+    types = (np.int32, np.uint16, np.int64, np.uint32)
+    arrays = [np.array(ids, dtype=dtype) for ids, dtype in zip(LISTS, types, strict=True)]
+    assert torch.equal(Tokens.from_lists(arrays).input_ids, Tokens.from_lists(LISTS).input_ids)
+
+
+def test_padded():
+    input_ids, attention_mask = Tokens.from_lists(LISTS).padded(1)
+    assert input_ids.tolist() == [[5, 6, 7], [1, 1, 1], [8, 1, 1], [9, 10, 1]]
+    assert attention_mask.tolist() == [[1, 1, 1], [0, 0, 0], [1, 0, 0], [1, 1, 0]]
+    assert input_ids.dtype == attention_mask.dtype == torch.int64
+
+
+def test_batches_move_whole():
+    tokens = Tokens.from_lists(LISTS)
+    batch = PairBatch(tokens, Tokens.from_lists([[1]])).to("meta")
+    assert batch.queries.input_ids.device.type == batch.documents.input_ids.device.type == "meta"
+    assert batch.queries.lengths == tokens.lengths
+    assert batch.queries.text_index.device.type == batch.queries.positions.device.type == "meta"
+
+
+def test_documents_have_special_tokens_and_a_limit(tiny_tokenizer):
+    cls, sep = tiny_tokenizer.cls_token_id, tiny_tokenizer.sep_token_id
+    short, empty, long = tokenize_documents(tiny_tokenizer, ["the song", "", "music " * 100], 10)
+    assert short[0] == empty[0] == long[0] == cls
+    assert short[-1] == empty[-1] == long[-1] == sep
+    assert [len(short), len(empty), len(long)] == [4, 2, 10]
+    assert short.dtype == np.int32
+    assert tokenize_documents(tiny_tokenizer, [], 10) == []
+
+
+def test_queries_are_cut_by_tokens_not_by_distinct_ones(tiny_tokenizer):
+    vocabulary = tiny_tokenizer.get_vocab()
+    (ids,) = tokenize_queries(tiny_tokenizer, ["the the the song river"], 4)
+    assert set(ids) == {vocabulary["the"], vocabulary["song"]}
+    assert tokenize_queries(tiny_tokenizer, [], 4) == []
+
+
+def test_what_a_tokenizer_was_used_for_before_does_not_matter(tiny_tokenizer):
+    # sentence-transformers leaves padding and truncation switched on in the tokenizer that it shares.
+    expected = tokenize_documents(tiny_tokenizer, ["the song", "music " * 30], 64)
+    tiny_tokenizer(["the", "music " * 50], padding=True, truncation=True, max_length=5)
+    again = tokenize_documents(tiny_tokenizer, ["the song", "music " * 30], 64)
+    assert [ids.tolist() for ids in again] == [ids.tolist() for ids in expected]
+
+
+def test_sources_pass_through_but_for_packages_and_home(monkeypatch, tmp_path):
+    assert resolve_source("owner/name") == "owner/name"
+    assert resolve_source("./folder") == "./folder"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert resolve_source("~/model") == str(tmp_path / "model")
+
+
+def test_packages_resolve_to_their_folder(monkeypatch, tmp_path):
+    (tmp_path / "carrier_of_models" / "model").mkdir(parents=True)
+    (tmp_path / "carrier_of_models" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert resolve_source("package:carrier_of_models/model") == str(tmp_path / "carrier_of_models" / "model")
+    with pytest.raises(UserError, match="has no folder 'other'"):
+        resolve_source("package:carrier_of_models/other")
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("package:no_such_carrier/model", "pip install no-such-carrier"),
+        ("package:", "names no package"),
+        ("package:../model", "names no package"),
+        ("package:a.b/model", "names no package"),
+        ("package:errno/model", "no package 'errno'"),
+    ],
+)
+def test_bad_sources_are_told(source, message):
+    with pytest.raises(UserError, match=message) as error:
+        resolve_source(source)
+    assert "\n" not in str(error.value)
