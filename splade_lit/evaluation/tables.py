@@ -51,6 +51,18 @@ def metrics_table(rows: Mapping[str, Mapping[str, float]], title: str | None = N
     return table
 
 
+def headline_figures(metrics: Mapping[str, float]) -> dict[str, float]:
+    """nDCG@10 and active dims of the groups of tasks, or of each task where there is no group.
+
+    >>> headline_figures({"NanoNQ_dot_ndcg@10": 0.5, "NanoNQ_dot_mrr@10": 0.4, "NanoNQ_corpus_active_dims": 90.0})
+    {'NanoNQ_dot_ndcg@10': 0.5, 'NanoNQ_corpus_active_dims': 90.0}
+    """
+    tasks = [name.removesuffix(_HEADLINE) for name in metrics if name.endswith(_HEADLINE)]
+    tasks = [task for task in tasks if task.endswith("_mean")] or tasks
+    names = [f"{task}{end}" for task in tasks for end in (_HEADLINE, "_query_active_dims", "_corpus_active_dims")]
+    return {name: metrics[name] for name in names if name in metrics}
+
+
 def _figure(row: Mapping[str, float], task: str, name: str) -> float | None:
     """A figure by plain or full name, None if the row lacks it."""
     if not task:

@@ -1,0 +1,50 @@
+# All set-up happens here: each target makes the virtual environment it needs.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test test-all lint format benchmark clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: $(PYTHON) is older than 3.11; run make PYTHON=python3.11 (or newer)"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.quickstart: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[quickstart]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $(VENV)/.quickstart $@
+
+quickstart: $(VENV)/.quickstart ## Train, evaluate and search offline on two CPU cores (about 8 minutes)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m splade_lit.fit --config experiments/quickstart.yaml --overwrite true
+	HF_HUB_OFFLINE=1 $(BIN)/python -m splade_lit.search --model runs/quickstart/model --corpus docstrings --top 3 \
+		"fit a smooth curve through noisy points"
+
+lint: $(VENV)/.dev ## Check style, types and import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev ## Mend what the style check can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: lint ## Run lint, types, import rules and all tests but the slow ones
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: lint ## Run every test, the slow ones too
+	$(BIN)/python -m pytest
+
+benchmark: $(VENV)/.dev ## Measure against sentence-transformers; writes bench.json
+	$(BIN)/python scripts/benchmark.py --output bench.json
+
+clean: ## Remove the virtual environment and what tools left behind (runs/ stays)
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache build dist *.egg-info

@@ -1,0 +1,108 @@
+"""The log of a run as one CSV file: a row an optimizer step, kept when a run is resumed."""
+
+import csv
+import os
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
+from lightning.pytorch.utilities import rank_zero_only
+
+
+class CsvLog(Logger):
+    """Writes `metrics.csv`: a column a metric, a row an optimizer step, empty where a metric was not logged.
+
+    Lightning's own CSVLogger deletes an earlier file and writes several rows a step; this one goes on with the file of
+    a resumed run, dropping rows of steps that are run again.
+
+    Args:
+        folder: folder of the run.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        super().__init__()
+        self.path = Path(folder) / "metrics.csv"
+        self._columns: list[str] = ["step"]
+        self._row: dict[str, Any] = {}
+        self._started = False
+
+    @property
+    def name(self) -> str:
+        """Name of the run: that of its folder."""
+        return self.path.parent.name
+
+    @property
+    def version(self) -> str:
+        """Empty: a folder holds one run."""
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        """Folder of the run."""
+        return str(self.path.parent)
+
+    @property
+    def log_dir(self) -> str:
+        """Folder of the run."""
+        return str(self.path.parent)
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The logger itself; there is no other object."""
+        return self
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the resolved configuration lies beside the log."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Add figures to the row of a step; the row before is written when a new step begins."""
+        step = self._row.get("step", 0) if step is None else step
+        if not self._started:
+            self._go_on_from(step)
+        if self._row.get("step", step) != step:
+            self.save()
+            self._row = {}
+        self._row |= {"step": step, **{k: v for k, v in metrics.items() if k != "epoch"}}
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Write the row of the moment, if it is not written yet."""
+        if not self._row:
+            return
+        new = [name for name in self._row if name not in self._columns]
+        if new or not self.path.exists():
+            self._rewrite(self._rows(), [*self._columns, *new])
+        with self.path.open("a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, self._columns).writerow(self._row)
+        self._row = {}
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Write what is left."""
+        self.save()
+
+    def _go_on_from(self, step: int) -> None:
+        self._started = True
+        rows = self._rows()
+        if rows:
+            self._rewrite([row for row in rows if int(row["step"]) < step], list(rows[0]))
+
+    def _rows(self) -> list[dict[str, Any]]:
+        if not self.path.exists():
+            return []
+        with self.path.open(newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+
+    def _rewrite(self, rows: list[dict[str, Any]], columns: list[str]) -> None:
+        self._columns = columns
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = self.path.with_suffix(".csv.tmp")
+        with scratch.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(scratch, self.path)

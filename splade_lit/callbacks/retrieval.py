@@ -1,0 +1,108 @@
+"""Retrieval metrics while training: before the first step, every so many steps, and at the end."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from splade_lit.callbacks.hooks import EveryNSteps, encoder_of
+from splade_lit.data.tasks import NANOBEIR_ID, load_tasks
+from splade_lit.evaluation.bm25 import best_bm25
+from splade_lit.evaluation.evaluate import TokenisedTask, evaluate_tasks
+from splade_lit.files import replace_text
+
+logger = logging.getLogger(__name__)
+
+
+class RetrievalEvaluation(L.Callback):
+    """Evaluates retrieval under the names that sentence-transformers' evaluators give their metrics.
+
+    `NanoBEIR_mean_dot_ndcg@10`, `NanoNQ_corpus_active_dims` and so on are there for ModelCheckpoint and EarlyStopping
+    to watch; loggers get them under `val/`. The figures of the stages `bm25`, `before` and `after` go to `metrics.json`
+    in the folder of the run.
+
+    Args:
+        tasks: what to evaluate on: NanoBEIR names (`msmarco`, `nfcorpus`, `nq`, ...), folders of retrieval sets in
+            BEIR's or NanoBEIR's layout, `docstrings`.
+        nanobeir_source: Hub id or folder that NanoBEIR names are looked up in.
+        nanobeir_revision: branch, tag or commit of it on the Hub.
+        every_n_steps: optimizer steps between two evaluations; none between start and end if not given.
+        before: evaluate before the first step (not when a run is resumed).
+        bm25: evaluate BM25 too, over words and over WordPieces, and keep the better of the two.
+        max_corpus_documents: evaluate on a sample of each corpus that keeps all judged documents; all if not given.
+            Figures at the end are always those of the whole corpus.
+        cache_dir: folder of caches; the usual one if not given.
+    """
+
+    def __init__(
+        self,
+        tasks: list[str] = ["msmarco", "nfcorpus", "nq"],  # noqa: B006 - the CLI shows it
+        nanobeir_source: str = NANOBEIR_ID,
+        nanobeir_revision: str | None = None,
+        every_n_steps: int | None = None,
+        before: bool = True,
+        bm25: bool = False,
+        max_corpus_documents: int | None = None,
+        cache_dir: str | None = None,
+    ) -> None:
+        self.tasks = load_tasks(tasks, nanobeir_source, nanobeir_revision, cache_dir)
+        self.before = before
+        self.bm25 = bm25
+        self.max_corpus_documents = max_corpus_documents
+        self.stages: dict[str, dict[str, float]] = {}
+        self._timing = EveryNSteps(every_n_steps)
+        self._tokenised: dict[int | None, list[TokenisedTask]] = {}
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Evaluate BM25 and the model as it starts."""
+        if not trainer.is_global_zero or trainer.ckpt_path is not None:
+            return
+        if self.bm25:
+            self.stages["bm25"] = best_bm25(self.tasks, encoder_of(pl_module).tokenizer)
+        if self.before:
+            self.stages["before"] = self._evaluate(pl_module, None)
+        self._write(trainer)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        """Evaluate, where due, and log; the last step is always due, so that ModelCheckpoint sees it."""
+        last = trainer.global_step >= trainer.estimated_stepping_batches and "after" not in self.stages
+        if (self._timing.due(trainer) or last) and trainer.is_global_zero:
+            metrics = self._evaluate(pl_module, self.max_corpus_documents)
+            pl_module.log_dict(metrics, logger=False, rank_zero_only=True)
+            self._log(trainer, metrics)
+            if last and self.max_corpus_documents is None:
+                self.stages["after"] = metrics
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Evaluate the trained model on whole corpora, unless that has just been done, and write its figures."""
+        if trainer.is_global_zero:
+            if "after" not in self.stages:
+                self.stages["after"] = self._evaluate(pl_module, None)
+                self._log(trainer, self.stages["after"])
+            self._write(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Figures of the stages done, so that a resumed run keeps them."""
+        return {"stages": self.stages}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the stages of a checkpoint."""
+        self.stages = state_dict["stages"]
+
+    def _evaluate(self, pl_module: L.LightningModule, max_corpus_documents: int | None) -> dict[str, float]:
+        encoder = encoder_of(pl_module)
+        if max_corpus_documents not in self._tokenised:
+            self._tokenised[max_corpus_documents] = [
+                TokenisedTask.of(task, encoder, max_corpus_documents=max_corpus_documents) for task in self.tasks
+            ]
+        return evaluate_tasks(encoder, self._tokenised[max_corpus_documents], show_progress_bar=True)
+
+    def _log(self, trainer: L.Trainer, metrics: dict[str, float]) -> None:
+        for log in trainer.loggers:
+            log.log_metrics({f"val/{name}": value for name, value in metrics.items()}, step=trainer.global_step)
+
+    def _write(self, trainer: L.Trainer) -> None:
+        text = json.dumps(self.stages, indent=2) + "\n"
+        replace_text(Path(trainer.default_root_dir) / "metrics.json", text)

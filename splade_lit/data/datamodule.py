@@ -1,0 +1,209 @@
+"""The DataModule: pairs in, batches of token ids out, the same on every start."""
+
+import logging
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+import xxhash
+from lightning.pytorch import LightningDataModule
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from splade_lit.data.cache import cache_folder
+from splade_lit.data.hub import check_source
+from splade_lit.data.loader import PairLoader
+from splade_lit.data.pairs import DOCSTRINGS, NATURAL_QUESTIONS, Pairs, load_pairs, split_rows
+from splade_lit.data.sampler import NoDuplicatesBatchSampler
+from splade_lit.data.token_store import TokenStore, cached_token_store, tokenizer_fingerprint
+from splade_lit.errors import UserError
+from splade_lit.sources import resolve_source
+from splade_lit.tokens import Tokens, tokenize_documents, tokenize_queries
+
+logger = logging.getLogger(__name__)
+
+
+class PairsDataModule(LightningDataModule):
+    """Pairs of a query and a document that answers it, tokenised once, in batches in which no text occurs twice.
+
+    Args:
+        tokenizer: Hub id, folder, or `package:NAME/FOLDER` of the model whose tokenizer is used.
+        source: Hub id, folder in the layout of a Hub data set, file (jsonl, csv, tsv, parquet; gzipped or not), or
+            `docstrings`.
+        query_column: name of the column of queries.
+        document_column: name of the column of documents that answer them.
+        negative_columns: names of columns of hard negatives, documents that do not answer the query.
+        config: which configuration of the data set, if there are several.
+        split: which split of the data set.
+        revision: branch, tag or commit of a Hub id; natural-questions is pinned unless one is given.
+        max_pairs: use the first pairs only; null for all.
+        num_eval_pairs: pairs held out of training for the validation loss.
+        split_seed: seed of the choice of those pairs.
+        batch_size: pairs a device takes in a training step.
+        eval_batch_size: pairs a device takes in a validation step.
+        max_query_tokens: tokens of a query that are kept.
+        max_document_tokens: tokens of a document that are kept, special tokens among them.
+        drop_last: leave out training batches that are not full.
+        seed: seed of the order of batches.
+        cache_dir: folder for tokens and docstrings; null for SPLADE_LIT_CACHE, else ~/.cache/splade_lit.
+    """
+
+    def __init__(
+        self,
+        tokenizer: str,
+        source: str = NATURAL_QUESTIONS,
+        query_column: str = "query",
+        document_column: str = "answer",
+        negative_columns: Sequence[str] = (),
+        config: str | None = None,
+        split: str = "train",
+        revision: str | None = None,
+        max_pairs: int | None = 100_000,
+        num_eval_pairs: int = 1_000,
+        split_seed: int = 12,
+        batch_size: int = 16,
+        eval_batch_size: int = 16,
+        max_query_tokens: int = 512,
+        max_document_tokens: int = 512,
+        drop_last: bool = False,
+        seed: int = 42,
+        cache_dir: str | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value, least in (
+            ("max_pairs", max_pairs, 1),
+            ("num_eval_pairs", num_eval_pairs, 0),
+            ("split_seed", split_seed, 0),
+            ("batch_size", batch_size, 1),
+            ("eval_batch_size", eval_batch_size, 1),
+            ("max_query_tokens", max_query_tokens, 1),
+            ("max_document_tokens", max_document_tokens, 1),
+            ("seed", seed, 0),
+        ):
+            if value is not None and value < least:
+                raise UserError(f"data: {name} is {value}, but must be at least {least}.")
+        if source != DOCSTRINGS:
+            check_source(source)
+        self.tokenizer_source = resolve_source(tokenizer)
+        self.cache_dir = cache_folder(cache_dir)
+        self.num_eval_pairs = num_eval_pairs
+        self.split_seed = split_seed
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.max_query_tokens = max_query_tokens
+        self.max_document_tokens = max_document_tokens
+        self.drop_last = drop_last
+        self.seed = seed
+        self._load_pairs = partial(
+            load_pairs,
+            source,
+            query_column,
+            document_column,
+            negative_columns,
+            config=config,
+            split=split,
+            revision=revision,
+            max_pairs=max_pairs,
+            cache_dir=cache_dir,
+        )
+        self._pairs: Pairs | None = None
+
+    def prepare_data(self) -> None:
+        """Download, parse and tokenise on one process, into caches that the others read."""
+        self.setup()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load pairs and tokens, once; helpers and loaders work from here on.
+
+        Raises:
+            UserError: as `load_pairs`, or there is no tokenizer.
+        """
+        if self._pairs is not None:
+            return
+        pairs = self._load_pairs()
+        self.train_rows, self.eval_rows = split_rows(len(pairs), self.num_eval_pairs, self.split_seed)
+        logger.info("%s: %d pairs for training, %d held out.", pairs.source, len(self.train_rows), len(self.eval_rows))
+        self.tokenizer = _load_tokenizer(self.tokenizer_source)
+        self.fingerprints = pairs.fingerprints()
+        stores = [self._tokenize(pairs, position) for position in range(len(pairs.columns))]
+        self.queries, *self.documents = stores
+        self._pairs = pairs
+
+    def train_dataloader(self) -> PairLoader:
+        """The training batches: another order each epoch."""
+        return self._loader(self.train_rows, self.batch_size, shuffle=True, drop_last=self.drop_last)
+
+    def val_dataloader(self) -> PairLoader | list[PairLoader]:
+        """The held-out batches: always the same; an empty list if no pairs are held out."""
+        return self._loader(self.eval_rows, self.eval_batch_size, shuffle=False) if len(self.eval_rows) else []
+
+    @property
+    def train_pairs(self) -> Pairs:
+        """The texts trained on."""
+        return self._loaded().select(self.train_rows)
+
+    @property
+    def eval_pairs(self) -> Pairs:
+        """The texts held out."""
+        return self._loaded().select(self.eval_rows)
+
+    @property
+    def num_documents(self) -> int:
+        """Number of training documents, hard negatives not counted."""
+        return len(self.train_rows)
+
+    def document_frequencies(self, vocab_size: int) -> np.ndarray:
+        """int64 `[vocab_size]`: in how many training documents each token is, cut as in training.
+
+        Hard negatives are not counted, nor are the special tokens that the tokenizer adds to every document.
+        """
+        frequencies = self.documents[0].document_frequencies(self.train_rows, vocab_size)
+        added = np.asarray(self.tokenizer("")["input_ids"], dtype=np.int64)
+        frequencies[added[added < vocab_size]] = 0
+        return frequencies
+
+    def sample_documents(self, num_documents: int, seed: int) -> Tokens:
+        """Token ids of training documents drawn without repetition; all of them if there are fewer."""
+        rng = np.random.default_rng(seed)
+        rows = rng.choice(self.train_rows, size=min(num_documents, self.num_documents), replace=False)
+        return self.documents[0].gather(rows)
+
+    def _loaded(self) -> Pairs:
+        if self._pairs is None:
+            raise RuntimeError("PairsDataModule: call setup() first")
+        return self._pairs
+
+    def _tokenize(self, pairs: Pairs, position: int) -> TokenStore:
+        column = pairs.columns[position]
+        is_query = column == "query"
+        max_tokens = self.max_query_tokens if is_query else self.max_document_tokens
+        function = tokenize_queries if is_query else tokenize_documents
+        texts = xxhash.xxh3_64_hexdigest(self.fingerprints[:, position].tobytes())
+        side = "queries" if is_query else "documents"
+        return cached_token_store(
+            batches=partial(pairs.batches, column),
+            tokenize=lambda batch: function(self.tokenizer, batch, max_tokens),
+            vocab_size=len(self.tokenizer),
+            folder=self.cache_dir / "tokens",
+            key=f"{side}-{texts}-{tokenizer_fingerprint(self.tokenizer)}-{max_tokens}",
+            num_texts=len(pairs),
+            description=f"Tokenising {column}",
+        )
+
+    def _loader(self, rows: np.ndarray, batch_size: int, shuffle: bool, drop_last: bool = False) -> PairLoader:
+        sampler = NoDuplicatesBatchSampler(
+            self.fingerprints[rows],
+            batch_size=batch_size,
+            seed=self.seed,
+            drop_last=drop_last,
+            shuffle=shuffle,
+            num_replicas=self.trainer.world_size if self.trainer else 1,
+            rank=self.trainer.global_rank if self.trainer else 0,
+        )
+        return PairLoader(self.queries, self.documents, sampler, rows)
+
+
+def _load_tokenizer(source: str) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{source}: no tokenizer there: {str(error).splitlines()[0]}") from error

@@ -1,0 +1,197 @@
+"""A retrieval set that every machine has: docstrings of installed packages, first sentence against the rest.
+
+Pairs and task are parts of one corpus, cut by a hash of the query: of every 1000 pairs, 30 give the queries of the
+task, 170 more only distractors of its corpus, 800 are for training. Nothing of the task is in the training pairs.
+"""
+
+import importlib.metadata
+import importlib.util
+import json
+import logging
+import os
+import platform
+import re
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import xxhash
+
+from splade_lit.data import docstring_parser
+from splade_lit.data.cache import cache_folder, whole_file
+from splade_lit.data.docstring_parser import Docstring
+from splade_lit.errors import UserError
+
+# What the project depends on is there wherever the project is.
+PACKAGES = (
+    "datasets",
+    "huggingface_hub",
+    "lightning",
+    "networkx",
+    "numpy",
+    "pandas",
+    "scipy",
+    "sympy",
+    "torch",
+    "torchmetrics",
+    "transformers",
+)
+STANDARD_LIBRARY = "python"
+SKIPPED_FOLDERS = {"__pycache__", "_vendor", "ensurepip", "externals", "idlelib", "lib2to3", "turtledemo"} | {
+    *("dist-packages", "site-packages", "test", "testing", "tests")
+}
+WORKERS = 2
+QUERY_SHARE = 30  # of 1000 pairs: queries of the task, with their documents
+CORPUS_SHARE = 200  # of 1000 pairs: documents of the task, those of its queries among them
+OPENING_WORDS = 12  # copies of a docstring differ late if at all: documents that open alike count as one
+QUOTE_WORDS = 4
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class DocstringCorpus:
+    """Docstrings, deduplicated and cut into parts that share no text; the same for the same package versions.
+
+    Attributes:
+        train: for training.
+        distractors: documents of the task that answer none of its queries.
+        held_out: queries and answers of the task.
+    """
+
+    train: tuple[Docstring, ...]
+    distractors: tuple[Docstring, ...]
+    held_out: tuple[Docstring, ...]
+
+
+def document_text(docstring: Docstring) -> str:
+    """What is searched: the qualified name and everything after the first sentence."""
+    return f"{docstring.name}: {docstring.rest}"
+
+
+def load_docstrings(cache_dir: str | Path | None = None) -> DocstringCorpus:
+    """The corpus of the packages installed here, from the cache if it was parsed before.
+
+    Args:
+        cache_dir: folder of the cache; by default as `splade_lit.data.cache.cache_folder` says.
+
+    Raises:
+        UserError: no source file of any package is on this machine.
+    """
+    versions = _installed_versions()
+    key = xxhash.xxh3_64_hexdigest(json.dumps([versions, _rules()]).encode())
+    path = cache_folder(cache_dir) / "docstrings" / f"{key}.jsonl"
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return _split([Docstring(*json.loads(line)) for line in lines])
+    except (OSError, ValueError, TypeError):
+        pass
+    logger.info("Parsing the docstrings of %s (once, then cached).", ", ".join(versions))
+    docstrings = _without_copies(_parse(list(_source_files(versions))))
+    if not docstrings:
+        raise UserError("docstrings: no Python source with docstrings is installed here; give another source of pairs.")
+    try:
+        with whole_file(path) as temporary:
+            temporary.write_text("".join(f"{json.dumps(docstring)}\n" for docstring in docstrings), encoding="utf-8")
+    except OSError as error:
+        logger.warning("The docstrings are not cached: %s.", error)
+    return _split(docstrings)
+
+
+def _installed_versions() -> dict[str, str]:
+    versions = {STANDARD_LIBRARY: platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            logger.warning("docstrings: the package %s is not installed and left out.", package)
+    return versions
+
+
+def _rules() -> list[str]:
+    """A change of the rules below or in the parser is a change of the corpus."""
+    return [
+        xxhash.xxh3_64_hexdigest(Path(str(module)).read_bytes()) for module in (docstring_parser.__file__, __file__)
+    ]
+
+
+def _source_files(packages: Iterable[str]) -> Iterator[tuple[str, Path]]:
+    """`(module, file)` of each source file, found without importing anything."""
+    for package in packages:
+        if package == STANDARD_LIBRARY:
+            root = base = Path(sysconfig.get_paths()["stdlib"])
+        else:
+            spec = importlib.util.find_spec(package)
+            if spec is None or not spec.submodule_search_locations:
+                continue
+            root = Path(spec.submodule_search_locations[0])
+            base = root.parent
+        for folder, subfolders, files in os.walk(root):
+            subfolders[:] = sorted(set(subfolders) - SKIPPED_FOLDERS)
+            for path in (Path(folder, name) for name in sorted(files) if name.endswith(".py")):
+                yield ".".join(path.relative_to(base).with_suffix("").parts).removesuffix(".__init__"), path
+
+
+def _parse(files: list[tuple[str, Path]]) -> list[Docstring]:
+    with ThreadPoolExecutor(WORKERS) as pool:
+        outputs = pool.map(_parse_in_process, (files[part::WORKERS] for part in range(WORKERS)))
+        return sorted(Docstring(*json.loads(line)) for output in outputs for line in output.splitlines())
+
+
+def _parse_in_process(files: list[tuple[str, Path]]) -> str:
+    # A fresh interpreter on a module that imports next to nothing: no fork of a process with threads, and no second
+    # start of the caller's main module.
+    command = [sys.executable, "-m", docstring_parser.__name__]
+    listing = "".join(f"{module}\t{path}\n" for module, path in files)
+    root = Path(str(docstring_parser.__file__)).parents[2]
+    return subprocess.run(command, input=listing, stdout=subprocess.PIPE, text=True, cwd=root, check=True).stdout
+
+
+def _without_copies(docstrings: Iterable[Docstring]) -> list[Docstring]:
+    """The first of those with the same name, query or opening of the document, in the order given."""
+    kept = []
+    seen: set[str] = set()
+    for docstring in docstrings:
+        opening = " ".join(_words(docstring.rest)[:OPENING_WORDS])
+        keys = {f"name {docstring.name}", f"query {_normal(docstring.first_sentence)}", f"opening {opening}"}
+        if seen.isdisjoint(keys):
+            kept.append(docstring)
+            seen |= keys
+    return kept
+
+
+def _split(docstrings: list[Docstring]) -> DocstringCorpus:
+    shares = [xxhash.xxh3_64_intdigest(_normal(docstring.first_sentence).encode()) % 1000 for docstring in docstrings]
+    held_out = [d for d, share in zip(docstrings, shares, strict=True) if share < QUERY_SHARE]
+    # A document that quotes a query of the task gives the answer away in training and is a second answer in the task.
+    queries: dict[tuple[str, ...], list[list[str]]] = {}
+    for docstring in held_out:
+        query = _words(docstring.first_sentence)
+        queries.setdefault(tuple(query[:QUOTE_WORDS]), []).append(query)
+    clean = [(d, share) for d, share in zip(docstrings, shares, strict=True) if not _quotes(_words(d.rest), queries)]
+    return DocstringCorpus(
+        train=tuple(d for d, share in clean if share >= CORPUS_SHARE),
+        distractors=tuple(d for d, share in clean if QUERY_SHARE <= share < CORPUS_SHARE),
+        held_out=tuple(d for d, share in clean if share < QUERY_SHARE),
+    )
+
+
+def _quotes(words: list[str], queries: dict[tuple[str, ...], list[list[str]]]) -> bool:
+    """Whether `words` contain one of the queries, which are listed by their first words."""
+    return any(
+        words[start : start + len(query)] == query
+        for start in range(len(words))
+        for query in queries.get(tuple(words[start : start + QUOTE_WORDS]), ())
+    )
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())
+
+
+def _normal(text: str) -> str:
+    return " ".join(_words(text))

@@ -1,0 +1,72 @@
+"""Batches of token ids for training, and where in the epoch a run stands."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+
+from splade_lit.data.sampler import NoDuplicatesBatchSampler
+from splade_lit.data.token_store import TokenStore
+from splade_lit.tokens import PairBatch, Tokens
+
+
+class PairLoader:
+    """An iterable of `PairBatch`, one epoch an iteration, that a checkpoint resumes in the middle of an epoch.
+
+    A batch is a few copies out of memory maps, well under a millisecond, so it is made when it is asked for: no
+    worker processes, and nothing is read ahead that a resumed run would miss.
+
+    Args:
+        queries: distinct token ids of the queries.
+        documents: token ids of the positives, then of each column of hard negatives; all as long as `queries`.
+        sampler: the batches, as positions in `rows`; Lightning calls its `set_epoch`.
+        rows: rows of the stores to draw from.
+    """
+
+    def __init__(
+        self,
+        queries: TokenStore,
+        documents: Sequence[TokenStore],
+        sampler: NoDuplicatesBatchSampler,
+        rows: np.ndarray,
+    ) -> None:
+        self.queries = queries
+        self.documents = documents
+        self.sampler = sampler
+        self.batch_sampler = None  # Lightning asks whatever has a sampler for this, too
+        self.rows = rows
+        self._state = {"epoch": 0, "batches": 0}
+        self._resumed: dict[str, int] | None = None
+
+    def __len__(self) -> int:
+        """Number of batches of the epoch."""
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[PairBatch]:
+        """The batches of the sampler's epoch, from its start or from where a loaded state left it."""
+        # A generator: it runs from the first batch on, when Lightning has set the epoch.
+        epoch = self.sampler.epoch
+        resumed, self._resumed = self._resumed, None
+        start = resumed["batches"] if resumed and resumed["epoch"] == epoch else 0
+        for number, positions in enumerate(self.sampler.batches()[start:], start + 1):
+            self._state = {"epoch": epoch, "batches": number}
+            yield self.batch(self.rows[positions])
+
+    def batch(self, rows: np.ndarray) -> PairBatch:
+        """The batch of these rows of the stores."""
+        return PairBatch(self.queries.gather(rows), _concatenate([store.gather(rows) for store in self.documents]))
+
+    def state_dict(self) -> dict[str, int]:
+        """The epoch, and how many of its batches were handed out; Lightning saves it with each checkpoint."""
+        return dict(self._state)
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Let the next iteration, if it is of the same epoch, go on after those batches."""
+        self._state = dict(state)
+        self._resumed = dict(state)
+
+
+def _concatenate(parts: Sequence[Tokens]) -> Tokens:
+    if len(parts) == 1:
+        return parts[0]
+    return Tokens(torch.cat([part.input_ids for part in parts]), tuple(n for part in parts for n in part.lengths))

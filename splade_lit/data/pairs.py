@@ -1,0 +1,156 @@
+"""Training pairs: a query, the document that answers it, and hard negatives if there are any."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import xxhash
+
+from splade_lit.data.docstrings import document_text, load_docstrings
+from splade_lit.data.hub import read_dataset, require_columns
+from splade_lit.errors import UserError
+
+NATURAL_QUESTIONS = "sentence-transformers/natural-questions"
+DEFAULT_REVISIONS = {NATURAL_QUESTIONS: "f9e894e1081e206e577b4eaa9ee6de2b06ae6f17"}
+DOCSTRINGS = "docstrings"
+BATCH_ROWS = 1000
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs of text, read from disk as they are asked for.
+
+    Attributes:
+        dataset: columns `query`, `document`, `negative_1`, `negative_2` and so on.
+        source: where they come from, for messages and cards.
+    """
+
+    dataset: datasets.Dataset
+    source: str
+
+    def __len__(self) -> int:
+        """Number of pairs."""
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, str]:
+        """One pair: column to text."""
+        return self.dataset[index]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """`query`, `document` and the negatives, in this order."""
+        return tuple(self.dataset.column_names)
+
+    def select(self, rows: Sequence[int] | np.ndarray) -> "Pairs":
+        """These rows in this order; no text is copied."""
+        return Pairs(self.dataset.select(rows), self.source)
+
+    def batches(self, column: str, rows: int = BATCH_ROWS) -> Iterator[list[str]]:
+        """The texts of a column, `rows` at a time."""
+        texts = self.dataset.select_columns(column)
+        for start in range(0, len(texts), rows):
+            yield texts[start : start + rows][column]
+
+    def fingerprints(self) -> np.ndarray:
+        """uint64 `[pairs, columns]`: the 64-bit hash of each text; equal texts have equal hashes."""
+        hashes = np.empty((len(self), len(self.columns)), dtype=np.uint64)
+        for position, column in enumerate(self.columns):
+            texts = (text for batch in self.batches(column) for text in batch)
+            hashes[:, position] = np.fromiter(
+                (xxhash.xxh3_64_intdigest(t.encode()) for t in texts), np.uint64, len(self)
+            )
+        return hashes
+
+
+def load_pairs(
+    source: str,
+    query_column: str = "query",
+    document_column: str = "answer",
+    negative_columns: Sequence[str] = (),
+    config: str | None = None,
+    split: str = "train",
+    revision: str | None = None,
+    max_pairs: int | None = None,
+    cache_dir: str | Path | None = None,
+) -> Pairs:
+    """Pairs of a data set; rows with an empty text are left out, and a line of the log tells how many.
+
+    Args:
+        source: a Hub id, a folder in the layout of a Hub data set, a file (jsonl, csv, tsv, parquet; gzipped or not),
+            or `docstrings`.
+        query_column: name of the column of queries.
+        document_column: name of the column of documents that answer them.
+        negative_columns: names of columns of hard negatives, documents that do not answer the query.
+        config: which configuration of the data set, if there are several.
+        split: which split.
+        revision: branch, tag or commit of a Hub id; natural-questions is pinned unless one is given.
+        max_pairs: read the first rows only.
+        cache_dir: folder of the docstrings' cache.
+
+    Raises:
+        UserError: the source is not a data set or cannot be reached, a column is missing or is not text, or no pair is
+            left.
+    """
+    if source == DOCSTRINGS:
+        train = load_docstrings(cache_dir).train
+        texts = {"query": [d.first_sentence for d in train], "document": [document_text(d) for d in train]}
+        dataset = datasets.Dataset.from_dict(texts)
+    else:
+        columns = (query_column, document_column, *negative_columns)
+        dataset = read_dataset(source, config, split, revision or DEFAULT_REVISIONS.get(source))
+        dataset = _named_columns(dataset, columns, source)
+    if max_pairs is not None:
+        dataset = dataset.select(range(min(max_pairs, len(dataset))))
+    return Pairs(_without_empty_texts(dataset, source), source)
+
+
+def split_rows(num_pairs: int, num_eval_pairs: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows for training and rows held out, as `Dataset.train_test_split(num_eval_pairs, seed=seed)` draws them.
+
+    Raises:
+        UserError: no row is left for training.
+    """
+    if num_eval_pairs == 0:
+        return np.arange(num_pairs), np.arange(0)
+    if num_eval_pairs >= num_pairs:
+        raise UserError(
+            f"num_eval_pairs is {num_eval_pairs}, but there are only {num_pairs} pairs; hold out fewer than there are."
+        )
+    rows = datasets.Dataset.from_dict({"row": np.arange(num_pairs)}).with_format("numpy")
+    parts = rows.train_test_split(test_size=num_eval_pairs, seed=seed)
+    return parts["train"]["row"][:], parts["test"]["row"][:]
+
+
+def _named_columns(dataset: datasets.Dataset, columns: Sequence[str], source: str) -> datasets.Dataset:
+    require_columns(dataset, columns, source)
+    if len(set(columns)) < len(columns):
+        raise UserError(f"{source}: the columns {', '.join(columns)} must be different ones.")
+    for column in columns:
+        feature = dataset.features[column]
+        if getattr(feature, "dtype", None) not in ("string", "large_string"):
+            raise UserError(f"{source}: the column {column} must hold text, one string a row, but holds {feature}.")
+    names = ("query", "document", *(f"negative_{number}" for number in range(1, len(columns) - 1)))
+    return dataset.select_columns(list(columns)).rename_columns(dict(zip(columns, names, strict=True)))
+
+
+def _without_empty_texts(dataset: datasets.Dataset, source: str) -> datasets.Dataset:
+    has_text = np.ones(len(dataset), dtype=bool)
+    for start in range(0, len(dataset), BATCH_ROWS):
+        table: pa.Table = dataset.with_format("arrow")[start : start + BATCH_ROWS]
+        for column in table.columns:
+            lengths = pc.fill_null(pc.utf8_length(pc.utf8_trim_whitespace(column)), 0)
+            has_text[start : start + BATCH_ROWS] &= lengths.to_numpy() > 0
+    empty = len(dataset) - int(has_text.sum())
+    if empty == len(dataset):
+        raise UserError(f"{source}: no pair with text in all of its columns, of {len(dataset)} rows.")
+    if empty == 0:
+        return dataset
+    logger.warning("%s: %d of %d pairs have an empty text and are skipped.", source, empty, len(dataset))
+    return dataset.select(np.flatnonzero(has_text))

@@ -1,0 +1,220 @@
+"""Retrieval tasks: NanoBEIR from the Hub or a folder, BEIR folders, docstrings; all become a `RetrievalTask`."""
+
+import csv
+import gzip
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from splade_lit.data.docstrings import document_text, load_docstrings
+from splade_lit.data.hub import read_config_splits, read_dataset, require_columns
+from splade_lit.errors import UserError
+
+NANOBEIR_ID = "sentence-transformers/NanoBEIR-en"
+NANOBEIR_SPLITS = {
+    "climatefever": "NanoClimateFEVER",
+    "dbpedia": "NanoDBPedia",
+    "fever": "NanoFEVER",
+    "fiqa2018": "NanoFiQA2018",
+    "hotpotqa": "NanoHotpotQA",
+    "msmarco": "NanoMSMARCO",
+    "nfcorpus": "NanoNFCorpus",
+    "nq": "NanoNQ",
+    "quoraretrieval": "NanoQuoraRetrieval",
+    "scidocs": "NanoSCIDOCS",
+    "arguana": "NanoArguAna",
+    "scifact": "NanoSciFact",
+    "touche2020": "NanoTouche2020",
+}
+DOCSTRINGS = "docstrings"
+
+
+@dataclass(frozen=True)
+class RetrievalTask:
+    """Queries, a corpus, and which of its documents answer which query.
+
+    Attributes:
+        name: under which metrics are logged, `NanoNQ`.
+        corpus: document id to text.
+        queries: query id to text; each has a relevant document in `qrels`.
+        qrels: query id to document id to grade; grades of 0 or less are judged and not relevant.
+        graded: whether nDCG uses the grades as gains; otherwise every relevant document counts 1.
+        group: tasks of one group are also averaged.
+    """
+
+    name: str
+    corpus: dict[str, str]
+    queries: dict[str, str]
+    qrels: dict[str, dict[str, int]]
+    graded: bool = False
+    group: str | None = None
+
+
+def load_tasks(
+    names: Sequence[str],
+    nanobeir_source: str = NANOBEIR_ID,
+    nanobeir_revision: str | None = None,
+    cache_dir: str | Path | None = None,
+) -> list[RetrievalTask]:
+    """The tasks of all names, in the order given.
+
+    Args:
+        names: NanoBEIR names (`msmarco`, `nq`, ...), `docstrings`, BEIR folders (corpus.jsonl[.gz],
+            queries.jsonl[.gz], qrels/test.tsv), or folders in NanoBEIR's layout, which give all of their sets.
+        nanobeir_source: Hub id or folder of the data set that NanoBEIR names are looked up in.
+        nanobeir_revision: branch, tag or commit of that Hub data set; by default its newest.
+        cache_dir: folder of the docstrings' cache.
+
+    Raises:
+        UserError: an unknown name, a folder of neither layout, no network, missing columns, an empty set, or two
+            tasks of one name.
+    """
+    tasks = [task for name in names for task in load_task(name, nanobeir_source, nanobeir_revision, cache_dir)]
+    task_names = [task.name for task in tasks]
+    if repeated := sorted({name for name in task_names if task_names.count(name) > 1}):
+        raise UserError(f"tasks: {', '.join(repeated)} would be evaluated twice under one name; give each once.")
+    return tasks
+
+
+def is_task(name: str) -> bool:
+    """Whether `load_task` takes this name for one task: a known name or a BEIR folder."""
+    return name.lower() in NANOBEIR_SPLITS or name == DOCSTRINGS or _is_beir(Path(name))
+
+
+def load_task(
+    name: str,
+    nanobeir_source: str = NANOBEIR_ID,
+    nanobeir_revision: str | None = None,
+    cache_dir: str | Path | None = None,
+) -> list[RetrievalTask]:
+    """The tasks of one name or folder; see `load_tasks`."""
+    folder = Path(name)
+    if name.lower() in NANOBEIR_SPLITS:
+        tasks = [_load_nanobeir(nanobeir_source, NANOBEIR_SPLITS[name.lower()], nanobeir_revision)]
+    elif name == DOCSTRINGS:
+        tasks = [_docstring_task(cache_dir)]
+    elif not folder.is_dir():
+        known = ", ".join([*NANOBEIR_SPLITS, DOCSTRINGS])
+        raise UserError(f"{name!r} is neither a folder nor a known task; known are {known}.")
+    elif _is_beir(folder):
+        tasks = [_load_beir(folder)]
+    elif all((folder / part).is_dir() for part in ("corpus", "queries", "qrels")):
+        tasks = [_load_nanobeir(name, split) for split in read_config_splits(name, "corpus")]
+    else:
+        raise UserError(
+            f"{name}: neither a BEIR folder (corpus.jsonl, queries.jsonl, qrels/test.tsv) nor one in NanoBEIR's layout "
+            "(corpus/, queries/, qrels/ with one parquet file a set)."
+        )
+    return tasks
+
+
+def _load_nanobeir(source: str, split: str, revision: str | None = None) -> RetrievalTask:
+    corpus, queries, qrels = (
+        read_dataset(source, config, split, revision) for config in ("corpus", "queries", "qrels")
+    )
+    for config, dataset in (("corpus", corpus), ("queries", queries)):
+        require_columns(dataset, ("_id", "text"), f"{source} ({config}, {split})")
+    require_columns(qrels, ("query-id", "corpus-id"), f"{source} (qrels, {split})")
+    relevant: dict[str, dict[str, int]] = {}
+    for query_id, document_ids in zip(qrels["query-id"], qrels["corpus-id"], strict=True):
+        documents = [document_ids] if isinstance(document_ids, str) else document_ids
+        relevant.setdefault(query_id, {}).update(dict.fromkeys(documents, 1))
+    return _checked(
+        RetrievalTask(
+            name=split,
+            corpus=dict(zip(corpus["_id"], corpus["text"], strict=True)),
+            queries=dict(zip(queries["_id"], queries["text"], strict=True)),
+            qrels=relevant,
+            group="NanoBEIR",
+        )
+    )
+
+
+def _load_beir(folder: Path) -> RetrievalTask:
+    return _checked(
+        RetrievalTask(
+            name=folder.resolve().name,
+            corpus={
+                row["_id"]: f"{row.get('title') or ''} {row['text']}".strip() for row in _read_jsonl(folder, "corpus")
+            },
+            queries={row["_id"]: row["text"].strip() for row in _read_jsonl(folder, "queries")},
+            qrels=_read_qrels(folder / "qrels" / "test.tsv"),
+            graded=True,
+        )
+    )
+
+
+def _docstring_task(cache_dir: str | Path | None) -> RetrievalTask:
+    docstrings = load_docstrings(cache_dir)
+    return _checked(
+        RetrievalTask(
+            name=DOCSTRINGS,
+            corpus={d.name: document_text(d) for d in (*docstrings.held_out, *docstrings.distractors)},
+            queries={d.name: d.first_sentence for d in docstrings.held_out},
+            qrels={d.name: {d.name: 1} for d in docstrings.held_out},
+        )
+    )
+
+
+def _checked(task: RetrievalTask) -> RetrievalTask:
+    """The task without empty texts and without queries that no document answers.
+
+    Raises:
+        UserError: no document or no query is left.
+    """
+    corpus = {document_id: text for document_id, text in task.corpus.items() if text}
+    queries = {
+        query_id: text
+        for query_id, text in task.queries.items()
+        if text and any(grade > 0 for grade in task.qrels.get(query_id, {}).values())
+    }
+    if not corpus:
+        raise UserError(f"{task.name}: the corpus has no document with text.")
+    if not queries:
+        raise UserError(f"{task.name}: no query has both a text and a relevant document.")
+    qrels = {query_id: task.qrels[query_id] for query_id in queries}
+    return RetrievalTask(task.name, corpus, queries, qrels, task.graded, task.group)
+
+
+def _is_beir(folder: Path) -> bool:
+    return all(_find(folder, name) for name in ("corpus.jsonl", "queries.jsonl"))
+
+
+def _find(folder: Path, name: str) -> Path | None:
+    return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
+
+
+def _read_jsonl(folder: Path, stem: str) -> Iterator[dict[str, Any]]:
+    path = _find(folder, f"{stem}.jsonl")
+    assert path is not None  # the folder was recognised by it
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rt", encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+                yield {**row, "_id": str(row["_id"]), "text": str(row["text"])}
+            except (ValueError, TypeError, KeyError) as error:
+                raise UserError(f"{path}, line {number}: not a JSON object with `_id` and `text`.") from error
+
+
+def _read_qrels(path: Path) -> dict[str, dict[str, int]]:
+    if not path.is_file():
+        raise UserError(f"{path.parents[1]}: a BEIR folder needs its judgements in qrels/test.tsv, which is missing.")
+    qrels: dict[str, dict[str, int]] = {}
+    with path.open(encoding="utf-8", newline="") as lines:
+        rows = csv.DictReader(lines, delimiter="\t")
+        missing = {"query-id", "corpus-id", "score"} - set(rows.fieldnames or ())
+        if missing:
+            raise UserError(
+                f"{path}: no column {', '.join(sorted(missing))}; there are {', '.join(rows.fieldnames or ())}."
+            )
+        for row in rows:
+            try:
+                qrels.setdefault(row["query-id"], {})[row["corpus-id"]] = int(row["score"])
+            except (TypeError, ValueError) as error:
+                raise UserError(f"{path}, line {rows.line_num}: the score is not a whole number.") from error
+    return qrels

@@ -1,0 +1,209 @@
+"""Token ids of many texts in one file on disk, tokenised once and read through a memory map."""
+
+import io
+import json
+import logging
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import numba
+import numpy as np
+import torch
+import xxhash
+from rich.progress import Progress
+from transformers import PreTrainedTokenizerBase
+
+from splade_lit.data.cache import whole_file
+from splade_lit.tokens import Tokens
+
+FOOTER = np.dtype([("texts", "<u8"), ("tokens", "<u8"), ("bytes_per_token", "<u8"), ("checksum", "<u8")])
+
+Tokenize = Callable[[Sequence[str]], list[np.ndarray]]
+
+logger = logging.getLogger(__name__)
+
+
+class TokenStore:
+    """The token ids of texts, one after another, with the offsets that cut them.
+
+    Attributes:
+        input_ids: `[tokens]`, uint16 or int32, memory-mapped where the store is a file.
+        offsets: int64 `[texts + 1]`; text i lies at `offsets[i]:offsets[i + 1]`.
+    """
+
+    def __init__(self, input_ids: np.ndarray, offsets: np.ndarray) -> None:
+        self.input_ids = input_ids
+        self.offsets = offsets
+
+    def __len__(self) -> int:
+        """Number of texts."""
+        return len(self.offsets) - 1
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """The ids of one text, a view."""
+        return self.input_ids[self.offsets[index] : self.offsets[index + 1]]
+
+    def gather(self, rows: np.ndarray) -> Tokens:
+        """The ids of these texts, in this order."""
+        starts = self.offsets[rows]
+        lengths = self.offsets[rows + 1] - starts
+        # The place of a token in the store: its place in the result, moved by what its text is moved by.
+        moves = starts - (np.cumsum(lengths) - lengths)
+        places = np.arange(lengths.sum()) + np.repeat(moves, lengths)
+        return Tokens(torch.from_numpy(self.input_ids[places].astype(np.int64)), tuple(lengths.tolist()))
+
+    def document_frequencies(self, rows: np.ndarray, vocab_size: int) -> np.ndarray:
+        """int64 `[vocab_size]`: in how many of these texts each id occurs; ids beyond are not counted."""
+        return _document_frequencies(self.input_ids, self.offsets, np.asarray(rows), vocab_size)
+
+    @classmethod
+    def open(cls, path: Path) -> "TokenStore":
+        """A store that was written to a file.
+
+        Raises:
+            OSError: there is no such file, or it cannot be read.
+            ValueError: the file is not a whole store.
+        """
+        return cls._parse(np.asarray(np.memmap(path, dtype=np.uint8, mode="r")))
+
+    @classmethod
+    def build(
+        cls,
+        batches: Iterable[Sequence[str]],
+        tokenize: Tokenize,
+        vocab_size: int,
+        path: Path | None = None,
+        num_texts: int | None = None,
+        description: str = "Tokenising",
+    ) -> "TokenStore":
+        """Tokenise texts, batch after batch, into a file or into memory.
+
+        Args:
+            batches: the texts.
+            tokenize: gives the ids of each text of a batch.
+            vocab_size: all ids are below.
+            path: where to write; None keeps the store in memory.
+            num_texts: length of the progress bar.
+            description: name of the progress bar.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        dtype = np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.int32)
+        with Progress(transient=True) as progress:
+            task = progress.add_task(description, total=num_texts)
+
+            def token_ids() -> Iterable[list[np.ndarray]]:
+                for batch in batches:
+                    yield tokenize(batch)
+                    progress.advance(task, len(batch))
+
+            if path is None:
+                buffer = io.BytesIO()
+                _write(buffer, token_ids(), dtype)
+                return cls._parse(np.frombuffer(buffer.getbuffer(), dtype=np.uint8))
+            with whole_file(path) as temporary, temporary.open("wb") as file:
+                _write(file, token_ids(), dtype)
+        return cls.open(path)
+
+    @classmethod
+    def _parse(cls, data: np.ndarray) -> "TokenStore":
+        body, tail = data[: -FOOTER.itemsize], data[-FOOTER.itemsize :]
+        if len(tail) < FOOTER.itemsize:
+            raise ValueError("the file is too short")
+        texts, tokens, bytes_per_token, checksum = (int(number) for number in tail.view(FOOTER)[0])
+        dtype = np.dtype(np.uint16 if bytes_per_token == 2 else np.int32)
+        if len(body) != tokens * dtype.itemsize + (texts + 1) * 8 or xxhash.xxh3_64_intdigest(body.data) != checksum:
+            raise ValueError("the checksum does not match")
+        cut = tokens * dtype.itemsize
+        # Copied: 8 bytes at a time need an address that is a multiple of 8.
+        offsets = np.frombuffer(body[cut:].tobytes(), dtype=np.int64)
+        return cls(body[:cut].view(dtype), offsets)
+
+
+def cached_token_store(
+    batches: Callable[[], Iterable[Sequence[str]]],
+    tokenize: Tokenize,
+    vocab_size: int,
+    folder: Path,
+    key: str,
+    num_texts: int | None = None,
+    description: str = "Tokenising",
+) -> TokenStore:
+    """The store of `key` in `folder`, built if it is not there or not whole.
+
+    A folder that cannot be written costs a warning, and the store is kept in memory.
+
+    Args:
+        batches: gives the texts anew at each call.
+        tokenize: gives the ids of each text of a batch.
+        vocab_size: all ids are below.
+        folder: of the cache.
+        key: names everything that the ids depend on.
+        num_texts: length of the progress bar.
+        description: name of the progress bar.
+    """
+    path = folder / f"{key}.tokens"
+    try:
+        return TokenStore.open(path)
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        logger.warning("%s is not whole and is built again: %s.", path, error)
+    try:
+        return TokenStore.build(batches(), tokenize, vocab_size, path, num_texts, description)
+    except OSError as error:
+        logger.warning("The tokens are kept in memory: %s cannot be written (%s).", folder, error)
+    return TokenStore.build(batches(), tokenize, vocab_size, None, num_texts, description)
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A hash that two tokenizers share if they give the same ids.
+
+    A fast tokenizer is its serialised backend, but for the truncation and padding of its last call.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        description = json.loads(backend.to_str())
+        description["truncation"] = description["padding"] = None
+    else:
+        description = {"class": type(tokenizer).__name__, "vocab": tokenizer.get_vocab()}
+        description["settings"] = {name: str(value) for name, value in tokenizer.init_kwargs.items()}
+    return xxhash.xxh3_64_hexdigest(json.dumps(description, sort_keys=True).encode())
+
+
+def _write(file: BinaryIO, batches: Iterable[list[np.ndarray]], dtype: np.dtype) -> None:
+    """Write the ids, the offsets, and last the footer that makes the file whole."""
+    checksum = xxhash.xxh3_64()
+    lengths: list[int] = []
+
+    def append(array: np.ndarray) -> None:
+        data = array.tobytes()
+        checksum.update(data)
+        file.write(data)
+
+    for batch in batches:
+        lengths.extend(len(ids) for ids in batch)
+        if batch:
+            append(np.concatenate(batch).astype(dtype))
+    offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
+    append(offsets)
+    footer = np.array([(len(lengths), offsets[-1], dtype.itemsize, checksum.intdigest())], dtype=FOOTER)
+    file.write(footer.tobytes())
+    file.flush()
+    if isinstance(file, io.BufferedWriter):
+        os.fsync(file.fileno())
+
+
+@numba.njit(cache=True)
+def _document_frequencies(input_ids: np.ndarray, offsets: np.ndarray, rows: np.ndarray, vocab_size: int) -> np.ndarray:
+    frequencies = np.zeros(vocab_size, dtype=np.int64)
+    last_row = np.full(vocab_size, -1, dtype=np.int64)  # in which each id was seen last
+    for row in rows:
+        for token in input_ids[offsets[row] : offsets[row + 1]]:
+            if token < vocab_size and last_row[token] != row:
+                last_row[token] = row
+                frequencies[token] += 1
+    return frequencies

@@ -1,0 +1,92 @@
+"""`python -m splade_lit.evaluate`: retrieval and sparsity figures of a saved model.
+
+    python -m splade_lit.evaluate --model runs/quickstart/model --tasks docstrings --bm25 --output metrics.json
+    python -m splade_lit.evaluate --model runs/my_run/model --tasks msmarco nfcorpus nq ./beir/scifact
+
+Prints a table; `--output` keeps every figure under the names that sentence-transformers' evaluators use.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from splade_lit.commands import check_writable, default_device, run_command
+from splade_lit.data.tasks import NANOBEIR_ID, load_tasks
+from splade_lit.encoder.saved import load
+from splade_lit.evaluation.bm25 import best_bm25
+from splade_lit.evaluation.evaluate import TokenisedTask, evaluate_task
+from splade_lit.evaluation.results import TaskResult, flat_metrics
+from splade_lit.evaluation.tables import metrics_table
+from splade_lit.files import replace_text
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Evaluate a saved model and print a table.
+
+    Raises:
+        UserError: there is no such model or task, or the output cannot be written.
+    """
+    settings = _parser().parse_args(arguments)
+    check_writable(settings.output, settings.runs)
+    tasks = load_tasks(settings.tasks, settings.nanobeir_source, settings.nanobeir_revision)
+    encoder = load(settings.model, revision=settings.revision, device=settings.device or default_device())
+    stages: dict[str, dict[str, float]] = {}
+    if settings.bm25:
+        stages["bm25"] = best_bm25(tasks, encoder.tokenizer)
+    results = [
+        evaluate_task(
+            encoder,
+            TokenisedTask.of(task, encoder, max_corpus_documents=settings.max_corpus_documents),
+            show_progress_bar=True,
+        )
+        for task in tasks
+    ]
+    stages["model"] = flat_metrics(results)
+    if settings.output:
+        replace_text(settings.output, json.dumps(stages, indent=2) + "\n")
+    if settings.runs:
+        for result in results:
+            replace_text(settings.runs / f"{result.name}.trec", _trec_run(result))
+    Console().print(metrics_table(stages))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m splade_lit.evaluate", description="Retrieval and sparsity figures of a saved model."
+    )
+    parser.add_argument("--model", required=True, help="folder of a saved model, or its Hub id")
+    parser.add_argument("--revision", help="branch, tag or commit of the model on the Hub")
+    parser.add_argument(
+        "--tasks",
+        nargs="+",
+        default=["msmarco", "nfcorpus", "nq"],
+        help="NanoBEIR names, `docstrings`, or folders in BEIR's or NanoBEIR's layout (default: msmarco nfcorpus nq)",
+    )
+    parser.add_argument("--nanobeir-source", default=NANOBEIR_ID, help="Hub id or folder of NanoBEIR (%(default)s)")
+    parser.add_argument("--nanobeir-revision", help="branch, tag or commit of NanoBEIR on the Hub")
+    parser.add_argument("--bm25", action="store_true", help="evaluate BM25 too (the better of words and WordPieces)")
+    parser.add_argument(
+        "--max-corpus-documents",
+        type=int,
+        help="evaluate on a sample of each corpus with this many documents, all judged ones among them",
+    )
+    parser.add_argument("--output", type=Path, help="JSON file for all figures, one object for `bm25` and `model` each")
+    parser.add_argument("--runs", type=Path, help="folder for the rankings: one file in TREC's run format a task")
+    parser.add_argument("--device", help="device to encode on, such as cpu or cuda (default: cuda where there is one)")
+    return parser
+
+
+def _trec_run(result: TaskResult) -> str:
+    """The ranking as lines of `query_id Q0 document_id rank score tag`."""
+    return "".join(
+        f"{query_id} Q0 {document_id} {rank} {score:.6f} splade_lit\n"
+        for query_id, scores in result.run.items()
+        for rank, (document_id, score) in enumerate(scores.items(), start=1)
+    )
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,40 @@
+"""Factors as pure functions of the optimizer step, so that resuming and accumulation cannot put them out of step."""
+
+from typing import Literal
+
+Schedule = Literal["quadratic", "linear", "constant"]
+_POWERS: dict[Schedule, int] = {"quadratic": 2, "linear": 1, "constant": 0}
+
+
+def penalty_factor(step: int, ramp_steps: int, schedule: Schedule = "quadratic") -> float:
+    """Factor of a penalty's weight: `(step / ramp_steps)^2` up to 1, then 1 (Formal et al. 2021, "SPLADE").
+
+    Args:
+        step: optimizer steps done.
+        ramp_steps: optimizer steps until the full weight.
+        schedule: "quadratic" as above, "linear", or "constant" for 1 throughout.
+
+    >>> [penalty_factor(step, 4) for step in (0, 2, 4, 9)]
+    [0.0, 0.25, 1.0, 1.0]
+    >>> penalty_factor(1, 4, "linear")
+    0.25
+    """
+    if schedule == "constant" or step >= ramp_steps:
+        return 1.0
+    return (step / ramp_steps) ** _POWERS[schedule]
+
+
+def learning_rate_factor(step: int, warmup_steps: int, total_steps: int) -> float:
+    """Factor of a learning rate: linear from 0 to 1 over the warm-up, then linear to 0 at `total_steps`.
+
+    Args:
+        step: optimizer steps done.
+        warmup_steps: optimizer steps of warm-up.
+        total_steps: optimizer steps of the whole run.
+
+    >>> [learning_rate_factor(step, 2, 6) for step in (0, 1, 2, 4, 6)]
+    [0.0, 0.5, 1.0, 0.5, 0.0]
+    """
+    if step < warmup_steps:
+        return step / warmup_steps
+    return max(0.0, (total_steps - step) / max(1, total_steps - warmup_steps))

@@ -1,0 +1,94 @@
+"""`python -m splade_lit.search`: search a corpus with a saved model, and see which terms made each score.
+
+    python -m splade_lit.search --model runs/quickstart/model --corpus docstrings "fit a curve through points"
+    python -m splade_lit.search --model runs/my_run/model --corpus docs.jsonl
+
+Without a query on the command line, queries are read from standard input, a line each.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from splade_lit.commands import default_device, run_command
+from splade_lit.data.corpus import load_corpus
+from splade_lit.encoder.saved import load
+from splade_lit.errors import UserError
+from splade_lit.evaluation.search import SearchIndex
+
+_SNIPPET_CHARACTERS = 160
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Encode a corpus and print the hits of each query.
+
+    Raises:
+        UserError: there is no such model or corpus.
+    """
+    settings = _parser().parse_args(arguments)
+    if settings.top < 1 or settings.terms < 1:
+        raise UserError("--top and --terms must be at least 1.")
+    corpus = load_corpus(settings.corpus, settings.text_column)
+    encoder = load(settings.model, revision=settings.revision, device=settings.device or default_device())
+    documents = encoder.encode_document(list(corpus.values()), show_progress_bar=True, convert_to_csr=True)
+    index = SearchIndex(documents)
+    ids = list(corpus)
+    console = Console(highlight=False)
+    for query in settings.queries or _typed_queries():
+        vector = encoder.encode_query([query], convert_to_csr=True)
+        top = index.search(vector, settings.top)
+        console.print(Text(f"query: {query}", style="bold"))
+        ranking = zip(top.documents[0].tolist(), top.scores[0].tolist(), strict=True)
+        hits = [(row, score) for row, score in ranking if score > 0]
+        if not hits:
+            console.print("  no document shares a term with it")
+        for rank, (row, score) in enumerate(hits, start=1):
+            console.print(Text(f"{rank:>3}. {score:7.3f}  {ids[row]}"), soft_wrap=True)
+            console.print(Text(f"      {_snippet(corpus[ids[row]])}", style="dim"), soft_wrap=True)
+            terms: Any = encoder.decode(encoder.intersection(vector, documents[[row]]), top_k=settings.terms)
+            matched = " + ".join(f"{term} {weight:.3f}" for term, weight in terms[0])
+            console.print(Text(f"      {matched}", style="green"), soft_wrap=True)
+
+
+def _snippet(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= _SNIPPET_CHARACTERS else f"{text[:_SNIPPET_CHARACTERS].rsplit(' ', 1)[0]} ..."
+
+
+def _typed_queries() -> Iterator[str]:
+    while True:
+        if sys.stdin.isatty():
+            print("query> ", end="", flush=True)
+        line = sys.stdin.readline()
+        if not line:
+            return
+        if line.strip():
+            yield line.strip()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m splade_lit.search",
+        description="Search a corpus with a saved model; each hit comes with the terms that made its score.",
+    )
+    parser.add_argument("queries", nargs="*", help="what to search for (default: read from standard input)")
+    parser.add_argument("--model", required=True, help="folder of a saved model, or its Hub id")
+    parser.add_argument("--revision", help="branch, tag or commit of the model on the Hub")
+    parser.add_argument(
+        "--corpus",
+        required=True,
+        help="file (jsonl, csv, tsv, parquet, txt; gzipped or not), data set, BEIR folder or task such as docstrings",
+    )
+    parser.add_argument("--text-column", default="text", help="name of the column of texts (%(default)s)")
+    parser.add_argument("--top", type=int, default=10, help="hits a query (%(default)s)")
+    parser.add_argument("--terms", type=int, default=8, help="matching terms shown a hit (%(default)s)")
+    parser.add_argument("--device", help="device to encode on, such as cpu or cuda (default: cuda where there is one)")
+    return parser
+
+
+if __name__ == "__main__":
+    run_command(main)
