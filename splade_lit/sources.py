@@ -1,6 +1,7 @@
 """Where models come from: a Hub id, a folder, or a folder inside an installed package."""
 
 import importlib.util
+import os
 from pathlib import Path
 
 from splade_lit.errors import UserError
@@ -20,7 +21,7 @@ def resolve_source(source: str) -> str:
         UserError: the package is not installed, or it has no such folder.
     """
     if source.startswith("~"):
-        return str(Path(source).expanduser())
+        return os.path.expanduser(source)
     if not source.startswith(PACKAGE_PREFIX):
         return source
     package, _, folder = source.removeprefix(PACKAGE_PREFIX).partition("/")

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from splade_lit.data.hub import read_dataset, require_columns
+from splade_lit.data.hub import read_dataset, require_text
 from splade_lit.data.tasks import is_task, load_task
 from splade_lit.errors import UserError
 
@@ -16,8 +16,9 @@ def load_corpus(source: str, text_column: str = "text", cache_dir: str | Path | 
     numbers, from 0. Documents without text are left out.
 
     Args:
-        source: a file (jsonl, csv, tsv, parquet, txt with a document a line; gzipped or not), a Hub id or a folder in
-            the layout of a Hub data set, or a retrieval task of one corpus (`docstrings`, `nq`, a BEIR folder).
+        source: a file (jsonl, csv, tsv, txt with a document a line, each gzipped or not, or parquet), a Hub id or a
+            folder in the layout of a Hub data set, or a retrieval task of one corpus (`docstrings`, `nq`, a BEIR
+            folder).
         text_column: name of the column of texts.
         cache_dir: folder of the docstrings' cache.
 
@@ -27,7 +28,7 @@ def load_corpus(source: str, text_column: str = "text", cache_dir: str | Path | 
     if is_task(source):
         return load_task(source, cache_dir=cache_dir)[0].corpus
     dataset = read_dataset(source)
-    require_columns(dataset, (text_column,), source)
+    require_text(dataset, (text_column,), source)
     id_column = next((name for name in _ID_COLUMNS if name in dataset.column_names), None)
     ids = map(str, dataset[id_column] if id_column else range(len(dataset)))
     titles = dataset["title"] if "title" in dataset.column_names else [""] * len(dataset)

@@ -1,11 +1,17 @@
 """`datasets.load_dataset` with the errors of everyday use told in one sentence each."""
 
+import glob
+import logging
+import os
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pyarrow as pa
+import yaml
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
 from splade_lit.errors import UserError
@@ -18,6 +24,11 @@ FILE_BUILDERS = {
     ".parquet": "parquet",
     ".txt": "text",  # a row a line, in the column `text`
 }
+_NO_ROWS = ("corresponds to no data", "BatchSize must be greater than 0", "No columns to parse")
+
+# These log what is raised right after, and that a folder has no README.md, which it need not have.
+logging.getLogger("datasets.packaged_modules").setLevel(logging.CRITICAL)
+logging.getLogger("huggingface_hub.repocard").setLevel(logging.ERROR)
 
 
 def read_dataset(
@@ -26,8 +37,8 @@ def read_dataset(
     """One split of a data set.
 
     Args:
-        source: a Hub id, a folder in the layout of a Hub data set, or a file (jsonl, csv, tsv, parquet; gzipped or
-            not).
+        source: a Hub id, a folder in the layout of a Hub data set, or a file (jsonl, csv, tsv, txt, gzipped or not, or
+            parquet).
         config: which configuration, if there are several.
         split: which split; a file is one split, whatever its name.
         revision: branch, tag or commit of a Hub id.
@@ -37,11 +48,18 @@ def read_dataset(
             read.
     """
     check_source(source)
-    path = Path(source)
-    with _plain_errors(source):
+    path = local_path(source)
+    with plain_errors(source):
         if path.is_file():
             return _read_file(path)
-        return datasets.load_dataset(source, config, split=split, revision=None if path.is_dir() else revision)
+        if path.is_dir():
+            return datasets.load_dataset(str(path), config, split=split)
+        return datasets.load_dataset(source, config, split=split, revision=revision)
+
+
+def local_path(source: str) -> Path:
+    """The source as a path, `~` replaced."""
+    return Path(os.path.expanduser(source))
 
 
 def check_source(source: str) -> None:
@@ -50,8 +68,9 @@ def check_source(source: str) -> None:
     Raises:
         UserError: it is not.
     """
-    path = Path(source)
-    is_path = source.startswith(("/", ".", "~")) or source.count("/") > 1 or path.suffix in (*FILE_BUILDERS, ".gz")
+    path = local_path(source)
+    is_file = path.suffix.lower() in (*FILE_BUILDERS, ".gz")
+    is_path = source.startswith(("/", ".", "~")) or source.count("/") > 1 or is_file
     if is_path and not path.exists():
         raise UserError(f"{source}: there is no such file or folder.")
 
@@ -62,8 +81,8 @@ def read_config_splits(source: str, config: str) -> list[str]:
     Raises:
         UserError: as `read_dataset`.
     """
-    with _plain_errors(source):
-        return datasets.get_dataset_split_names(source, config)
+    with plain_errors(source):
+        return datasets.get_dataset_split_names(os.path.expanduser(source), config)
 
 
 def require_columns(dataset: datasets.Dataset, columns: Sequence[str], source: str) -> None:
@@ -77,19 +96,41 @@ def require_columns(dataset: datasets.Dataset, columns: Sequence[str], source: s
         raise UserError(f"{source}: no column {', '.join(missing)}; its columns are {there}.")
 
 
+def require_text(dataset: datasets.Dataset, columns: Sequence[str], source: str) -> None:
+    """Check that the columns are there and hold text.
+
+    Raises:
+        UserError: some do not.
+    """
+    require_columns(dataset, columns, source)
+    for column in columns:
+        feature = dataset.features[column]
+        kind = feature.dtype if isinstance(feature, datasets.Value) else type(feature).__name__
+        if kind not in ("string", "large_string"):
+            raise UserError(f"{source}: the column {column} must hold text, one string a row, but holds {kind}.")
+
+
 def _read_file(path: Path) -> datasets.Dataset:
-    suffixes = [suffix for suffix in path.suffixes if suffix != ".gz"]
-    builder = FILE_BUILDERS.get(suffixes[-1] if suffixes else "")
-    if builder is None:
-        raise UserError(f"{path}: not a data file by its name; it must end in {', '.join(FILE_BUILDERS)} (or .gz).")
+    name = path.name.lower()
+    suffix = Path(name.removesuffix(".gz")).suffix
+    if suffix not in FILE_BUILDERS or name.endswith(".parquet.gz"):
+        endings = ", ".join(FILE_BUILDERS)
+        raise UserError(f"{path}: not a data file by its name; it must end in {endings} (all but .parquet also .gz).")
     if path.stat().st_size == 0:
         raise UserError(f"{path}: the file is empty.")
-    options = {"sep": "\t"} if suffixes[-1] == ".tsv" else {}
-    return datasets.load_dataset(builder, data_files=str(path), split="train", **options)
+    options: dict[str, Any] = {}
+    if suffix in (".csv", ".tsv"):
+        options = {"sep": "\t" if suffix == ".tsv" else ",", "keep_default_na": False}  # "null" and "NA" are texts
+    return datasets.load_dataset(FILE_BUILDERS[suffix], data_files=glob.escape(str(path)), split="train", **options)
 
 
 @contextmanager
-def _plain_errors(source: str) -> Iterator[None]:
+def plain_errors(source: str) -> Iterator[None]:
+    """What reading a data set can raise, told in one sentence.
+
+    Raises:
+        UserError: in place of it.
+    """
     try:
         yield
     except UserError:
@@ -103,8 +144,10 @@ def _plain_errors(source: str) -> Iterator[None]:
         raise UserError(f"{source}: no such data set on the Hugging Face Hub, and no such file or folder.") from error
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"{source}: the folder holds no data set (parquet, jsonl or csv files).") from error
-    except (DatasetGenerationError, pa.ArrowException, StopIteration) as error:
-        cause = str(error.__cause__ or error).splitlines()
-        raise UserError(f"{source}: cannot be read as a data set: {cause[0] if cause else 'no rows'}") from error
-    except (ValueError, OSError) as error:  # unknown configuration or split, with those there are; an unwritable cache
-        raise UserError(f"{source}: {str(error).splitlines()[0]}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{source}: the YAML at the head of its README.md is damaged.") from error
+    except (DatasetGenerationError, pa.ArrowException, EOFError, ValueError, OSError, StopIteration) as error:
+        cause = textwrap.shorten(str(error.__cause__ or error), 300, placeholder=" ...")
+        if not cause or any(phrase in cause for phrase in _NO_ROWS):
+            raise UserError(f"{source}: the data set has no rows.") from error
+        raise UserError(f"{source}: cannot be read: {cause}") from error

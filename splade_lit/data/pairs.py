@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import xxhash
 
 from splade_lit.data.docstrings import document_text, load_docstrings
-from splade_lit.data.hub import read_dataset, require_columns
+from splade_lit.data.hub import plain_errors, read_dataset, require_text
 from splade_lit.errors import UserError
 
 NATURAL_QUESTIONS = "sentence-transformers/natural-questions"
@@ -83,8 +83,8 @@ def load_pairs(
     """Pairs of a data set; rows with an empty text are left out, and a line of the log tells how many.
 
     Args:
-        source: a Hub id, a folder in the layout of a Hub data set, a file (jsonl, csv, tsv, parquet; gzipped or not),
-            or `docstrings`.
+        source: a Hub id, a folder in the layout of a Hub data set, a file (jsonl, csv or tsv, gzipped or not, or
+            parquet), or `docstrings`.
         query_column: name of the column of queries.
         document_column: name of the column of documents that answer them.
         negative_columns: names of columns of hard negatives, documents that do not answer the query.
@@ -129,13 +129,9 @@ def split_rows(num_pairs: int, num_eval_pairs: int, seed: int) -> tuple[np.ndarr
 
 
 def _named_columns(dataset: datasets.Dataset, columns: Sequence[str], source: str) -> datasets.Dataset:
-    require_columns(dataset, columns, source)
+    require_text(dataset, columns, source)
     if len(set(columns)) < len(columns):
         raise UserError(f"{source}: the columns {', '.join(columns)} must be different ones.")
-    for column in columns:
-        feature = dataset.features[column]
-        if getattr(feature, "dtype", None) not in ("string", "large_string"):
-            raise UserError(f"{source}: the column {column} must hold text, one string a row, but holds {feature}.")
     names = ("query", "document", *(f"negative_{number}" for number in range(1, len(columns) - 1)))
     return dataset.select_columns(list(columns)).rename_columns(dict(zip(columns, names, strict=True)))
 
@@ -145,7 +141,8 @@ def _without_empty_texts(dataset: datasets.Dataset, source: str) -> datasets.Dat
     for start in range(0, len(dataset), BATCH_ROWS):
         table: pa.Table = dataset.with_format("arrow")[start : start + BATCH_ROWS]
         for column in table.columns:
-            lengths = pc.fill_null(pc.utf8_length(pc.utf8_trim_whitespace(column)), 0)
+            with plain_errors(source):  # a text may turn out not to be UTF-8
+                lengths = pc.fill_null(pc.utf8_length(pc.utf8_trim_whitespace(column)), 0)
             has_text[start : start + BATCH_ROWS] &= lengths.to_numpy() > 0
     empty = len(dataset) - int(has_text.sum())
     if empty == len(dataset):

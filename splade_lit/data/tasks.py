@@ -3,13 +3,15 @@
 import csv
 import gzip
 import json
+import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from splade_lit.data.docstrings import document_text, load_docstrings
-from splade_lit.data.hub import read_config_splits, read_dataset, require_columns
+from splade_lit.data.hub import local_path, read_config_splits, read_dataset, require_columns, require_text
 from splade_lit.errors import UserError
 
 NANOBEIR_ID = "sentence-transformers/NanoBEIR-en"
@@ -80,7 +82,7 @@ def load_tasks(
 
 def is_task(name: str) -> bool:
     """Whether `load_task` takes this name for one task: a known name or a BEIR folder."""
-    return name.lower() in NANOBEIR_SPLITS or name == DOCSTRINGS or _is_beir(Path(name))
+    return name.lower() in NANOBEIR_SPLITS or name == DOCSTRINGS or _is_beir(local_path(name))
 
 
 def load_task(
@@ -90,7 +92,7 @@ def load_task(
     cache_dir: str | Path | None = None,
 ) -> list[RetrievalTask]:
     """The tasks of one name or folder; see `load_tasks`."""
-    folder = Path(name)
+    folder = local_path(name)
     if name.lower() in NANOBEIR_SPLITS:
         tasks = [_load_nanobeir(nanobeir_source, NANOBEIR_SPLITS[name.lower()], nanobeir_revision)]
     elif name == DOCSTRINGS:
@@ -101,6 +103,8 @@ def load_task(
     elif _is_beir(folder):
         tasks = [_load_beir(folder)]
     elif all((folder / part).is_dir() for part in ("corpus", "queries", "qrels")):
+        if not (folder / "README.md").is_file():
+            raise UserError(f"{name}: needs a README.md whose head names its configurations corpus, queries and qrels.")
         tasks = [_load_nanobeir(name, split) for split in read_config_splits(name, "corpus")]
     else:
         raise UserError(
@@ -116,16 +120,17 @@ def _load_nanobeir(source: str, split: str, revision: str | None = None) -> Retr
     )
     for config, dataset in (("corpus", corpus), ("queries", queries)):
         require_columns(dataset, ("_id", "text"), f"{source} ({config}, {split})")
+        require_text(dataset, ("text",), f"{source} ({config}, {split})")
     require_columns(qrels, ("query-id", "corpus-id"), f"{source} (qrels, {split})")
     relevant: dict[str, dict[str, int]] = {}
     for query_id, document_ids in zip(qrels["query-id"], qrels["corpus-id"], strict=True):
-        documents = [document_ids] if isinstance(document_ids, str) else document_ids
-        relevant.setdefault(query_id, {}).update(dict.fromkeys(documents, 1))
+        documents = document_ids if isinstance(document_ids, list) else [document_ids]
+        relevant.setdefault(str(query_id), {}).update((str(document), 1) for document in documents)
     return _checked(
         RetrievalTask(
             name=split,
-            corpus=dict(zip(corpus["_id"], corpus["text"], strict=True)),
-            queries=dict(zip(queries["_id"], queries["text"], strict=True)),
+            corpus=dict(zip(map(str, corpus["_id"]), corpus["text"], strict=True)),
+            queries=dict(zip(map(str, queries["_id"]), queries["text"], strict=True)),
             qrels=relevant,
             group="NanoBEIR",
         )
@@ -190,31 +195,39 @@ def _read_jsonl(folder: Path, stem: str) -> Iterator[dict[str, Any]]:
     path = _find(folder, f"{stem}.jsonl")
     assert path is not None  # the folder was recognised by it
     opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8") as lines:
+    with _damage_told(path), opener(path, "rt", encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
             try:
                 row = json.loads(line)
-                yield {**row, "_id": str(row["_id"]), "text": str(row["text"])}
+                row = {**row, "_id": str(row["_id"]), "text": str(row["text"] or "")}
             except (ValueError, TypeError, KeyError) as error:
                 raise UserError(f"{path}, line {number}: not a JSON object with `_id` and `text`.") from error
+            yield row
 
 
 def _read_qrels(path: Path) -> dict[str, dict[str, int]]:
     if not path.is_file():
         raise UserError(f"{path.parents[1]}: a BEIR folder needs its judgements in qrels/test.tsv, which is missing.")
     qrels: dict[str, dict[str, int]] = {}
-    with path.open(encoding="utf-8", newline="") as lines:
+    with _damage_told(path), path.open(encoding="utf-8", newline="") as lines:
         rows = csv.DictReader(lines, delimiter="\t")
         missing = {"query-id", "corpus-id", "score"} - set(rows.fieldnames or ())
         if missing:
-            raise UserError(
-                f"{path}: no column {', '.join(sorted(missing))}; there are {', '.join(rows.fieldnames or ())}."
-            )
+            there = ", ".join(rows.fieldnames or ["none"])
+            raise UserError(f"{path}: no column {', '.join(sorted(missing))} in its first line; there are {there}.")
         for row in rows:
             try:
                 qrels.setdefault(row["query-id"], {})[row["corpus-id"]] = int(row["score"])
             except (TypeError, ValueError) as error:
                 raise UserError(f"{path}, line {rows.line_num}: the score is not a whole number.") from error
     return qrels
+
+
+@contextmanager
+def _damage_told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, EOFError, zlib.error, csv.Error, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from error
