@@ -22,9 +22,10 @@ from pathlib import Path
 import xxhash
 
 from splade_lit.data import docstring_parser
-from splade_lit.data.cache import cache_folder, whole_file
+from splade_lit.data.cache import cache_folder
 from splade_lit.data.docstring_parser import Docstring
 from splade_lit.errors import UserError
+from splade_lit.files import whole_file
 
 # What the project depends on is there wherever the project is.
 PACKAGES = (
@@ -48,7 +49,7 @@ WORKERS = 2
 QUERY_SHARE = 30  # of 1000 pairs: queries of the task, with their documents
 CORPUS_SHARE = 200  # of 1000 pairs: documents of the task, those of its queries among them
 OPENING_WORDS = 12  # copies of a docstring differ late if at all: documents that open alike count as one
-QUOTE_WORDS = 4
+QUOTE_WORDS = 3  # every query has them: at least 4 words, 60 % of them plain
 
 logger = logging.getLogger(__name__)
 
@@ -86,9 +87,9 @@ def load_docstrings(cache_dir: str | Path | None = None) -> DocstringCorpus:
     key = xxhash.xxh3_64_hexdigest(json.dumps([versions, _rules()]).encode())
     path = cache_folder(cache_dir) / "docstrings" / f"{key}.jsonl"
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        return _split([Docstring(*json.loads(line)) for line in lines])
-    except (OSError, ValueError, TypeError):
+        if lines := path.read_text(encoding="utf-8").splitlines():
+            return _split([Docstring(*json.loads(line)) for line in lines])
+    except (OSError, ValueError, TypeError, AttributeError):  # not there, or damaged
         pass
     logger.info("Parsing the docstrings of %s (once, then cached).", ", ".join(versions))
     docstrings = _without_copies(_parse(list(_source_files(versions))))
@@ -167,14 +168,19 @@ def _without_copies(docstrings: Iterable[Docstring]) -> list[Docstring]:
 def _split(docstrings: list[Docstring]) -> DocstringCorpus:
     shares = [xxhash.xxh3_64_intdigest(_normal(docstring.first_sentence).encode()) % 1000 for docstring in docstrings]
     held_out = [d for d, share in zip(docstrings, shares, strict=True) if share < QUERY_SHARE]
-    # A document that quotes a query of the task gives the answer away in training and is a second answer in the task.
+    # A pair that quotes a query of the task shows it in training; a document that does is a second answer in the task.
     queries: dict[tuple[str, ...], list[list[str]]] = {}
     for docstring in held_out:
         query = _words(docstring.first_sentence)
         queries.setdefault(tuple(query[:QUOTE_WORDS]), []).append(query)
-    clean = [(d, share) for d, share in zip(docstrings, shares, strict=True) if not _quotes(_words(d.rest), queries)]
+    clean = [
+        (docstring, share)
+        for docstring, share in zip(docstrings, shares, strict=True)
+        if not _quotes(_words(document_text(docstring)), queries)
+    ]
+    train = (d for d, share in clean if share >= CORPUS_SHARE)
     return DocstringCorpus(
-        train=tuple(d for d, share in clean if share >= CORPUS_SHARE),
+        train=tuple(d for d in train if not _quotes(_words(d.first_sentence), queries)),
         distractors=tuple(d for d, share in clean if QUERY_SHARE <= share < CORPUS_SHARE),
         held_out=tuple(d for d, share in clean if share < QUERY_SHARE),
     )

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,7 +16,7 @@ import xxhash
 from rich.progress import Progress
 from transformers import PreTrainedTokenizerBase
 
-from splade_lit.data.cache import whole_file
+from splade_lit.files import whole_file
 from splade_lit.tokens import Tokens
 
 FOOTER = np.dtype([("texts", "<u8"), ("tokens", "<u8"), ("bytes_per_token", "<u8"), ("checksum", "<u8")])
@@ -55,7 +56,10 @@ class TokenStore:
         return Tokens(torch.from_numpy(self.input_ids[places].astype(np.int64)), tuple(lengths.tolist()))
 
     def document_frequencies(self, rows: np.ndarray, vocab_size: int) -> np.ndarray:
-        """int64 `[vocab_size]`: in how many of these texts each id occurs; ids beyond are not counted."""
+        """int64 `[vocab_size]`: in how many of these texts each id occurs; ids beyond are not counted.
+
+        A row that is given twice counts twice.
+        """
         return _document_frequencies(self.input_ids, self.offsets, np.asarray(rows), vocab_size)
 
     @classmethod
@@ -148,26 +152,34 @@ def cached_token_store(
     path = folder / f"{key}.tokens"
     try:
         return TokenStore.open(path)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         pass
     except (OSError, ValueError) as error:
         logger.warning("%s is not whole and is built again: %s.", path, error)
     try:
         return TokenStore.build(batches(), tokenize, vocab_size, path, num_texts, description)
     except OSError as error:
-        logger.warning("The tokens are kept in memory: %s cannot be written (%s).", folder, error)
+        _warn_unwritable(folder, error.strerror)
     return TokenStore.build(batches(), tokenize, vocab_size, None, num_texts, description)
+
+
+@cache
+def _warn_unwritable(folder: Path, cause: str | None) -> None:
+    """Once a process and folder: queries and documents have a store each."""
+    logger.warning("The tokens are kept in memory: %s cannot be written (%s).", folder, cause)
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """A hash that two tokenizers share if they give the same ids.
 
-    A fast tokenizer is its serialised backend, but for the truncation and padding of its last call.
+    A fast tokenizer is its serialised backend, but for the truncation and padding of its last call, and the side that
+    it cuts.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         description = json.loads(backend.to_str())
         description["truncation"] = description["padding"] = None
+        description["truncation_side"] = tokenizer.truncation_side
     else:
         description = {"class": type(tokenizer).__name__, "vocab": tokenizer.get_vocab()}
         description["settings"] = {name: str(value) for name, value in tokenizer.init_kwargs.items()}
@@ -200,10 +212,10 @@ def _write(file: BinaryIO, batches: Iterable[list[np.ndarray]], dtype: np.dtype)
 @numba.njit(cache=True)
 def _document_frequencies(input_ids: np.ndarray, offsets: np.ndarray, rows: np.ndarray, vocab_size: int) -> np.ndarray:
     frequencies = np.zeros(vocab_size, dtype=np.int64)
-    last_row = np.full(vocab_size, -1, dtype=np.int64)  # in which each id was seen last
-    for row in rows:
+    last_text = np.full(vocab_size, -1, dtype=np.int64)  # in which each id was seen last
+    for text, row in enumerate(rows):
         for token in input_ids[offsets[row] : offsets[row + 1]]:
-            if token < vocab_size and last_row[token] != row:
-                last_row[token] = row
+            if token < vocab_size and last_text[token] != text:
+                last_text[token] = text
                 frequencies[token] += 1
     return frequencies
