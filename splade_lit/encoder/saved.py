@@ -18,6 +18,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from splade_lit.encoder.base import load_masked_lm, load_tokenizer
 from splade_lit.encoder.document import MlmDocumentEncoder
@@ -85,7 +86,7 @@ def load(
     document = MlmDocumentEncoder(
         model, tokenizer.pad_token_id or 0, _pooling(parts.pooling), _activation(parts.activation), packed
     )
-    weights = _query_weights(parts, document.vocab_size)
+    weights = _query_weights(parts, tokenizer, document.vocab_size)
     encoder = AsymmetricSparseEncoder(
         IdfQueryEncoder(weights, parts.frozen),
         document,
@@ -150,7 +151,7 @@ def _read_parts(folder: Path, source: str) -> _Parts:
         max_query_tokens=_token_limit(query[0]),
         max_document_tokens=_document_limit(document[0]),
         prompts={name: text or "" for name, text in (model_config.get("prompts") or {}).items()},
-        max_active_dims=model_config.get("max_active_dims"),
+        max_active_dims=_limit(model_config, "max_active_dims"),
     )
 
 
@@ -173,23 +174,36 @@ def _idf_json(folder: Path, query_folder: Path, path: str | None) -> Path | None
 
 def _document_limit(folder: Path) -> int | None:
     config = _read_json(folder / "sentence_bert_config.json", missing={})
-    return config.get("document_length") or config.get("max_seq_length") or _token_limit(folder)
+    return _limit(config, "document_length") or _limit(config, "max_seq_length") or _token_limit(folder)
 
 
 def _token_limit(folder: Path) -> int | None:
-    limit = _read_json(folder / "tokenizer_config.json", missing={}).get("model_max_length")
-    return int(limit) if limit is not None and limit < 1e6 else None
+    limit = _limit(_read_json(folder / "tokenizer_config.json", missing={}), "model_max_length")
+    return limit if limit is not None and limit < 1_000_000 else None  # transformers' own "no limit" is larger
 
 
-def _query_weights(parts: _Parts, vocab_size: int) -> Tensor:
+def _limit(config: dict[str, Any], name: str) -> int | None:
+    value = config.get(name)
+    if value is not None and not (isinstance(value, int | float) and value >= 1):
+        raise UserError(f"{name} is {value!r} in the model's JSON files; it must be a number of at least 1.")
+    return None if value is None else int(value)
+
+
+def _query_weights(parts: _Parts, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> Tensor:
     if parts.idf_json is not None:
-        tokenizer = load_tokenizer(str(parts.query_folder or parts.document_folder))
         return idf_from_json(parts.idf_json, tokenizer, vocab_size)
     if parts.query_folder is None:
         return torch.ones(vocab_size)
     weights = _read_weights(parts.query_folder)
-    if len(weights) > vocab_size:
-        raise UserError(f"{parts.query_folder} has {len(weights)} weights for a vocabulary of {vocab_size}.")
+    if weights.ndim != 1 or len(weights) > vocab_size:
+        raise UserError(
+            f"The query weights in {parts.query_folder} have the shape {list(weights.shape)}, but the vocabulary has "
+            f"{vocab_size} entries; fetch the model again."
+        )
+    if not torch.isfinite(weights).all():
+        raise UserError(
+            f"{parts.query_folder} holds query weights that are not finite; the model diverged in training."
+        )
     # Dims beyond the table belong to padding of the vocabulary: no query reaches them.
     return torch.cat([weights, weights.new_zeros(vocab_size - len(weights))])
 
@@ -201,7 +215,7 @@ def _read_weights(folder: Path) -> Tensor:
             return load_file(safe)["weight"].float()
         if pickled.is_file():
             return torch.load(pickled, map_location="cpu", weights_only=True)["weight"].float()
-    except (SafetensorError, KeyError, RuntimeError, ValueError, EOFError, UnpicklingError):
+    except (SafetensorError, KeyError, TypeError, AttributeError, RuntimeError, ValueError, EOFError, UnpicklingError):
         raise UserError(f"The query weights in {folder} are damaged; fetch the model again.") from None
     raise UserError(f"{folder} has no weights (model.safetensors); fetch the model again.")
 

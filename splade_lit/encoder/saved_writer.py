@@ -156,6 +156,9 @@ def _write(encoder: AsymmetricSparseEncoder, folder: Path) -> None:
 
 
 def _save_tokenizer(encoder: AsymmetricSparseEncoder, folder: Path, max_tokens: int) -> None:
+    # A tokenizer keeps the limit of its last call, of whichever side, and would be written with it.
+    encoder.tokenizer.backend_tokenizer.no_truncation()
+    encoder.tokenizer.backend_tokenizer.no_padding()
     encoder.tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
