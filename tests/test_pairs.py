@@ -94,6 +94,16 @@ def test_a_file_that_changed_is_read_anew(tmp_path: Path) -> None:
         assert len(load_pairs(write_table(path, ROWS[:2]))) == 2
 
 
+def test_a_folder_that_changed_is_read_anew(tmp_path: Path) -> None:
+    folder = write_hub_folder(tmp_path / "data")
+    assert len(load_pairs(folder)) == len(ROWS)
+    write_table(tmp_path / "data" / "train.parquet", ROWS[:2])
+    assert len(load_pairs(folder)) == 2
+    (tmp_path / "other").mkdir()
+    other = write_hub_folder(tmp_path / "other" / "data")
+    assert len(load_pairs(other)) == len(ROWS)
+
+
 def test_folder_in_the_layout_of_the_hub(tmp_path: Path) -> None:
     folder = write_hub_folder(tmp_path / "questions")
     assert texts(load_pairs(folder)) == list(zip(QUERIES, ANSWERS, strict=True))

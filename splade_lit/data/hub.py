@@ -11,6 +11,7 @@ from typing import Any
 
 import datasets
 import pyarrow as pa
+import xxhash
 import yaml
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
@@ -53,8 +54,19 @@ def read_dataset(
         if path.is_file():
             return _read_file(path)
         if path.is_dir():
-            return datasets.load_dataset(str(path), config, split=split)
+            return datasets.load_dataset(str(path), config, split=split, cache_dir=_folder_cache(path))
         return datasets.load_dataset(source, config, split=split, revision=revision)
+
+
+def _folder_cache(folder: Path) -> str:
+    """A cache for what the folder holds now.
+
+    `datasets` knows a folder whose README.md lists its files by its name and that README alone: it would go on giving
+    the rows of files that have changed since, or of another folder of the same name.
+    """
+    files = sorted(path for path in folder.resolve().rglob("*") if path.is_file())
+    state = [(str(path), stat.st_size, stat.st_mtime_ns) for path, stat in ((path, path.stat()) for path in files)]
+    return os.path.join(datasets.config.HF_DATASETS_CACHE, "folders", xxhash.xxh3_64_hexdigest(repr(state).encode()))
 
 
 def local_path(source: str) -> Path:
