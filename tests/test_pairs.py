@@ -94,24 +94,17 @@ def test_a_file_that_changed_is_read_anew(tmp_path: Path) -> None:
         assert len(load_pairs(write_table(path, ROWS[:2]))) == 2
 
 
-def test_a_folder_that_changed_is_read_anew(tmp_path: Path) -> None:
-    folder = write_hub_folder(tmp_path / "data")
-    assert len(load_pairs(folder)) == len(ROWS)
-    write_table(tmp_path / "data" / "train.parquet", ROWS[:2])
-    assert len(load_pairs(folder)) == 2
-    (tmp_path / "other").mkdir()
-    other = write_hub_folder(tmp_path / "other" / "data")
-    assert len(load_pairs(other)) == len(ROWS)
-
-
-def test_folder_in_the_layout_of_the_hub(tmp_path: Path) -> None:
-    folder = write_hub_folder(tmp_path / "questions")
-    assert texts(load_pairs(folder)) == list(zip(QUERIES, ANSWERS, strict=True))
-    assert len(load_pairs(folder, split="dev")) == 1
-    assert len(load_pairs(folder, revision="has no meaning for a folder")) == 3
-    triplets = load_pairs(folder, config="triplet", negative_columns=["wrong"])
-    assert triplets.columns == ("query", "document", "negative_1")
-    assert triplets[1]["negative_1"] == "not Words\tto search with."
+@pytest.mark.parametrize("write_folder", [write_hub_folder, lambda folder: folder.mkdir()])
+def test_a_folder_that_changed_is_read_anew(tmp_path: Path, write_folder: Callable[[Path], object]) -> None:
+    for parent in ("one", "two"):
+        (tmp_path / parent).mkdir()
+        write_folder(tmp_path / parent / "questions")
+        rows = [{"query": f"which {parent}?", "answer": f"{number}"} for number in range(3)]
+        for count in (3, 2):
+            write_table(tmp_path / parent / "questions" / "train.parquet", rows[:count])
+            assert texts(load_pairs(str(tmp_path / parent / "questions"))) == [
+                (r["query"], r["answer"]) for r in rows[:count]
+            ]
 
 
 def test_folder_of_bare_files(tmp_path: Path) -> None:
