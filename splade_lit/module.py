@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
+from splade_lit.divergence import DivergenceWatch
 from splade_lit.encoder.base import from_base
 from splade_lit.encoder.grafted import START_ACTIVE_DIMS, calibrate_bias, start_report
 from splade_lit.encoder.query import idf_from_document_frequencies
@@ -136,6 +137,8 @@ class SpladeModule(L.LightningModule):
             self.encoder.document.model.gradient_checkpointing_enable({"use_reentrant": False})
         if compile_body:
             self.encoder.document.model.compile()
+        self._divergence = DivergenceWatch()
+        self._random_state: dict[str, Tensor] | None = None
 
     def setup(self, stage: str) -> None:
         """Set what the training corpus decides: first query weights, decoder bias; warn of a bad start."""
@@ -203,6 +206,7 @@ class SpladeModule(L.LightningModule):
         """Loss of a batch; logs its parts, the penalty's weight, learning rates and active dims."""
         documents = self.encoder.document(batch.documents)
         losses = self.losses(batch, documents)
+        self._divergence.observe(losses.loss, self.global_step + 1)
         self._log_step(batch, documents, losses)
         return losses.loss
 
@@ -260,18 +264,48 @@ class SpladeModule(L.LightningModule):
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
     ) -> None:
-        """One optimizer step, and the projection of the query weights after it."""
+        """One optimizer step, and the projection of the query weights after it.
+
+        Raises:
+            UserError: training has diverged; looked for as often as figures are logged.
+        """
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         if self.hparams["nonnegative_idf"]:
             self.encoder.query.project_nonnegative()
+        step = self.global_step + 1
+        if step % (self.trainer.log_every_n_steps or 50) == 0 or step == self.total_steps:  # type: ignore[attr-defined]
+            self._divergence.check(self.parameters(), step)
+
+    def on_train_start(self) -> None:
+        """Go on with the random numbers of the checkpoint, so that dropout is that of a run without a stop."""
+        if self._random_state is not None:
+            torch.set_rng_state(self._random_state["cpu"])
+            if self.device.type == "cuda" and "cuda" in self._random_state:
+                torch.cuda.set_rng_state(self._random_state["cuda"], self.device)
+            self._random_state = None
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the state of the random numbers.
+
+        Raises:
+            UserError: training has diverged; a checkpoint of before is worth more.
+        """
+        self._divergence.check(self.parameters(), self.global_step)
+        checkpoint["random_state"] = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            checkpoint["random_state"]["cuda"] = torch.cuda.get_rng_state(self.device)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the state of the random numbers until training starts."""
+        self._random_state = checkpoint.get("random_state")
 
 
 def _check_ranges(settings: Any) -> None:
     for name in ("warmup_ratio", "lambda_ramp_ratio"):
         if not 0 <= settings[name] <= 1:
             raise UserError(f"model.{name} is {settings[name]}; it is a fraction of all steps, from 0 to 1.")
-    for name in ("learning_rate", "idf_learning_rate", "weight_decay", "lambda_d", "lambda_q"):
-        if not settings[name] >= 0:
+    for name in ("learning_rate", "idf_learning_rate", "weight_decay", "lambda_d", "lambda_q", "l0_threshold"):
+        if settings[name] is not None and not settings[name] >= 0:
             raise UserError(f"model.{name} is {settings[name]}; it cannot be negative.")
     for name in ("max_query_tokens", "max_document_tokens", "start_active_dims"):
         if settings[name] is not None and settings[name] < 1:

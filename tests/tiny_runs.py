@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from splade_lit.data.datamodule import PairsDataModule
@@ -18,8 +17,8 @@ NEGATIVES = ("negative_1", "negative_2")
 
 def save_base(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dropout: float = 0.0) -> Path:
     """Write a base model with this dropout everywhere and a decoder bias that keeps its vectors sparse."""
-    with torch.no_grad():
-        model.get_output_embeddings().bias.sub_(1.75)
+    if decoder := model.get_output_embeddings():
+        decoder.bias.data.sub_(1.75)
     for name in ("dropout", "attention_dropout", "hidden_dropout_prob", "attention_probs_dropout_prob"):
         if hasattr(model.config, name):
             setattr(model.config, name, dropout)
