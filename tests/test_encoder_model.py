@@ -1,9 +1,12 @@
 import inspect
+import io
 import logging
 
 import numpy as np
 import pytest
+import rich
 import torch
+from rich.console import Console
 from scipy.sparse import csr_array
 from sentence_transformers import SparseEncoder
 from torch import Tensor
@@ -259,11 +262,13 @@ def test_training_mode_comes_back_and_dropout_is_off(encoder):
     assert not first.requires_grad
 
 
-def test_progress_is_shown_on_request(encoder, capsys):
-    encoder.encode_document(TEXTS, show_progress_bar=True)
-    assert "documents" in capsys.readouterr().out
+def test_progress_is_shown_on_request(encoder, monkeypatch):
+    terminal = io.StringIO()
+    monkeypatch.setattr(rich, "_console", Console(file=terminal, force_terminal=True, width=100))
     encoder.encode_document(TEXTS)
-    assert capsys.readouterr().out == ""
+    assert terminal.getvalue() == ""
+    encoder.encode_document(TEXTS, show_progress_bar=True)
+    assert "documents" in terminal.getvalue()
 
 
 def test_sides_of_different_size_are_refused(encoder):

@@ -105,7 +105,7 @@ class AsymmetricSparseEncoder(nn.Module):
 
     def encode_query(
         self,
-        inputs: str | Sequence[str],
+        inputs: str | Sequence[str] | np.ndarray,
         prompt_name: str | None = None,
         prompt: str | None = None,
         batch_size: int = 32,
@@ -148,7 +148,7 @@ class AsymmetricSparseEncoder(nn.Module):
 
     def encode_document(
         self,
-        inputs: str | Sequence[str],
+        inputs: str | Sequence[str] | np.ndarray,
         prompt_name: str | None = None,
         prompt: str | None = None,
         batch_size: int = 32,
@@ -308,7 +308,7 @@ class AsymmetricSparseEncoder(nn.Module):
         """Dense document vectors (`encode_document` is what users want)."""
         return self.document(tokens)
 
-    def _texts(self, inputs: str | Sequence[str], prompt: str | None, prompt_name: str) -> list[str]:
+    def _texts(self, inputs: str | Sequence[str] | np.ndarray, prompt: str | None, prompt_name: str) -> list[str]:
         if prompt is None:
             if prompt_name not in self.prompts:
                 raise ValueError(f"no prompt named {prompt_name!r}; there are {sorted(self.prompts)}")
@@ -322,7 +322,7 @@ class AsymmetricSparseEncoder(nn.Module):
     def _converted(
         self,
         matrix: csr_array,
-        inputs: str | Sequence[str],
+        inputs: str | Sequence[str] | np.ndarray,
         to_csr: bool,
         to_tensor: bool,
         sparse: bool,
