@@ -1,10 +1,13 @@
 """Batches in which no text occurs twice: in-batch negatives that are not answers in disguise."""
 
 from collections.abc import Iterator
+from functools import cached_property
 
 import numba
 import numpy as np
 from torch.utils.data import Sampler
+
+_DRAWS = 8  # orders tried for an epoch until one gives as many batches as epoch 0 has, or fewer
 
 
 class NoDuplicatesBatchSampler(Sampler[np.ndarray]):
@@ -14,7 +17,11 @@ class NoDuplicatesBatchSampler(Sampler[np.ndarray]):
     batches that hold one of its texts, so a row that clashes only waits for the next batch. Batches are full but for
     a few at the end; every row comes once an epoch (at most once with `drop_last`). Time is linear in the rows.
 
-    With several devices, a batch is shared out: no text is twice in the batch of all devices together.
+    Every epoch has the same number of batches, for a trainer asks for it once: one with fewer has batches split in
+    two, and where all orders tried give more, the batches of epoch 0 come in another order.
+
+    With several devices, a batch is shared out: no text is twice in the batch of all devices together. A batch that
+    they cannot share equally loses the rows left over.
 
     Args:
         fingerprints: `[rows, columns]`, integers that are equal where texts are.
@@ -24,6 +31,8 @@ class NoDuplicatesBatchSampler(Sampler[np.ndarray]):
         shuffle: False keeps the order of the rows, the same in all epochs.
         num_replicas: number of devices.
         rank: which of them.
+        block_rows: rows next to each other that stay together when the order is drawn: 1 for none, the batch size for
+            batches of neighbours, which are hard negatives for each other where rows are ordered by topic.
     """
 
     def __init__(
@@ -35,6 +44,7 @@ class NoDuplicatesBatchSampler(Sampler[np.ndarray]):
         shuffle: bool = True,
         num_replicas: int = 1,
         rank: int = 0,
+        block_rows: int = 1,
     ) -> None:
         _, text_ids = np.unique(fingerprints, return_inverse=True)
         self._text_ids = text_ids.reshape(fingerprints.shape)
@@ -44,6 +54,7 @@ class NoDuplicatesBatchSampler(Sampler[np.ndarray]):
         self.shuffle = shuffle
         self.num_replicas = num_replicas
         self.rank = rank
+        self.block_rows = block_rows
         self.epoch = 0
         self._plan: list[np.ndarray] | None = None
 
@@ -54,8 +65,8 @@ class NoDuplicatesBatchSampler(Sampler[np.ndarray]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        """Number of batches of this epoch, exactly."""
-        return len(self.batches())
+        """Number of batches, exactly, the same in every epoch."""
+        return len(self._first_plan)
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """int64 row numbers, one array a batch."""
@@ -64,14 +75,36 @@ class NoDuplicatesBatchSampler(Sampler[np.ndarray]):
     def batches(self) -> list[np.ndarray]:
         """All batches of this epoch, on this device."""
         if self._plan is None:
-            self._plan = self._make_plan()
+            self._plan = [batch[self.rank :: self.num_replicas] for batch in self._make_plan()]
         return self._plan
 
+    @cached_property
+    def _first_plan(self) -> list[np.ndarray]:
+        return self._draw(self._rng(0))
+
     def _make_plan(self) -> list[np.ndarray]:
+        """The batches of all devices together."""
+        first = self._first_plan
+        if self.epoch == 0 or not self.shuffle:
+            return first
+        rng = self._rng(self.epoch)
+        for _ in range(_DRAWS):
+            plan = self._with_length(self._draw(rng), len(first))
+            if plan is not None:
+                return plan
+        return [rng.permutation(first[number]) for number in rng.permutation(len(first))]
+
+    def _rng(self, epoch: int) -> np.random.Generator:
+        return np.random.default_rng((self.seed, epoch))
+
+    def _draw(self, rng: np.random.Generator) -> list[np.ndarray]:
+        """Batches that devices can share, of the rows in an order drawn from `rng`."""
         num_rows = len(self._text_ids)
         order = np.arange(num_rows)
         if self.shuffle:
-            order = np.random.default_rng((self.seed, self.epoch)).permutation(num_rows)
+            # Blocks are cut elsewhere in each epoch, so that a row meets all of its neighbours.
+            block_of = (order + rng.integers(self.block_rows)) // self.block_rows
+            order = np.argsort(rng.permutation(num_rows + 1)[block_of], kind="stable")
         global_size = self.batch_size * self.num_replicas
         batch_of = _first_fit(order, self._text_ids, global_size)
         rows = order[np.argsort(batch_of, kind="stable")]
@@ -79,8 +112,26 @@ class NoDuplicatesBatchSampler(Sampler[np.ndarray]):
         if self.drop_last:
             batches = [batch for batch in batches if len(batch) == global_size]
         # Devices take equal shares of a short batch: they must make the same number of steps.
-        shares = (batch[: len(batch) - len(batch) % self.num_replicas] for batch in batches)
-        return [share[self.rank :: self.num_replicas] for share in shares if len(share)]
+        shared = (batch[: len(batch) - len(batch) % self.num_replicas] for batch in batches)
+        return [batch for batch in shared if len(batch)]
+
+    def _with_length(self, batches: list[np.ndarray], length: int) -> list[np.ndarray] | None:
+        """The same rows in `length` batches; None if there are more batches, or too few that can be split.
+
+        With `drop_last`, batches too many are left out, and none is split.
+        """
+        if self.drop_last:
+            return batches[:length] if len(batches) >= length else None
+        if not 0 < len(batches) <= length:
+            return None
+        while len(batches) < length:
+            largest = max(range(len(batches)), key=lambda number: (len(batches[number]), number))
+            batch = batches[largest]
+            cut = len(batch) // 2 // self.num_replicas * self.num_replicas
+            if cut == 0:
+                return None
+            batches[largest : largest + 1] = [batch[:cut], batch[cut:]]
+        return batches
 
 
 @numba.njit(cache=True)
