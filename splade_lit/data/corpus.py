@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from splade_lit.data.hub import read_dataset, require_text
+from splade_lit.data.hub import plain_errors, read_dataset, require_text
 from splade_lit.data.tasks import is_task, load_task
 from splade_lit.errors import UserError
 
@@ -30,12 +30,19 @@ def load_corpus(source: str, text_column: str = "text", cache_dir: str | Path | 
     dataset = read_dataset(source)
     require_text(dataset, (text_column,), source)
     id_column = next((name for name in _ID_COLUMNS if name in dataset.column_names), None)
-    ids = map(str, dataset[id_column] if id_column else range(len(dataset)))
-    titles = dataset["title"] if "title" in dataset.column_names else [""] * len(dataset)
-    texts = (f"{title or ''} {text or ''}".strip() for title, text in zip(titles, dataset[text_column], strict=True))
-    corpus = dict(zip(ids, texts, strict=True))
-    if len(corpus) < len(dataset):
-        raise UserError(f"{source}: {len(dataset) - len(corpus)} documents have the id of another; make ids unique.")
+    with plain_errors(source):  # a text may turn out not to be UTF-8
+        ids = dataset[id_column][:] if id_column else list(range(len(dataset)))
+        titles = dataset["title"][:] if "title" in dataset.column_names else [""] * len(dataset)
+        texts = dataset[text_column][:]
+    if missing := sum(id is None for id in ids):
+        raise UserError(f"{source}: {missing} of {len(ids)} documents have no {id_column}; give each its own.")
+    corpus = {
+        str(id): f"{title or ''} {text or ''}".strip() for id, title, text in zip(ids, titles, texts, strict=True)
+    }
+    if copies := len(ids) - len(corpus):
+        raise UserError(
+            f"{source}: {copies} of {len(ids)} documents have the {id_column} of another; make them unique."
+        )
     corpus = {id: text for id, text in corpus.items() if text}
     if not corpus:
         raise UserError(f"{source}: no document has text in the column {text_column}.")
