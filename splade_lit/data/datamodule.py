@@ -1,8 +1,10 @@
 """The DataModule: pairs in, batches of token ids out, the same on every start."""
 
 import logging
+import textwrap
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -27,8 +29,8 @@ class PairsDataModule(LightningDataModule):
 
     Args:
         tokenizer: Hub id, folder, or `package:NAME/FOLDER` of the model whose tokenizer is used.
-        source: Hub id, folder in the layout of a Hub data set, file (jsonl, csv, tsv, parquet; gzipped or not), or
-            `docstrings`.
+        source: Hub id, folder in the layout of a Hub data set, file (jsonl, csv or tsv, gzipped or not, or parquet),
+            or `docstrings`.
         query_column: name of the column of queries.
         document_column: name of the column of documents that answer them.
         negative_columns: names of columns of hard negatives, documents that do not answer the query.
@@ -44,7 +46,10 @@ class PairsDataModule(LightningDataModule):
         max_document_tokens: tokens of a document that are kept, special tokens among them.
         drop_last: leave out training batches that are not full.
         seed: seed of the order of batches.
+        block_rows: rows next to each other in the source that come in one batch. In a source ordered by topic, as
+            docstrings are, neighbours are hard negatives for each other; 1 draws every row by itself.
         cache_dir: folder for tokens and docstrings; null for SPLADE_LIT_CACHE, else ~/.cache/splade_lit.
+        tokenizer_revision: branch, tag or commit of the tokenizer on the Hub.
     """
 
     def __init__(
@@ -66,7 +71,9 @@ class PairsDataModule(LightningDataModule):
         max_document_tokens: int = 512,
         drop_last: bool = False,
         seed: int = 42,
+        block_rows: int = 1,
         cache_dir: str | None = None,
+        tokenizer_revision: str | None = None,
     ) -> None:
         super().__init__()
         for name, value, least in (
@@ -78,12 +85,14 @@ class PairsDataModule(LightningDataModule):
             ("max_query_tokens", max_query_tokens, 1),
             ("max_document_tokens", max_document_tokens, 1),
             ("seed", seed, 0),
+            ("block_rows", block_rows, 1),
         ):
             if value is not None and value < least:
                 raise UserError(f"data: {name} is {value}, but must be at least {least}.")
         if source != DOCSTRINGS:
             check_source(source)
         self.tokenizer_source = resolve_source(tokenizer)
+        self.tokenizer_revision = tokenizer_revision
         self.cache_dir = cache_folder(cache_dir)
         self.num_eval_pairs = num_eval_pairs
         self.split_seed = split_seed
@@ -93,6 +102,7 @@ class PairsDataModule(LightningDataModule):
         self.max_document_tokens = max_document_tokens
         self.drop_last = drop_last
         self.seed = seed
+        self.block_rows = block_rows
         self._load_pairs = partial(
             load_pairs,
             source,
@@ -106,6 +116,8 @@ class PairsDataModule(LightningDataModule):
             cache_dir=cache_dir,
         )
         self._pairs: Pairs | None = None
+        self._train_loader: PairLoader | None = None
+        self._loader_state: dict[str, int] | None = None
 
     def prepare_data(self) -> None:
         """Download, parse and tokenise on one process, into caches that the others read."""
@@ -122,19 +134,47 @@ class PairsDataModule(LightningDataModule):
         pairs = self._load_pairs()
         self.train_rows, self.eval_rows = split_rows(len(pairs), self.num_eval_pairs, self.split_seed)
         logger.info("%s: %d pairs for training, %d held out.", pairs.source, len(self.train_rows), len(self.eval_rows))
-        self.tokenizer = _load_tokenizer(self.tokenizer_source)
+        self.tokenizer = _load_tokenizer(self.tokenizer_source, self.tokenizer_revision)
         self.fingerprints = pairs.fingerprints()
         stores = [self._tokenize(pairs, position) for position in range(len(pairs.columns))]
         self.queries, *self.documents = stores
         self._pairs = pairs
 
     def train_dataloader(self) -> PairLoader:
-        """The training batches: another order each epoch."""
-        return self._loader(self.train_rows, self.batch_size, shuffle=True, drop_last=self.drop_last)
+        """The training batches: another order each epoch.
+
+        Raises:
+            UserError: there are too few pairs for one batch.
+        """
+        loader = self._loader(np.sort(self.train_rows), self.batch_size, shuffle=True, drop_last=self.drop_last)
+        if len(loader) == 0:
+            raise UserError(
+                f"data: {len(self.train_rows)} pairs give no batch; lower batch_size or the number of devices, or "
+                "set drop_last to false."
+            )
+        if self._loader_state is not None:
+            loader.load_state_dict(self._loader_state)
+        self._train_loader, self._loader_state = loader, None
+        return loader
 
     def val_dataloader(self) -> PairLoader | list[PairLoader]:
         """The held-out batches: always the same; an empty list if no pairs are held out."""
         return self._loader(self.eval_rows, self.eval_batch_size, shuffle=False) if len(self.eval_rows) else []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where in the epoch training stands.
+
+        Lightning keeps the state of a loader too, but forgets to load it where the loader was there before the
+        checkpoint, as it is in a run that counts its steps by epochs.
+        """
+        return {} if self._train_loader is None else {"train_loader": self._train_loader.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        self._loader_state = state_dict.get("train_loader")
+        if self._train_loader is not None and self._loader_state is not None:
+            self._train_loader.load_state_dict(self._loader_state)
+            self._loader_state = None
 
     @property
     def train_pairs(self) -> Pairs:
@@ -182,7 +222,7 @@ class PairsDataModule(LightningDataModule):
         return cached_token_store(
             batches=partial(pairs.batches, column),
             tokenize=lambda batch: function(self.tokenizer, batch, max_tokens),
-            vocab_size=len(self.tokenizer),
+            vocab_size=max(self.tokenizer.get_vocab().values()) + 1,
             folder=self.cache_dir / "tokens",
             key=f"{side}-{texts}-{tokenizer_fingerprint(self.tokenizer)}-{max_tokens}",
             num_texts=len(pairs),
@@ -198,12 +238,19 @@ class PairsDataModule(LightningDataModule):
             shuffle=shuffle,
             num_replicas=self.trainer.world_size if self.trainer else 1,
             rank=self.trainer.global_rank if self.trainer else 0,
+            block_rows=self.block_rows,
         )
-        return PairLoader(self.queries, self.documents, sampler, rows)
+        return PairLoader(self.queries, self.documents, sampler, rows, self._trained_batches if self.trainer else None)
+
+    def _trained_batches(self) -> int:
+        assert self.trainer is not None
+        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        return progress.processed
 
 
-def _load_tokenizer(source: str) -> PreTrainedTokenizerBase:
+def _load_tokenizer(source: str, revision: str | None) -> PreTrainedTokenizerBase:
     try:
-        return AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{source}: no tokenizer there: {str(error).splitlines()[0]}") from error
+        return AutoTokenizer.from_pretrained(source, revision=revision)
+    except Exception as error:  # tokenizers raises bare exceptions for files that it cannot read
+        cause = textwrap.shorten(str(error), 300, placeholder=" ...")
+        raise UserError(f"{source}: no tokenizer can be loaded from there: {cause}") from error

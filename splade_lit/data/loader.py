@@ -1,6 +1,6 @@
 """Batches of token ids for training, and where in the epoch a run stands."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ class PairLoader:
         documents: token ids of the positives, then of each column of hard negatives; all as long as `queries`.
         sampler: the batches, as positions in `rows`; Lightning calls its `set_epoch`.
         rows: rows of the stores to draw from.
+        trained_batches: tells how many batches of the epoch have been trained on, which are fewer than were handed out
+            where training stopped in the middle of one; by default, all that were handed out.
     """
 
     def __init__(
@@ -29,12 +31,14 @@ class PairLoader:
         documents: Sequence[TokenStore],
         sampler: NoDuplicatesBatchSampler,
         rows: np.ndarray,
+        trained_batches: Callable[[], int] | None = None,
     ) -> None:
         self.queries = queries
         self.documents = documents
         self.sampler = sampler
         self.batch_sampler = None  # Lightning asks whatever has a sampler for this, too
         self.rows = rows
+        self.trained_batches = trained_batches
         self._state = {"epoch": 0, "batches": 0}
         self._resumed: dict[str, int] | None = None
 
@@ -57,8 +61,10 @@ class PairLoader:
         return PairBatch(self.queries.gather(rows), _concatenate([store.gather(rows) for store in self.documents]))
 
     def state_dict(self) -> dict[str, int]:
-        """The epoch, and how many of its batches were handed out; Lightning saves it with each checkpoint."""
-        return dict(self._state)
+        """The epoch, and how many of its batches are done; Lightning saves it with each checkpoint."""
+        if self.trained_batches is None:
+            return dict(self._state)
+        return {**self._state, "batches": min(self._state["batches"], self.trained_batches())}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Let the next iteration, if it is of the same epoch, go on after those batches."""
