@@ -28,7 +28,7 @@ ODD_TEXTS = [
     "z" * 300,
     "don't\u200bstop \x00 control",
 ]
-PASSAGES = 200
+PASSAGES = 150
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def texts(shared_data: Path) -> dict[str, list[str]]:
     """Real questions and passages, from all parts of the file, with odd texts among them."""
     table = pq.read_table(shared_data / "qa-pairs" / "train.parquet", columns=["query", "answer"])
     step = table.num_rows // PASSAGES
-    return {name: table[name].to_pylist()[::step] + ODD_TEXTS for name in ("query", "answer")}
+    return {name: table[name].to_pylist()[::step][:PASSAGES] + ODD_TEXTS for name in ("query", "answer")}
 
 
 @pytest.fixture(scope="module")
