@@ -6,18 +6,19 @@
 Prints a table; `--output` keeps every figure under the names that sentence-transformers' evaluators use.
 """
 
-import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
-from splade_lit.commands import check_writable, default_device, run_command
+from splade_lit.arguments import CommandParser, positive_int
+from splade_lit.commands import check_writable, pick_device, run_command
 from splade_lit.data.tasks import NANOBEIR_ID, load_tasks
 from splade_lit.encoder.saved import load
 from splade_lit.evaluation.bm25 import best_bm25
-from splade_lit.evaluation.evaluate import TokenisedTask, evaluate_task
+from splade_lit.evaluation.evaluate import evaluate_task, sample_corpus
 from splade_lit.evaluation.results import TaskResult, flat_metrics
 from splade_lit.evaluation.tables import metrics_table
 from splade_lit.files import replace_text
@@ -31,19 +32,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     settings = _parser().parse_args(arguments)
     check_writable(settings.output, settings.runs)
+    device = pick_device(settings.device)
     tasks = load_tasks(settings.tasks, settings.nanobeir_source, settings.nanobeir_revision)
-    encoder = load(settings.model, revision=settings.revision, device=settings.device or default_device())
+    if settings.max_corpus_documents:
+        tasks = [sample_corpus(task, settings.max_corpus_documents) for task in tasks]
+    encoder = load(settings.model, revision=settings.revision, device=device)
     stages: dict[str, dict[str, float]] = {}
     if settings.bm25:
         stages["bm25"] = best_bm25(tasks, encoder.tokenizer)
-    results = [
-        evaluate_task(
-            encoder,
-            TokenisedTask.of(task, encoder, max_corpus_documents=settings.max_corpus_documents),
-            show_progress_bar=True,
-        )
-        for task in tasks
-    ]
+    results = [evaluate_task(encoder, task, show_progress_bar=sys.stdout.isatty()) for task in tasks]
     stages["model"] = flat_metrics(results)
     if settings.output:
         replace_text(settings.output, json.dumps(stages, indent=2) + "\n")
@@ -53,8 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Console().print(metrics_table(stages))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> CommandParser:
+    parser = CommandParser(
         prog="python -m splade_lit.evaluate", description="Retrieval and sparsity figures of a saved model."
     )
     parser.add_argument("--model", required=True, help="folder of a saved model, or its Hub id")
@@ -70,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--bm25", action="store_true", help="evaluate BM25 too (the better of words and WordPieces)")
     parser.add_argument(
         "--max-corpus-documents",
-        type=int,
+        type=positive_int,
         help="evaluate on a sample of each corpus with this many documents, all judged ones among them",
     )
     parser.add_argument("--output", type=Path, help="JSON file for all figures, one object for `bm25` and `model` each")

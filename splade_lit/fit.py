@@ -5,21 +5,30 @@
 
 Every setting of the model, the data and the trainer can be given in the file or on the command line; `--help` explains
 them, `--print_config` prints a whole file. A run leaves in its folder (`trainer.default_root_dir`): config.yaml,
-metrics.json, metrics.csv, checkpoints/ and model/.
+metrics.json, metrics.csv, checkpoints/last.ckpt, model/ and what its callbacks add.
+
+W&B stays offline unless the environment says WANDB_MODE=online.
 """
 
+import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jsonargparse
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
+from splade_lit.arguments import parse_settings
 from splade_lit.callbacks.csv_log import CsvLog
+from splade_lit.callbacks.last_checkpoint import LastCheckpoint
 from splade_lit.callbacks.retrieval import RetrievalEvaluation
 from splade_lit.commands import run_command
 from splade_lit.data.datamodule import PairsDataModule
@@ -27,17 +36,48 @@ from splade_lit.errors import UserError
 from splade_lit.evaluation.tables import headline_figures, metrics_table
 from splade_lit.files import replace_text
 from splade_lit.module import SpladeModule
+from splade_lit.run_folder import CHECKPOINTS, CONFIG, check_run_folder, check_same_model, remove_run
+
+LINKS = {
+    "data.tokenizer": "model.base_model",
+    "data.tokenizer_revision": "model.base_revision",
+    "data.max_query_tokens": "model.max_query_tokens",
+    "data.max_document_tokens": "model.max_document_tokens",
+}
 
 
 class SaveRunConfig(SaveConfigCallback):
-    """Writes the resolved configuration to the folder of the run and hands it to the loggers."""
+    """Opens the folder of the run: removes what an earlier run left, writes the resolved configuration.
+
+    Args:
+        parser: writes the configuration.
+        config: what runs.
+        resolved: what runs, but for settings of this start alone.
+    """
+
+    def __init__(self, parser: Any, config: jsonargparse.Namespace, resolved: jsonargparse.Namespace) -> None:
+        super().__init__(parser, config)
+        self.resolved = resolved
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Write `config.yaml` before anything long starts."""
-        if stage != "fit" or not trainer.is_global_zero:
+        """Do so when the data have been read and before anything long starts.
+
+        Raises:
+            UserError: the run has no known end, or its data are fewer than its settings ask for.
+        """
+        if stage != "fit":
             return
-        text = self.parser.dump(self.config, skip_none=False)
-        replace_text(Path(trainer.default_root_dir) / "config.yaml", text)
+        try:
+            trainer.fit_loop.setup_data()  # or Lightning would speak up only after the first evaluation
+            _ = pl_module.total_steps
+        except (MisconfigurationException, ValueError) as error:
+            raise UserError(f"trainer: {_first_line(error)}") from error
+        if not trainer.is_global_zero:
+            return
+        folder = Path(trainer.default_root_dir)
+        if self.config.ckpt_path is None:
+            remove_run(folder)
+        replace_text(folder / CONFIG, self.parser.dump(self.resolved, skip_none=False))
         for logger in trainer.loggers:
             logger.log_hyperparams(self.config.as_dict())
 
@@ -50,64 +90,90 @@ class FitCLI(LightningCLI):
         parser.add_argument("--ckpt_path", type=str | None, default=None, help="Checkpoint to resume from.")
         parser.add_argument("--overwrite", type=bool, default=False, help="Start anew in a folder that holds a run.")
         parser.link_arguments("model.base_model", "data.tokenizer")
-        parser.link_arguments("model.max_query_tokens", "data.max_query_tokens")
-        parser.link_arguments("model.max_document_tokens", "data.max_document_tokens")
+        parser.link_arguments("model.base_revision", "data.tokenizer_revision")
+        for name in ("max_query_tokens", "max_document_tokens"):
+            # From the model itself, which knows its own limit where none is given.
+            parser.link_arguments("model", f"data.{name}", partial(_encoder_setting, name=name), "instantiate")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, with mistakes told in one sentence."""
+        self.config = parse_settings(parser, sys.argv[1:] if args is None else args, LINKS)
 
     def before_instantiate_classes(self) -> None:
         """Check the folder of the run, and fall back where the machine has no GPU."""
-        _check_run_folder(self.config)
+        check_run_folder(self.config.trainer.default_root_dir, self.config.ckpt_path, self.config.overwrite)
         if self.config.trainer.precision == "16-mixed" and not _runs_on_gpu(self.config.trainer.accelerator):
             self.config.trainer.precision = "32-true"
             print("warning: no GPU here, so trainer.precision 16-mixed falls back to 32-true.", file=sys.stderr)
+        resolved = self.config.clone()
+        resolved.ckpt_path, resolved.overwrite = None, False
+        self.save_config_kwargs = {"resolved": resolved}
+        for logger in _as_list(self.config.trainer.logger):
+            settings = getattr(logger, "init_args", {})
+            if settings.get("save_dir") == ".":  # WandbLogger's default
+                settings["save_dir"] = str(self.config.trainer.default_root_dir)
+
+    def instantiate_classes(self) -> None:
+        """Instantiate; what a class says of bad input is told, and not that it fits no other type either.
+
+        Raises:
+            UserError: a class refuses its settings.
+        """
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            if isinstance(error.__cause__, UserError):
+                raise error.__cause__ from error
+            if isinstance(error.__cause__, MisconfigurationException):
+                raise UserError(_first_line(error.__cause__)) from error
+            raise
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        """A trainer that always keeps metrics.csv and checkpoints/last.ckpt in the folder of the run."""
+        """A trainer that always keeps metrics.csv and checkpoints/last.ckpt in the folder of the run.
+
+        Raises:
+            UserError: Lightning refuses its settings.
+        """
         settings = self.config_init["trainer"]
         folder = Path(settings["default_root_dir"])
-        loggers = settings["logger"] or []
-        kwargs["logger"] = [CsvLog(folder), *(loggers if isinstance(loggers, list) else [loggers])]
-        callbacks = settings["callbacks"] = settings["callbacks"] or []
-        checkpoints = [callback for callback in callbacks if isinstance(callback, ModelCheckpoint)]
-        if not checkpoints and settings["enable_checkpointing"] is not False:
-            checkpoints = [ModelCheckpoint(filename="{step}", save_last="link", save_on_exception=True)]
-            callbacks.extend(checkpoints)
-        for checkpoint in checkpoints:
-            checkpoint.dirpath = checkpoint.dirpath or str(folder / "checkpoints")
-        return super().instantiate_trainer(**kwargs)
+        loggers = [logger for logger in _as_list(settings["logger"]) if isinstance(logger, Logger)]
+        kwargs["logger"] = [CsvLog(folder), *loggers]
+        callbacks: list[Callback] = list(_as_list(settings["callbacks"]))
+        for callback in callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+                callback.dirpath = str((folder / CHECKPOINTS).resolve())
+                callback.save_last = False  # last.ckpt is kept below
+        if settings["enable_checkpointing"] is not False:
+            callbacks.append(LastCheckpoint(folder / CHECKPOINTS))
+        try:
+            return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+        except (MisconfigurationException, ValueError, TypeError) as error:
+            raise UserError(f"trainer: {_first_line(error)}") from error
+
+
+def _encoder_setting(model: SpladeModule, name: str) -> Any:
+    return getattr(model.encoder, name)
+
+
+def _as_list(value: Any) -> list[Any]:
+    """None is no element, True or False none either: they ask for a default, which the run has anyway."""
+    if value is None or isinstance(value, bool):
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _first_line(error: Exception) -> str:
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return f"{line.rstrip('.')}."
 
 
 def _runs_on_gpu(accelerator: Any) -> bool:
     return accelerator not in ("cpu", "tpu") and (torch.cuda.is_available() or torch.backends.mps.is_available())
 
 
-def _check_run_folder(config: Any) -> None:
-    folder = config.trainer.default_root_dir
-    if folder is None:
-        raise UserError("The run has no folder; set trainer.default_root_dir, such as runs/my_run.")
-    if config.ckpt_path is not None:
-        _check_checkpoint(Path(config.ckpt_path))
-    elif (Path(folder) / "metrics.json").exists() and not config.overwrite:
-        raise UserError(
-            f"{folder} holds a run already; set another --trainer.default_root_dir, resume it with "
-            f"--ckpt_path {folder}/checkpoints/last.ckpt, or start anew with --overwrite true."
-        )
-
-
-def _check_checkpoint(path: Path) -> None:
-    if not path.is_file():
-        raise UserError(f"{path} is not a file; give a checkpoint such as runs/NAME/checkpoints/last.ckpt.")
-    try:
-        checkpoint = torch.load(path, map_location="meta", weights_only=True, mmap=True)
-        whole = isinstance(checkpoint, dict) and {"state_dict", "optimizer_states"} <= set(checkpoint)
-    except Exception:
-        whole = False
-    if not whole:
-        raise UserError(f"{path} is not a checkpoint of a run; give one such as runs/NAME/checkpoints/last.ckpt.")
-
-
 def fit(cli: FitCLI) -> None:
     """Train, save the model, and print what came out; the last line tells where the model is and its figures."""
-    cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.config.ckpt_path, weights_only=True)
+    _train(cli)
     if not cli.trainer.is_global_zero:
         return
     model_folder = Path(cli.trainer.default_root_dir) / "model"
@@ -116,8 +182,36 @@ def fit(cli: FitCLI) -> None:
     for callback in cli.trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, RetrievalEvaluation):
             Console().print(metrics_table(callback.stages))
-            figures |= headline_figures(callback.stages["after"])
+            figures |= headline_figures(callback.stages.get("after", {}))
     print("  ".join([f"model: {model_folder}", *(f"{name} {value:.4g}" for name, value in figures.items())]))
+
+
+def _train(cli: FitCLI) -> None:
+    """Train; a run that stops before its end tells how to go on with it."""
+    trainer, checkpoint = cli.trainer, cli.config.ckpt_path
+    if checkpoint is not None:
+        check_same_model(Path(checkpoint), cli.model)
+    try:
+        trainer.fit(cli.model, cli.datamodule, ckpt_path=checkpoint, weights_only=True)
+    except UserError:
+        raise
+    except MisconfigurationException as error:
+        raise UserError(_first_line(error)) from error
+    except BaseException as error:
+        _tell_how_to_resume(trainer)
+        if isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None  # Lightning has shut down and would exit with code 1
+        raise
+
+
+def _tell_how_to_resume(trainer: L.Trainer) -> None:
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, LastCheckpoint) and callback.step and trainer.is_global_zero:
+            print(
+                f"The run was stopped; go on after step {callback.step} with: python -m splade_lit.fit "
+                f"--config {Path(trainer.default_root_dir) / CONFIG} --ckpt_path {callback.path}",
+                file=sys.stderr,
+            )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -126,6 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         UserError: bad input.
     """
+    os.environ.setdefault("WANDB_MODE", "offline")
     cli = FitCLI(
         SpladeModule,
         PairsDataModule,
@@ -134,7 +229,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         auto_configure_optimizers=False,
         run=False,
         args=None if arguments is None else list(arguments),
-        parser_kwargs={"prog": "python -m splade_lit.fit", "description": "Train an encoder as a YAML file says."},
+        parser_kwargs={
+            "prog": "python -m splade_lit.fit",
+            "description": "Train an encoder as a YAML file says.",
+            "exit_on_error": False,
+            "allow_abbrev": False,
+        },
     )
     fit(cli)
 

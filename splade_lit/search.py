@@ -6,18 +6,19 @@
 Without a query on the command line, queries are read from standard input, a line each.
 """
 
-import argparse
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.text import Text
+from scipy.sparse import csr_array
 
-from splade_lit.commands import default_device, run_command
+from splade_lit.arguments import CommandParser, positive_int
+from splade_lit.commands import pick_device, run_command
 from splade_lit.data.corpus import load_corpus
+from splade_lit.encoder.model import AsymmetricSparseEncoder
 from splade_lit.encoder.saved import load
-from splade_lit.errors import UserError
 from splade_lit.evaluation.search import SearchIndex
 
 _SNIPPET_CHARACTERS = 160
@@ -30,18 +31,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         UserError: there is no such model or corpus.
     """
     settings = _parser().parse_args(arguments)
-    if settings.top < 1 or settings.terms < 1:
-        raise UserError("--top and --terms must be at least 1.")
+    device = pick_device(settings.device)
     corpus = load_corpus(settings.corpus, settings.text_column)
-    encoder = load(settings.model, revision=settings.revision, device=settings.device or default_device())
-    documents = encoder.encode_document(list(corpus.values()), show_progress_bar=True, convert_to_csr=True)
+    encoder = load(settings.model, revision=settings.revision, device=device)
+    on_terminal = sys.stdout.isatty()
+    documents = encoder.encode_document(list(corpus.values()), show_progress_bar=on_terminal, convert_to_csr=True)
     index = SearchIndex(documents)
     ids = list(corpus)
     console = Console(highlight=False)
     for query in settings.queries or _typed_queries():
         vector = encoder.encode_query([query], convert_to_csr=True)
         top = index.search(vector, settings.top)
-        console.print(Text(f"query: {query}", style="bold"))
+        console.print(Text(f"query: {query}", style="bold"), soft_wrap=True)
         ranking = zip(top.documents[0].tolist(), top.scores[0].tolist(), strict=True)
         hits = [(row, score) for row, score in ranking if score > 0]
         if not hits:
@@ -49,9 +50,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for rank, (row, score) in enumerate(hits, start=1):
             console.print(Text(f"{rank:>3}. {score:7.3f}  {ids[row]}"), soft_wrap=True)
             console.print(Text(f"      {_snippet(corpus[ids[row]])}", style="dim"), soft_wrap=True)
-            terms: Any = encoder.decode(encoder.intersection(vector, documents[[row]]), top_k=settings.terms)
-            matched = " + ".join(f"{term} {weight:.3f}" for term, weight in terms[0])
-            console.print(Text(f"      {matched}", style="green"), soft_wrap=True)
+            terms = _matching_terms(encoder, vector, documents[[row]], settings.terms)
+            console.print(Text(f"      {terms}", style="green"), soft_wrap=True)
+
+
+def _matching_terms(encoder: AsymmetricSparseEncoder, query: csr_array, document: csr_array, limit: int) -> str:
+    """What each shared term adds to the score, the largest first; all together are the score."""
+    shared = csr_array(document.multiply(query))
+    order = np.argsort(-shared.data, kind="stable")
+    tokens = encoder.tokenizer.convert_ids_to_tokens(shared.indices[order[:limit]].tolist())
+    shares = shared.data[order]
+    parts = [f"{token} {share:.3f}" for token, share in zip(tokens, shares[:limit], strict=True)]
+    if len(shares) > limit:
+        parts.append(f"{len(shares) - limit} more {shares[limit:].sum():.3f}")
+    return " + ".join(parts)
 
 
 def _snippet(text: str) -> str:
@@ -70,8 +82,8 @@ def _typed_queries() -> Iterator[str]:
             yield line.strip()
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> CommandParser:
+    parser = CommandParser(
         prog="python -m splade_lit.search",
         description="Search a corpus with a saved model; each hit comes with the terms that made its score.",
     )
@@ -84,8 +96,8 @@ def _parser() -> argparse.ArgumentParser:
         help="file (jsonl, csv, tsv, parquet, txt; gzipped or not), data set, BEIR folder or task such as docstrings",
     )
     parser.add_argument("--text-column", default="text", help="name of the column of texts (%(default)s)")
-    parser.add_argument("--top", type=int, default=10, help="hits a query (%(default)s)")
-    parser.add_argument("--terms", type=int, default=8, help="matching terms shown a hit (%(default)s)")
+    parser.add_argument("--top", type=positive_int, default=10, help="hits a query (%(default)s)")
+    parser.add_argument("--terms", type=positive_int, default=8, help="matching terms shown a hit (%(default)s)")
     parser.add_argument("--device", help="device to encode on, such as cpu or cuda (default: cuda where there is one)")
     return parser
 

@@ -1,6 +1,7 @@
 """The log of a run as one CSV file: a row an optimizer step, kept when a run is resumed."""
 
 import csv
+import io
 import os
 from argparse import Namespace
 from pathlib import Path
@@ -13,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 class CsvLog(Logger):
     """Writes `metrics.csv`: a column a metric, a row an optimizer step, empty where a metric was not logged.
 
+    Steps count from 0, as Lightning's do: row 0 holds the losses of the first step, and figures of the model after it.
     Lightning's own CSVLogger deletes an earlier file and writes several rows a step; this one goes on with the file of
     a resumed run, dropping rows of steps that are run again.
 
@@ -25,6 +27,7 @@ class CsvLog(Logger):
         self.path = Path(folder) / "metrics.csv"
         self._columns: list[str] = ["step"]
         self._row: dict[str, Any] = {}
+        self._row_start: int | None = None  # where in the file it begins, once written
         self._started = False
 
     @property
@@ -59,26 +62,31 @@ class CsvLog(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Add figures to the row of a step; the row before is written when a new step begins."""
+        """Add figures to the row of a step; a row is done when another step begins."""
         step = self._row.get("step", 0) if step is None else step
         if not self._started:
             self._go_on_from(step)
         if self._row.get("step", step) != step:
             self.save()
-            self._row = {}
+            self._row, self._row_start = {}, None
         self._row |= {"step": step, **{k: v for k, v in metrics.items() if k != "epoch"}}
 
     @rank_zero_only
     def save(self) -> None:
-        """Write the row of the moment, if it is not written yet."""
+        """Write the row of the moment, over what was written of it before."""
         if not self._row:
             return
         new = [name for name in self._row if name not in self._columns]
         if new or not self.path.exists():
-            self._rewrite(self._rows(), [*self._columns, *new])
-        with self.path.open("a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, self._columns).writerow(self._row)
-        self._row = {}
+            rows = self._rows()
+            self._rewrite(rows if self._row_start is None else rows[:-1], [*self._columns, *new])
+            self._row_start = None
+        line = io.StringIO(newline="")
+        csv.DictWriter(line, self._columns).writerow(self._row)
+        with self.path.open("r+b") as file:
+            self._row_start = file.seek(*((0, os.SEEK_END) if self._row_start is None else (self._row_start,)))
+            file.write(line.getvalue().encode())
+            file.truncate()
 
     @rank_zero_only
     def finalize(self, status: str) -> None:

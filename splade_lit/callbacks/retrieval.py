@@ -1,19 +1,17 @@
 """Retrieval metrics while training: before the first step, every so many steps, and at the end."""
 
 import json
-import logging
+import sys
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 
-from splade_lit.callbacks.hooks import EveryNSteps, encoder_of
+from splade_lit.callbacks.hooks import EveryNSteps, encoder_of, log_figures
 from splade_lit.data.tasks import NANOBEIR_ID, load_tasks
 from splade_lit.evaluation.bm25 import best_bm25
 from splade_lit.evaluation.evaluate import TokenisedTask, evaluate_tasks
 from splade_lit.files import replace_text
-
-logger = logging.getLogger(__name__)
 
 
 class RetrievalEvaluation(L.Callback):
@@ -31,8 +29,8 @@ class RetrievalEvaluation(L.Callback):
         every_n_steps: optimizer steps between two evaluations; none between start and end if not given.
         before: evaluate before the first step (not when a run is resumed).
         bm25: evaluate BM25 too, over words and over WordPieces, and keep the better of the two.
-        max_corpus_documents: evaluate on a sample of each corpus that keeps all judged documents; all if not given.
-            Figures at the end are always those of the whole corpus.
+        max_corpus_documents: evaluate on a sample of each corpus that keeps all judged documents, at the last step for
+            ModelCheckpoint too; on all if not given. `before` and `after` are always those of the whole corpus.
         cache_dir: folder of caches; the usual one if not given.
     """
 
@@ -56,32 +54,40 @@ class RetrievalEvaluation(L.Callback):
         self._tokenised: dict[int | None, list[TokenisedTask]] = {}
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Evaluate BM25 and the model as it starts."""
-        if not trainer.is_global_zero or trainer.ckpt_path is not None:
+        """Evaluate BM25 and the model as it starts, unless a run is resumed."""
+        if not trainer.is_global_zero:
             return
-        if self.bm25:
-            self.stages["bm25"] = best_bm25(self.tasks, encoder_of(pl_module).tokenizer)
-        if self.before:
-            self.stages["before"] = self._evaluate(pl_module, None)
+        if trainer.ckpt_path is None:
+            if self.bm25:
+                self.stages["bm25"] = best_bm25(self.tasks, encoder_of(pl_module).tokenizer)
+            if self.before:
+                self.stages["before"] = self._evaluate(pl_module, None)
         self._write(trainer)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Forget the figures that a finished run ended with: it is made longer."""
+        if trainer.is_global_zero and "after" in self.stages:
+            del self.stages["after"]
+            self._write(trainer)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         """Evaluate, where due, and log; the last step is always due, so that ModelCheckpoint sees it."""
         last = trainer.global_step >= trainer.estimated_stepping_batches and "after" not in self.stages
-        if (self._timing.due(trainer) or last) and trainer.is_global_zero:
-            metrics = self._evaluate(pl_module, self.max_corpus_documents)
-            pl_module.log_dict(metrics, logger=False, rank_zero_only=True)
-            self._log(trainer, metrics)
-            if last and self.max_corpus_documents is None:
-                self.stages["after"] = metrics
+        if not (self._timing.due(trainer) or last) or not trainer.is_global_zero:
+            return
+        metrics = self._evaluate(pl_module, self.max_corpus_documents)
+        pl_module.log_dict(metrics, logger=False, rank_zero_only=True)
+        self._log(trainer, metrics)
+        if last:
+            whole = metrics if self.max_corpus_documents is None else self._evaluate(pl_module, None)
+            self._finish(trainer, whole)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Evaluate the trained model on whole corpora, unless that has just been done, and write its figures."""
-        if trainer.is_global_zero:
-            if "after" not in self.stages:
-                self.stages["after"] = self._evaluate(pl_module, None)
-                self._log(trainer, self.stages["after"])
-            self._write(trainer)
+        """Evaluate a model whose run has ended before its last step."""
+        if trainer.is_global_zero and "after" not in self.stages:
+            metrics = self._evaluate(pl_module, None)
+            self._log(trainer, metrics)
+            self._finish(trainer, metrics)
 
     def state_dict(self) -> dict[str, Any]:
         """Figures of the stages done, so that a resumed run keeps them."""
@@ -97,11 +103,14 @@ class RetrievalEvaluation(L.Callback):
             self._tokenised[max_corpus_documents] = [
                 TokenisedTask.of(task, encoder, max_corpus_documents=max_corpus_documents) for task in self.tasks
             ]
-        return evaluate_tasks(encoder, self._tokenised[max_corpus_documents], show_progress_bar=True)
+        return evaluate_tasks(encoder, self._tokenised[max_corpus_documents], show_progress_bar=sys.stdout.isatty())
 
     def _log(self, trainer: L.Trainer, metrics: dict[str, float]) -> None:
-        for log in trainer.loggers:
-            log.log_metrics({f"val/{name}": value for name, value in metrics.items()}, step=trainer.global_step)
+        log_figures(trainer, {f"val/{name}": value for name, value in metrics.items()})
+
+    def _finish(self, trainer: L.Trainer, metrics: dict[str, float]) -> None:
+        self.stages["after"] = metrics
+        self._write(trainer)
 
     def _write(self, trainer: L.Trainer) -> None:
         text = json.dumps(self.stages, indent=2) + "\n"

@@ -7,7 +7,7 @@ from typing import Any
 
 import lightning as L
 
-from splade_lit.callbacks.hooks import EveryNSteps, encoder_of
+from splade_lit.callbacks.hooks import EveryNSteps, encoder_of, log_figures
 from splade_lit.evaluation.sparsity import SparsityStatistics
 from splade_lit.files import replace_text
 from splade_lit.tokens import Tokens
@@ -127,7 +127,6 @@ class SparsityMonitor(L.Callback):
             "sparsity/dead_dims_ratio": report.dead_dims_ratio,
             "sparsity/top_dim_document_share": report.most_frequent[0][1] if report.most_frequent else 0.0,
         }
-        for logger in trainer.loggers:
-            logger.log_metrics(figures, step=trainer.global_step)
+        log_figures(trainer, figures)
         lines = [json.dumps(asdict(report)) for report in self.reports]
         replace_text(Path(trainer.default_root_dir) / "sparsity.jsonl", "\n".join(lines) + "\n")
