@@ -84,11 +84,15 @@ def ranked_run(query_ids: Sequence[str], document_ids: Sequence[str], top: TopK)
     }
 
 
-def flat_metrics(results: Sequence[TaskResult]) -> dict[str, float]:
+def flat_metrics(results: Sequence[TaskResult], one_vocabulary: bool = True) -> dict[str, float]:
     """The figures of all tasks and, for each group, `{group}_mean_...`.
 
     A group's rank metrics are the plain means of its tasks; its sparsity counts every query and document once, and is
     left out where the tasks' vectors have different vocabularies.
+
+    Args:
+        results: of one encoder.
+        one_vocabulary: whether a dim means the same in all tasks; if not, vectors of like size are different too.
     """
     flat: dict[str, float] = {}
     for result in results:
@@ -100,7 +104,7 @@ def flat_metrics(results: Sequence[TaskResult]) -> dict[str, float]:
         flat |= _named(
             f"{group}_mean",
             {metric: float(np.mean([mean[metric] for mean in means])) for metric in means[0]},
-            pooled_sparsity([member.sparsity for member in members]) if len(sizes) == 1 else {},
+            pooled_sparsity([member.sparsity for member in members]) if one_vocabulary and len(sizes) == 1 else {},
         )
     return flat
 
