@@ -1,0 +1,115 @@
+"""What holds for every file: it imports on its own, costs nothing until used, and stays small."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from command_runs import environment
+from conftest import REPOSITORY
+
+import splade_lit
+
+PACKAGE = REPOSITORY / "splade_lit"
+MODULES = sorted(
+    ".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__")
+    for path in PACKAGE.rglob("*.py")
+)
+TEXTS = sorted(
+    path
+    for pattern in (
+        "splade_lit/**/*.py",
+        "tests/**/*.py",
+        "scripts/**/*",
+        "experiments/*",
+        ".ci/*",
+        "Makefile",
+        "*.toml",
+    )
+    for path in REPOSITORY.glob(pattern)
+    if path.is_file() and "__pycache__" not in path.parts
+)
+# Hosts of package registries; a mirror or a proxy is the machine's own business.
+REGISTRIES = ("pypi" + ".org", "python" + "hosted.org", "conda" + ".anaconda", "download.py" + "torch.org")
+
+
+def python(code: str, *arguments: str) -> str:
+    """What a fresh interpreter prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        cwd="/",
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_every_module_imports_on_its_own():
+    """A fresh package each time, in a process that has the libraries loaded already: a fork costs next to nothing."""
+    code = """
+import importlib, os, sys
+import bm25s, datasets, lightning.pytorch.cli, numba, transformers
+assert not [name for name in sys.modules if name.startswith("splade_lit")]
+for name in sys.argv[1:]:
+    child = os.fork()
+    if child == 0:
+        try:
+            importlib.import_module(name)
+        except BaseException as error:
+            print(name, repr(error), flush=True)
+            os._exit(1)
+        os._exit(0)
+    print(name, os.waitpid(child, 0)[1], flush=True)
+"""
+    assert python(code, *MODULES).splitlines() == [f"{name} 0" for name in MODULES]
+
+
+def test_importing_the_package_loads_no_library():
+    code = """
+import sys
+before = set(sys.modules)
+import splade_lit
+assert splade_lit.__version__
+dir(splade_lit)
+print(sorted({name.partition(".")[0] for name in set(sys.modules) - before}))
+"""
+    loaded = set(re.findall(r"'(\w+)'", python(code)))
+    assert "splade_lit" in loaded
+    assert loaded <= sys.stdlib_module_names | {"splade_lit"}
+
+
+def test_public_names_are_there():
+    assert splade_lit.__all__
+    assert dir(splade_lit) == sorted(splade_lit.__all__)
+    for name in splade_lit.__all__:
+        assert getattr(splade_lit, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'SpladeModel'"):
+        _ = splade_lit.SpladeModel
+
+
+@pytest.mark.parametrize("path", [path for path in TEXTS if path.suffix == ".py"], ids=lambda path: str(path.name))
+def test_files_are_small(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) < 400
+
+
+def test_no_file_names_a_registry():
+    assert TEXTS
+    naming = [path.name for path in TEXTS if any(host in path.read_text(encoding="utf-8") for host in REGISTRIES)]
+    assert naming == []
+
+
+def test_modules_say_what_they_are_for():
+    silent = [path for path in PACKAGE.rglob("*.py") if path.stat().st_size and not path.read_text().startswith('"""')]
+    assert silent == []
+
+
+def test_every_experiment_and_command_is_where_it_is_looked_for():
+    commands = [path.stem for path in PACKAGE.glob("*.py") if "run_command(main)" in path.read_text()]
+    assert {"fit", "evaluate", "search"} <= set(commands)
+    for name in commands:
+        assert f"python -m splade_lit.{name}" in (PACKAGE / f"{name}.py").read_text()
+    assert list(Path(REPOSITORY, "experiments").glob("*.yaml"))

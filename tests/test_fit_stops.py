@@ -1,0 +1,251 @@
+"""Runs of `python -m splade_lit.fit` that stop and go on: resumed, made longer, watched, failed and interrupted."""
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import redirect_stderr
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from command_runs import (
+    CHECKPOINT,
+    NDCG,
+    RETRIEVAL,
+    SPARSITY,
+    Outcome,
+    World,
+    assert_same_weights,
+    call,
+    environment,
+    load_checkpoint,
+    make_world,
+    read_json,
+    reports,
+    rows,
+    same_figures,
+    steps,
+)
+
+from splade_lit.fit import main
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, tiny_tokenizer) -> World:
+    return make_world(tmp_path_factory.mktemp("world"), tiny_tokenizer)
+
+
+@pytest.fixture(scope="module")
+def finished(world) -> tuple[Path, Outcome]:
+    """A whole run; its folder is not to be written to."""
+    run = world.folder / "runs" / "finished"
+    return run, call(main, "--config", world.config(run))
+
+
+@pytest.fixture
+def copy(finished, tmp_path) -> Path:
+    """A copy of the whole run that a test may write to."""
+    return Path(shutil.copytree(finished[0], tmp_path / "copy"))
+
+
+def test_overwriting_what_is_resumed_is_refused(world, copy):
+    last = copy / "checkpoints" / "last.ckpt"
+    outcome = call(main, "--config", world.config(copy), "--ckpt_path", last, "--overwrite", "true")
+    assert outcome.code == 2
+    assert "--overwrite would remove" in outcome.errors[0]
+    assert last.exists()
+
+
+@pytest.mark.parametrize("end", ["max_steps", "max_epochs"])
+def test_a_resumed_run_ends_as_one_that_never_stopped(world, tmp_path, end):
+    """An epoch has 6 steps; the checkpoints lie within each of two epochs."""
+    checkpoint = {"every_n_train_steps": 4, "save_top_k": -1, "filename": "{step}"}
+    ends = {"max_steps": (10, {"max_steps": 10}), "max_epochs": (12, {"max_steps": -1, "max_epochs": 2})}
+    total, limits = ends[end]
+    changes: dict[str, Any] = {
+        **{f"trainer.{name}": value for name, value in limits.items()},
+        "trainer.callbacks": [
+            {"class_path": RETRIEVAL, "init_args": {"tasks": [str(world.tasks)], "bm25": True, "every_n_steps": 4}},
+            {"class_path": SPARSITY, "init_args": {"every_n_steps": 2, "num_documents": 16}},
+            {"class_path": CHECKPOINT, "init_args": checkpoint},
+        ],
+    }
+    whole = tmp_path / "whole"
+    config = world.config(whole, changes)
+    assert call(main, "--config", config).code == 0
+    assert {"step=4.ckpt", "step=8.ckpt", "last.ckpt"} <= {path.name for path in (whole / "checkpoints").iterdir()}
+    expected_rows, expected_stages = rows(whole), read_json(whole / "metrics.json")
+    assert steps(whole) == list(range(total))
+    for step in (4, 8):
+        resumed = Path(shutil.copytree(whole, tmp_path / f"resumed_{step}"))
+        (resumed / "metrics.json").unlink()
+        arguments = [
+            "--trainer.default_root_dir",
+            resumed,
+            "--ckpt_path",
+            resumed / "checkpoints" / f"step={step}.ckpt",
+        ]
+        outcome = call(main, "--config", config, *arguments)
+        assert outcome.code == 0, outcome.err
+        assert_same_weights(resumed, whole)
+        assert steps(resumed) == list(range(total))
+        assert rows(resumed)[:step] == expected_rows[:step]
+        for row, expected in zip(rows(resumed), expected_rows, strict=True):
+            assert float(row["train/loss"]) == pytest.approx(float(expected["train/loss"]), rel=1e-5)
+            assert row.keys() == expected.keys()
+            assert [bool(value) for value in row.values()] == [bool(value) for value in expected.values()]
+        stages = read_json(resumed / "metrics.json")
+        assert list(stages) == ["bm25", "before", "after"]
+        assert stages["before"] == expected_stages["before"]
+        assert same_figures(stages["after"], expected_stages["after"])
+        assert [report["step"] for report in reports(resumed)] == list(range(2, total + 1, 2))
+        assert load_checkpoint(resumed / "checkpoints" / "last.ckpt")["global_step"] == total
+        assert yaml.safe_load((resumed / "config.yaml").read_text())["ckpt_path"] is None
+
+
+def test_a_finished_run_can_be_resumed_and_made_longer(world, copy, finished):
+    last = copy / "checkpoints" / "last.ckpt"
+    config = world.config(copy)
+    outcome = call(main, "--config", config, "--ckpt_path", last)
+    assert outcome.code == 0, outcome.err
+    assert outcome.last_line == finished[1].last_line.replace(str(finished[0]), str(copy))
+    assert_same_weights(copy, finished[0])
+    stages = read_json(copy / "metrics.json")
+    assert stages == read_json(finished[0] / "metrics.json")
+    outcome = call(main, "--config", config, "--ckpt_path", last, "--trainer.max_steps", 9)
+    assert outcome.code == 0, outcome.err
+    assert steps(copy) == list(range(9))
+    assert load_checkpoint(last)["global_step"] == 9
+    longer = read_json(copy / "metrics.json")
+    assert {name: longer[name] for name in ("bm25", "before")} == {name: stages[name] for name in ("bm25", "before")}
+    assert float(rows(copy)[-1][f"val/{NDCG}"]) == longer["after"][NDCG]
+    assert longer["after"]["NanoNQ_corpus_active_dims"] != stages["after"]["NanoNQ_corpus_active_dims"]
+
+
+def test_resuming_into_another_folder_leaves_the_first_alone(world, copy, tmp_path):
+    other = tmp_path / "other"
+    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    last = copy / "checkpoints" / "last.ckpt"
+    arguments = ["--trainer.max_steps", 8, "--ckpt_path", last]
+    assert call(main, "--config", world.config(other), *arguments).code == 0
+    assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
+    assert steps(other) == [6, 7]
+    refused = call(main, "--config", world.config(other), *arguments)
+    assert "holds a run already" in refused.errors[0]
+
+
+def test_checkpoints_of_another_model_are_refused(world, copy, tmp_path):
+    base = Path(shutil.copytree(world.base, tmp_path / "base"))
+    settings = read_json(base / "config.json")
+    (base / "config.json").write_text(json.dumps(settings | {"num_hidden_layers": 1}))
+    changes = {"model.base_model": str(base)}
+    last = copy / "checkpoints" / "last.ckpt"
+    outcome = call(main, "--config", world.config(copy, changes), "--ckpt_path", last)
+    assert outcome.code == 2
+    assert "is a checkpoint of another model" in outcome.errors[0]
+
+
+def test_a_checkpoint_callback_watches_the_retrieval_metric(world, tmp_path):
+    """The last of 7 steps is no multiple of 3: it is evaluated, and it is what last.ckpt holds."""
+    run = tmp_path / "run"
+    retrieval = {"tasks": [str(world.tasks)], "every_n_steps": 3, "before": False}
+    checkpoint = {
+        "monitor": NDCG,
+        "mode": "max",
+        "filename": "{step}",
+        "every_n_train_steps": 3,
+        "save_top_k": 2,
+        "save_last": True,
+    }
+    changes = {
+        "trainer.max_steps": 7,
+        "trainer.callbacks": [
+            {"class_path": CHECKPOINT, "init_args": checkpoint},
+            {"class_path": RETRIEVAL, "init_args": retrieval},
+        ],
+    }
+    outcome = call(main, "--config", world.config(run, changes))
+    assert outcome.code == 0, outcome.err
+    names = {path.name for path in (run / "checkpoints").iterdir()}
+    assert names == {"step=3.ckpt", "step=6.ckpt", "last.ckpt"}
+    logged = {int(row["step"]): float(row[f"val/{NDCG}"]) for row in rows(run) if row[f"val/{NDCG}"]}
+    assert list(logged) == [2, 5, 6]
+    last = load_checkpoint(run / "checkpoints" / "last.ckpt")
+    assert last["global_step"] == 7
+    watcher = next(state for name, state in last["callbacks"].items() if name.startswith("ModelCheckpoint"))
+    scores = {Path(path).name: float(score) for path, score in watcher["best_k_models"].items()}
+    assert scores == pytest.approx({"step=3.ckpt": logged[2], "step=6.ckpt": logged[5]})
+    assert read_json(run / "metrics.json")["after"][NDCG] == logged[6]
+
+
+def test_a_metric_that_nobody_logs_is_told_in_one_sentence(world, tmp_path):
+    run = tmp_path / "run"
+    checkpoint = {"class_path": CHECKPOINT, "init_args": {"monitor": "NanoBEIR_ndcg", "every_n_train_steps": 3}}
+    outcome = call(main, "--config", world.config(run, {"trainer.callbacks": [checkpoint]}))
+    assert outcome.code == 2
+    assert len(outcome.errors) == 1
+    assert "NanoBEIR_ndcg" in outcome.errors[0]
+
+
+def test_an_exception_leaves_a_checkpoint_to_resume_from(world, tmp_path):
+    run = tmp_path / "run"
+    fails = {"class_path": "command_runs.FailsAfter", "init_args": {"steps": 4}}
+    config = world.config(run, {"trainer.callbacks": [fails]})
+    err = tmp_path / "err.txt"
+    with (
+        err.open("w") as file,
+        redirect_stderr(file),
+        pytest.raises(RuntimeError, match="the disk is gone"),
+    ):
+        main(["--config", str(config)])
+    last = run / "checkpoints" / "last.ckpt"
+    assert f"--config {run / 'config.yaml'} --ckpt_path {last}" in err.read_text()
+    assert load_checkpoint(last)["global_step"] == 4
+    assert steps(run) == [0, 1, 2]  # Lightning logs a step after its callbacks
+    arguments = ["--ckpt_path", last, "--trainer.callbacks", "null"]
+    outcome = call(main, "--config", run / "config.yaml", *arguments)
+    assert outcome.code == 0, outcome.err
+    assert steps(run)[-2:] == [4, 5]
+
+
+def test_an_interrupted_run_says_how_to_go_on(world, tmp_path):
+    run = tmp_path / "run"
+    config = world.config(run, {"trainer.max_steps": 100_000, "trainer.val_check_interval": 1000})
+    process = subprocess.Popen(
+        [sys.executable, "-m", "splade_lit.fit", "--config", str(config)],
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        deadline = time.monotonic() + 240
+        while not (run / "metrics.csv").exists() or len(rows(run)) < 5:
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert "Traceback" not in out + err
+    message = err.strip().splitlines()[-1]
+    found = re.fullmatch(
+        r"The run was stopped; go on after step (\d+) with: python -m splade_lit.fit --config (\S+) --ckpt_path (\S+)",
+        message,
+    )
+    assert found
+    step, last = int(found[1]), Path(found[3])
+    assert load_checkpoint(last)["global_step"] == step >= 5
+    assert not (run / "model").exists()
+    outcome = call(main, "--config", found[2], "--ckpt_path", last, "--trainer.max_steps", step + 2)
+    assert outcome.code == 0, outcome.err
+    assert load_checkpoint(last)["global_step"] == step + 2
+    assert list(read_json(run / "metrics.json")) == ["bm25", "before", "after"]
