@@ -158,4 +158,5 @@ def test_document_frequencies_give_falling_weights():
     assert weights.dtype == torch.float32
     assert (weights.diff() < 0).all()
     assert (weights > 0).all()
-    assert weights[2] == pytest.approx(np.log(1 + 90.5 / 10.5), rel=1e-6)
+    assert weights[2] / weights[1] == pytest.approx(np.log(1 + 90.5 / 10.5) / np.log(1 + 99.5 / 1.5), rel=1e-6)
+    assert weights @ torch.tensor([0.0, 1, 10, 50, 100]) == pytest.approx(1 + 10 + 50 + 100)  # 1 on average

@@ -1,7 +1,7 @@
 """A retrieval set that every machine has: docstrings of installed packages, first sentence against the rest.
 
-Pairs and task are parts of one corpus, cut by a hash of the query: of every 1000 pairs, 30 give the queries of the
-task, 170 more only distractors of its corpus, 800 are for training. Nothing of the task is in the training pairs.
+Pairs and task are parts of one corpus, cut by a hash of the query: of every 1000 pairs, 20 give the queries of the
+task, 110 more only distractors of its corpus, 870 are for training. Nothing of the task is in the training pairs.
 """
 
 import importlib.metadata
@@ -46,8 +46,8 @@ SKIPPED_FOLDERS = {"__pycache__", "_vendor", "ensurepip", "externals", "idlelib"
     *("dist-packages", "site-packages", "test", "testing", "tests")
 }
 WORKERS = 2
-QUERY_SHARE = 30  # of 1000 pairs: queries of the task, with their documents
-CORPUS_SHARE = 200  # of 1000 pairs: documents of the task, those of its queries among them
+QUERY_SHARE = 20  # of 1000 pairs: queries of the task, with their documents
+CORPUS_SHARE = 130  # of 1000 pairs: documents of the task, those of its queries among them
 OPENING_WORDS = 12  # copies of a docstring differ late if at all: documents that open alike count as one
 QUOTE_WORDS = 3  # every query has them: at least 4 words, 60 % of them plain
 

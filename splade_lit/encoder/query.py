@@ -84,7 +84,9 @@ class IdfQueryEncoder(nn.Module):
 def idf_from_document_frequencies(document_frequencies: np.ndarray, num_documents: int) -> Tensor:
     """IDF weights of a corpus: `log(1 + (N - df + 0.5) / (df + 0.5))` (Robertson and Zaragoza 2009; Lucene's form).
 
-    Never negative; a token that no document holds gets the largest weight.
+    Never negative; a token that no document holds gets the largest weight. All are scaled by one number, so that the
+    tokens of a document weigh 1 on average: scores then start as large as with weights that are all 1, where they are
+    five times as large otherwise, and the ranking loss, which has no temperature, learns from the worst negative only.
 
     Args:
         document_frequencies: int `[vocab]`, documents that hold each token.
@@ -94,10 +96,11 @@ def idf_from_document_frequencies(document_frequencies: np.ndarray, num_document
         float32 `[vocab]`.
 
     >>> idf_from_document_frequencies(np.array([0, 1, 3]), num_documents=3)
-    tensor([2.0794, 0.9808, 0.1335])
+    tensor([6.0212, 2.8401, 0.3866])
     """
     df = torch.from_numpy(np.asarray(document_frequencies, dtype=np.float64))
-    return torch.log1p((num_documents - df + 0.5) / (df + 0.5)).float()
+    weights = torch.log1p((num_documents - df + 0.5) / (df + 0.5))
+    return (weights * df.sum() / (df @ weights)).float() if df.any() else weights.float()
 
 
 def idf_from_json(path: str | Path, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> Tensor:
