@@ -17,11 +17,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jsonargparse
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
@@ -29,6 +28,7 @@ from rich.console import Console
 from splade_lit.arguments import parse_settings
 from splade_lit.callbacks.csv_log import CsvLog
 from splade_lit.callbacks.last_checkpoint import LastCheckpoint
+from splade_lit.callbacks.progress import StepProgressBar
 from splade_lit.callbacks.retrieval import RetrievalEvaluation
 from splade_lit.commands import run_command
 from splade_lit.data.datamodule import PairsDataModule
@@ -46,18 +46,19 @@ LINKS = {
 }
 
 
-class SaveRunConfig(SaveConfigCallback):
+class OpenRunFolder(Callback):
     """Opens the folder of the run: removes what an earlier run left, writes the resolved configuration.
 
     Args:
-        parser: writes the configuration.
-        config: what runs.
-        resolved: what runs, but for settings of this start alone.
+        config: the configuration as YAML.
+        settings: the same for loggers.
+        anew: whether what an earlier run left goes; it stays where that run is resumed.
     """
 
-    def __init__(self, parser: Any, config: jsonargparse.Namespace, resolved: jsonargparse.Namespace) -> None:
-        super().__init__(parser, config)
-        self.resolved = resolved
+    def __init__(self, config: str, settings: dict[str, Any], anew: bool) -> None:
+        self.config = config
+        self.settings = settings
+        self.anew = anew
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Do so when the data have been read and before anything long starts.
@@ -75,11 +76,11 @@ class SaveRunConfig(SaveConfigCallback):
         if not trainer.is_global_zero:
             return
         folder = Path(trainer.default_root_dir)
-        if self.config.ckpt_path is None:
+        if self.anew:
             remove_run(folder)
-        replace_text(folder / CONFIG, self.parser.dump(self.resolved, skip_none=False))
+        replace_text(folder / CONFIG, self.config)
         for logger in trainer.loggers:
-            logger.log_hyperparams(self.config.as_dict())
+            logger.log_hyperparams(self.settings)
 
 
 class FitCLI(LightningCLI):
@@ -107,7 +108,9 @@ class FitCLI(LightningCLI):
             print("warning: no GPU here, so trainer.precision 16-mixed falls back to 32-true.", file=sys.stderr)
         resolved = self.config.clone()
         resolved.ckpt_path, resolved.overwrite = None, False
-        self.save_config_kwargs = {"resolved": resolved}
+        self.opens_folder = OpenRunFolder(
+            self.parser.dump(resolved, skip_unset=False), resolved.as_dict(), anew=self.config.ckpt_path is None
+        )
         for logger in _as_list(self.config.trainer.logger):
             settings = getattr(logger, "init_args", {})
             if settings.get("save_dir") == ".":  # WandbLogger's default
@@ -129,7 +132,7 @@ class FitCLI(LightningCLI):
             raise
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        """A trainer that always keeps metrics.csv and checkpoints/last.ckpt in the folder of the run.
+        """A trainer that always keeps metrics.csv, checkpoints/last.ckpt in the folder of the run.
 
         Raises:
             UserError: Lightning refuses its settings.
@@ -138,13 +141,15 @@ class FitCLI(LightningCLI):
         folder = Path(settings["default_root_dir"])
         loggers = [logger for logger in _as_list(settings["logger"]) if isinstance(logger, Logger)]
         kwargs["logger"] = [CsvLog(folder), *loggers]
-        callbacks: list[Callback] = list(_as_list(settings["callbacks"]))
+        callbacks: list[Callback] = [self.opens_folder, *_as_list(settings["callbacks"])]
         for callback in callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str((folder / CHECKPOINTS).resolve())
                 callback.save_last = False  # last.ckpt is kept below
         if settings["enable_checkpointing"] is not False:
             callbacks.append(LastCheckpoint(folder / CHECKPOINTS))
+        if settings["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
+            callbacks.append(StepProgressBar())
         try:
             return super().instantiate_trainer(callbacks=callbacks, **kwargs)
         except (MisconfigurationException, ValueError, TypeError) as error:
@@ -224,7 +229,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     cli = FitCLI(
         SpladeModule,
         PairsDataModule,
-        save_config_callback=SaveRunConfig,
+        save_config_callback=None,  # the run's own callback does it
         seed_everything_default=12,
         auto_configure_optimizers=False,
         run=False,

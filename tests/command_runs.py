@@ -157,7 +157,7 @@ def command(module: str, *arguments: object, cwd: Path, stdin: str = "", **chang
         input=stdin,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     return Outcome(done.returncode, done.stdout, done.stderr)
 

@@ -42,7 +42,7 @@ def python(code: str, *arguments: str) -> str:
         capture_output=True,
         text=True,
         cwd="/",
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -138,6 +138,29 @@ def test_settings_on_the_command_line_win(world, tmp_path):
     assert outcome.last_line == f"model: {run / 'model'}"
 
 
+@pytest.mark.parametrize("setting", ["fast_dev_run", "logger", "enable_checkpointing"])
+def test_switches_of_the_trainer(world, tmp_path, setting):
+    """Each leaves a folder that says by its config.yaml what it is."""
+    run = tmp_path / "run"
+    config = world.config(run, {"trainer.callbacks": None, "trainer.max_steps": 2, "trainer.val_check_interval": 1})
+    value = str(setting == "fast_dev_run").lower()
+    for more in ([], ["--overwrite", "true"]):
+        outcome = call(main, "--config", config, f"--trainer.{setting}", value, *more)
+        assert outcome.code == 0, outcome.err
+        assert (run / "config.yaml").exists()
+        assert (run / "checkpoints" / "last.ckpt").exists() == (setting != "enable_checkpointing")
+        assert (run / "metrics.csv").exists() == (setting != "fast_dev_run")
+
+
+def test_progress_is_shown_by_steps(world, tmp_path):
+    changes = {"trainer.enable_progress_bar": True, "trainer.max_steps": 3, "trainer.callbacks": None}
+    outcome = call(main, "--config", world.config(tmp_path / "run", changes))
+    assert re.search(r"^Epoch 0 .* 3/3 ", outcome.out, re.MULTILINE)
+    assert outcome.last_line == f"model: {tmp_path / 'run' / 'model'}"
+    quiet = call(main, "--config", world.config(tmp_path / "quiet", changes), "--trainer.enable_progress_bar", "false")
+    assert "Epoch" not in quiet.out
+
+
 def test_a_later_file_wins_over_an_earlier_one(world, tmp_path):
     (tmp_path / "more.yaml").write_text("model: {idf: corpus}\n")
     config = world.config(tmp_path / "run")

@@ -110,6 +110,7 @@ def test_a_resumed_run_ends_as_one_that_never_stopped(world, tmp_path, end):
 
 def test_a_finished_run_can_be_resumed_and_made_longer(world, copy, finished):
     last = copy / "checkpoints" / "last.ckpt"
+    shutil.rmtree(copy / "model")
     config = world.config(copy)
     outcome = call(main, "--config", config, "--ckpt_path", last)
     assert outcome.code == 0, outcome.err
