@@ -28,6 +28,7 @@ from rich.console import Console
 from splade_lit.arguments import parse_settings
 from splade_lit.callbacks.csv_log import CsvLog
 from splade_lit.callbacks.last_checkpoint import LastCheckpoint
+from splade_lit.callbacks.model_card import ModelCard
 from splade_lit.callbacks.progress import StepProgressBar
 from splade_lit.callbacks.retrieval import RetrievalEvaluation
 from splade_lit.commands import run_command
@@ -132,7 +133,7 @@ class FitCLI(LightningCLI):
             raise
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        """A trainer that always keeps metrics.csv, checkpoints/last.ckpt in the folder of the run.
+        """A trainer that always keeps metrics.csv, checkpoints/last.ckpt and model/ in the folder of the run.
 
         Raises:
             UserError: Lightning refuses its settings.
@@ -148,6 +149,8 @@ class FitCLI(LightningCLI):
                 callback.save_last = False  # last.ckpt is kept below
         if settings["enable_checkpointing"] is not False:
             callbacks.append(LastCheckpoint(folder / CHECKPOINTS))
+        if not any(isinstance(callback, ModelCard) for callback in callbacks):
+            callbacks.append(ModelCard())
         if settings["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
             callbacks.append(StepProgressBar())
         try:
@@ -177,12 +180,11 @@ def _runs_on_gpu(accelerator: Any) -> bool:
 
 
 def fit(cli: FitCLI) -> None:
-    """Train, save the model, and print what came out; the last line tells where the model is and its figures."""
+    """Train and print what came out; the last line tells where the model is and its figures."""
     _train(cli)
     if not cli.trainer.is_global_zero:
         return
     model_folder = Path(cli.trainer.default_root_dir) / "model"
-    cli.model.encoder.save(model_folder)
     figures: dict[str, float] = {}
     for callback in cli.trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, RetrievalEvaluation):

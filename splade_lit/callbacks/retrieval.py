@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 
 from splade_lit.callbacks.hooks import EveryNSteps, encoder_of, log_figures
+from splade_lit.callbacks.phases import evaluating
 from splade_lit.data.tasks import NANOBEIR_ID, load_tasks
 from splade_lit.evaluation.bm25 import best_bm25
 from splade_lit.evaluation.evaluate import TokenisedTask, evaluate_tasks
@@ -59,7 +60,8 @@ class RetrievalEvaluation(L.Callback):
             return
         if trainer.ckpt_path is None:
             if self.bm25:
-                self.stages["bm25"] = best_bm25(self.tasks, encoder_of(pl_module).tokenizer)
+                with evaluating(trainer):
+                    self.stages["bm25"] = best_bm25(self.tasks, encoder_of(pl_module).tokenizer)
             if self.before:
                 self.stages["before"] = self._evaluate(pl_module, None)
         self._write(trainer)
@@ -103,7 +105,9 @@ class RetrievalEvaluation(L.Callback):
             self._tokenised[max_corpus_documents] = [
                 TokenisedTask.of(task, encoder, max_corpus_documents=max_corpus_documents) for task in self.tasks
             ]
-        return evaluate_tasks(encoder, self._tokenised[max_corpus_documents], show_progress_bar=sys.stdout.isatty())
+        tasks = self._tokenised[max_corpus_documents]
+        with evaluating(pl_module.trainer):
+            return evaluate_tasks(encoder, tasks, show_progress_bar=sys.stdout.isatty())
 
     def _log(self, trainer: L.Trainer, metrics: dict[str, float]) -> None:
         log_figures(trainer, {f"val/{name}": value for name, value in metrics.items()})

@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 
 from splade_lit.callbacks.hooks import EveryNSteps, encoder_of, log_figures
+from splade_lit.callbacks.phases import evaluating
 from splade_lit.evaluation.sparsity import SparsityStatistics
 from splade_lit.files import replace_text
 from splade_lit.tokens import Tokens
@@ -115,7 +116,8 @@ class SparsityMonitor(L.Callback):
         if self._sample is None:
             self._sample = trainer.datamodule.sample_documents(self.num_documents, seed=1)  # type: ignore[attr-defined]
         encoder = encoder_of(pl_module)
-        documents = encoder.encode_document_tokens([ids.numpy() for ids in self._sample])
+        with evaluating(trainer):
+            documents = encoder.encode_document_tokens([ids.numpy() for ids in self._sample])
         tokens = list(encoder.tokenizer.convert_ids_to_tokens(list(range(encoder.vocab_size))))
         statistics = SparsityStatistics.of(documents)
         report = SparsityReport.of(statistics, tokens, trainer.global_step, self.num_frequent, self.bins)

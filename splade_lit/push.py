@@ -1,0 +1,190 @@
+"""`python -m splade_lit.push`: upload a saved model with its card to the Hugging Face Hub.
+
+    python -m splade_lit.push runs/my_run/model me/my-model --dry-run
+    python -m splade_lit.push runs/my_run/model me/my-model --private --message "lambda_d 1e-3"
+
+All files of the folder go up in one commit, and nothing else in the repository changes; pickles are refused. A card
+that nobody has edited gets the name of the repository in its examples first. Needs a token: `hf auth login`, or
+HF_TOKEN.
+"""
+
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, get_token
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
+from huggingface_hub.utils import validate_repo_id
+
+from splade_lit.arguments import CommandParser
+from splade_lit.commands import run_command
+from splade_lit.encoder.saved import load
+from splade_lit.errors import UserError
+from splade_lit.files import replace_text
+from splade_lit.publish.markdown import model_card
+from splade_lit.publish.record import README, Card, read_record, write_record
+
+_PICKLE_SUFFIXES = (".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Upload a model, or tell what would be uploaded.
+
+    Raises:
+        UserError: the folder holds no saved model, a pickle or no card, or the Hub cannot be reached or refuses.
+    """
+    settings = _parser().parse_args(arguments)
+    folder, repository = settings.folder, settings.repository
+    _check_repository(repository)
+    files = model_files(folder)
+    _check_model(folder, files)
+    card = _renamed_card(folder, repository)
+    if settings.dry_run:
+        print(_listing(files, repository))
+        return
+    if get_token() is None:
+        raise UserError("There is no token for the Hub; run `hf auth login`, or set HF_TOKEN.")
+    if card is not None:
+        write_record(card, folder)
+        replace_text(folder / README, model_card(card))
+    with _plain_errors(repository):
+        print(_upload(files, repository, settings.private, settings.revision, settings.message))
+
+
+def model_files(folder: Path) -> dict[str, Path]:
+    """Name in the repository to file: all files of a folder but hidden ones, by name.
+
+    Raises:
+        UserError: it is no folder.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder; give that of a saved model, such as runs/NAME/model.")
+    paths = {path.relative_to(folder): path for path in folder.rglob("*") if path.is_file()}
+    return {
+        name.as_posix(): path
+        for name, path in sorted(paths.items())
+        if not any(part.startswith((".", "__pycache__")) for part in name.parts)
+    }
+
+
+def is_pickle(path: Path) -> bool:
+    """Whether a file is a pickle, by its name or by what it begins with: torch's files are zips of one."""
+    if path.suffix.lower() in _PICKLE_SUFFIXES:
+        return True
+    if path.suffix == ".safetensors":  # begins with its length, which may look like a pickle's first two bytes
+        return False
+    with path.open("rb") as file:
+        start = file.read(2)
+    if len(start) == 2 and start[0] == 0x80 and 2 <= start[1] <= 5:
+        return True
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("data.pkl") for name in archive.namelist())
+
+
+def _check_model(folder: Path, files: Mapping[str, Path]) -> None:
+    if pickles := [name for name, path in files.items() if is_pickle(path)]:
+        raise UserError(
+            f"{folder} holds pickles ({', '.join(pickles)}), which can run code where they are loaded; move them away."
+        )
+    if "modules.json" not in files:
+        raise UserError(f"{folder} is not the folder of a saved model: it has no modules.json.")
+    load(folder)  # what does not load here would load nowhere
+    if README not in files:
+        raise UserError(f"{folder} has no card; write one with `python -m splade_lit.card {folder}`.")
+    try:
+        ModelCard.load(files[README])
+    except Exception as error:  # whatever the YAML at its head brings about
+        raise UserError(f"{files[README]}: the YAML at its head cannot be read; mend it, or write it anew.") from error
+
+
+def _check_repository(repository: str) -> None:
+    try:
+        validate_repo_id(repository)
+    except HFValidationError as error:
+        raise UserError(f"{repository!r} is not the name of a repository; give one such as owner/name.") from error
+    if "/" not in repository:
+        raise UserError(f"{repository!r} lacks its owner; give a name such as owner/{repository}.")
+
+
+def _renamed_card(folder: Path, repository: str) -> Card | None:
+    """The record of the card with this repository in its examples; None if they stay as they are."""
+    card = read_record(folder)
+    if card is None or card.model_id == repository or (folder / README).read_text("utf-8") != model_card(card):
+        return None
+    return replace(card, model_id=repository)
+
+
+def _listing(files: Mapping[str, Path], repository: str) -> str:
+    sizes = {name: path.stat().st_size for name, path in files.items()}
+    lines = [f"{_size(size):>10}  {name}" for name, size in sizes.items()]
+    return "\n".join([*lines, f"{_size(sum(sizes.values())):>10}  {len(sizes)} files would go to {repository}"])
+
+
+def _upload(files: Mapping[str, Path], repository: str, private: bool, revision: str | None, message: str) -> str:
+    api = HfApi()
+    api.create_repo(repository, private=private or None, exist_ok=True)
+    if revision is not None:
+        api.create_branch(repository, branch=revision, exist_ok=True)
+    operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in files.items()]
+    return api.create_commit(repository, operations, commit_message=message, revision=revision).commit_url
+
+
+@contextmanager
+def _plain_errors(repository: str) -> Iterator[None]:
+    """What talking to the Hub can raise, told in one sentence.
+
+    Raises:
+        UserError: in place of it.
+    """
+    try:
+        yield
+    except HfHubHTTPError as error:
+        code = error.response.status_code
+        if code == 401:
+            raise UserError("The Hub does not accept the token; run `hf auth login` again, or set HF_TOKEN.") from error
+        if code == 403:
+            raise UserError(f"The token may not write to {repository}; use one with write access to it.") from error
+        reason = error.server_message or str(error).splitlines()[0]
+        raise UserError(f"The Hub refuses the upload to {repository} ({code}): {reason.rstrip('.')}.") from error
+    except (HTTPError, OSError) as error:
+        raise UserError(
+            f"The Hub cannot be reached ({_first_line(error)}); check the network and HF_HUB_OFFLINE."
+        ) from error
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"The upload to {repository} failed: {_first_line(error)}.") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")
+
+
+def _size(size: int) -> str:
+    """Bytes for a person.
+
+    >>> _size(512), _size(90_000_000)
+    ('512 B', '90.0 MB')
+    """
+    if size < 1000:
+        return f"{size} B"
+    return f"{size / 1000:.1f} kB" if size < 1_000_000 else f"{size / 1_000_000:.1f} MB"
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser(
+        prog="python -m splade_lit.push", description="Upload a saved model with its card to the Hugging Face Hub."
+    )
+    parser.add_argument("folder", type=Path, metavar="MODEL_DIR", help="folder of a saved model")
+    parser.add_argument("repository", metavar="REPO", help="owner/name on the Hub; made if it does not exist")
+    parser.add_argument("--dry-run", action="store_true", help="list what would go up, with sizes; asks no network")
+    parser.add_argument("--private", action="store_true", help="make a new repository private")
+    parser.add_argument("--revision", help="branch to upload to, made if it does not exist (default: main)")
+    parser.add_argument("--message", default="Upload model", help="message of the commit (%(default)s)")
+    return parser
+
+
+if __name__ == "__main__":
+    run_command(main)
