@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-all lint format benchmark clean
+.PHONY: help quickstart test test-all lint format benchmark benchmark-short clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,8 +43,15 @@ test: lint ## Run lint, types, import rules and all tests but the slow ones
 test-all: lint ## Run every test, the slow ones too
 	$(BIN)/python -m pytest
 
-benchmark: $(VENV)/.dev ## Measure against sentence-transformers; writes bench.json
+$(VENV)/.benchmark: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[benchmark]'
+	@touch $(VENV)/.quickstart $@
+
+benchmark: $(VENV)/.benchmark ## Measure against sentence-transformers (an hour or more); writes bench.json
 	$(BIN)/python scripts/benchmark.py --output bench.json
+
+benchmark-short: $(VENV)/.benchmark ## The same in about 5 minutes
+	$(BIN)/python scripts/benchmark.py --short --output bench.json
 
 clean: ## Remove the virtual environment and what tools left behind (runs/ stays)
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache build dist *.egg-info

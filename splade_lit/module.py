@@ -71,6 +71,8 @@ class SpladeModule(L.LightningModule):
         pooling: how logits are pooled over the tokens of a document, `max` or `sum`.
         activation: `relu` for log1p(relu(x)), `log1p_relu` for a second log1p on top.
         packed: run documents without padding where the model allows it.
+        dropout: dropout of the transformer, everywhere; that of the base model if not given. Short runs learn faster
+            without, and each step takes less time.
         start_active_dims: mean active dims of a document to start from, reached by setting the decoder bias; grafted
             heads start from 200 if not given, other models as they are.
         learning_rate: peak learning rate of the transformer.
@@ -103,6 +105,7 @@ class SpladeModule(L.LightningModule):
         pooling: Pooling = "max",
         activation: Activation = "relu",
         packed: bool = True,
+        dropout: float | None = None,
         start_active_dims: int | None = None,
         learning_rate: float = 2e-5,
         idf_learning_rate: float = 1e-3,
@@ -130,6 +133,7 @@ class SpladeModule(L.LightningModule):
             pooling=pooling,
             activation=activation,
             packed=packed,
+            dropout=dropout,
             revision=base_revision,
             trust_remote_code=trust_remote_code,
         )
@@ -270,6 +274,8 @@ class SpladeModule(L.LightningModule):
             UserError: training has diverged; looked for as often as figures are logged.
         """
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        # Lightning would keep the gradients through the next forward pass, where activations need the memory.
+        optimizer.zero_grad()
         if self.hparams["nonnegative_idf"]:
             self.encoder.query.project_nonnegative()
         step = self.global_step + 1

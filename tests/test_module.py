@@ -17,6 +17,7 @@ from splade_lit.encoder.grafted import start_report
 from splade_lit.errors import UserError
 from splade_lit.losses.schedules import learning_rate_factor, penalty_factor
 from splade_lit.module import SpladeModule
+from splade_lit.tokens import Tokens
 
 
 @pytest.fixture
@@ -124,7 +125,9 @@ def test_table_from_the_training_corpus(make_base, pairs, tiny_tokenizer):
     assert len(texts) == 54
     documents = [set(tiny_tokenizer(text, truncation=True, max_length=20)["input_ids"][1:-1]) for text in texts]
     frequencies = [sum(token in document for document in documents) for token in range(len(tiny_tokenizer))]
-    expected = [math.log(1 + (54 - df + 0.5) / (df + 0.5)) for df in frequencies]
+    weights = [math.log(1 + (54 - df + 0.5) / (df + 0.5)) for df in frequencies]
+    scale = sum(frequencies) / sum(df * weight for df, weight in zip(frequencies, weights, strict=True))
+    expected = [scale * weight for weight in weights]
     assert module.encoder.idf_weights.tolist() == pytest.approx(expected, rel=1e-6)
     assert len(set(expected)) > 5
 
@@ -337,3 +340,22 @@ def test_watching_does_not_wait_for_the_device():
     finally:
         torch.cuda.set_sync_debug_mode("default")
     watch.check([loss], 2)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "distilbert", "roberta", "electra", "modernbert"])
+def test_dropout_is_the_base_models_unless_given(make_masked_lm, tiny_tokenizer, tmp_path, architecture):
+    base = save_base(tmp_path / "base", make_masked_lm(architecture, len(tiny_tokenizer)), tiny_tokenizer, dropout=0.5)
+    documents = Tokens.from_lists([[2, 50, 60, 70, 3]])
+
+    def varies(module: SpladeModule) -> bool:
+        document = module.encoder.document.train()
+        return not torch.equal(document.hidden_states(documents), document.hidden_states(documents))
+
+    assert varies(SpladeModule(str(base)))
+    assert not varies(SpladeModule(str(base), dropout=0.0))
+
+
+def test_gradients_take_no_memory_between_steps(make_base, pairs):
+    module = SpladeModule(str(make_base()))
+    train(module, pairs, 2)
+    assert all(parameter.grad is None for parameter in module.parameters())

