@@ -2,6 +2,7 @@
 
     python -m splade_lit.search --model runs/quickstart/model --corpus docstrings "fit a curve through points"
     python -m splade_lit.search --model runs/my_run/model --corpus docs.jsonl
+    python -m splade_lit.search --model runs/my_run/model --vectors vectors    (made by python -m splade_lit.encode)
 
 Without a query on the command line, queries are read from standard input, a line each.
 """
@@ -19,25 +20,32 @@ from splade_lit.commands import pick_device, run_command
 from splade_lit.data.corpus import load_corpus
 from splade_lit.encoder.model import AsymmetricSparseEncoder
 from splade_lit.encoder.saved import load
+from splade_lit.engines.corpus_vectors import check_made_by, read_corpus_vectors
+from splade_lit.errors import UserError
 from splade_lit.evaluation.search import SearchIndex
 
 _SNIPPET_CHARACTERS = 160
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Encode a corpus and print the hits of each query.
+    """Encode a corpus, or take its vectors, and print the hits of each query.
 
     Raises:
-        UserError: there is no such model or corpus.
+        UserError: there is no such model or corpus, or the vectors are another model's.
     """
     settings = _parser().parse_args(arguments)
+    if settings.corpus is None and settings.vectors is None:
+        raise UserError("Nothing to search: give --corpus, or --vectors made by python -m splade_lit.encode.")
     device = pick_device(settings.device)
-    corpus = load_corpus(settings.corpus, settings.text_column)
+    corpus = load_corpus(settings.corpus, settings.text_column) if settings.corpus else {}
     encoder = load(settings.model, revision=settings.revision, device=device)
-    on_terminal = sys.stdout.isatty()
-    documents = encoder.encode_document(list(corpus.values()), show_progress_bar=on_terminal, convert_to_csr=True)
+    if settings.vectors:
+        ids, documents, header = read_corpus_vectors(settings.vectors)
+        check_made_by(header, encoder, settings.vectors)
+    else:
+        ids, texts, show = list(corpus), list(corpus.values()), sys.stdout.isatty()
+        documents = encoder.encode_document(texts, show_progress_bar=show, convert_to_csr=True)
     index = SearchIndex(documents)
-    ids = list(corpus)
     console = Console(highlight=False)
     for query in settings.queries or _typed_queries():
         vector = encoder.encode_query([query], convert_to_csr=True)
@@ -49,7 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             console.print("  no document shares a term with it")
         for rank, (row, score) in enumerate(hits, start=1):
             console.print(Text(f"{rank:>3}. {score:7.3f}  {ids[row]}"), soft_wrap=True)
-            console.print(Text(f"      {_snippet(corpus[ids[row]])}", style="dim"), soft_wrap=True)
+            if text := corpus.get(ids[row]):
+                console.print(Text(f"      {_snippet(text)}", style="dim"), soft_wrap=True)
             terms = _matching_terms(encoder, vector, documents[[row]], settings.terms)
             console.print(Text(f"      {terms}", style="green"), soft_wrap=True)
 
@@ -92,9 +101,9 @@ def _parser() -> CommandParser:
     parser.add_argument("--revision", help="branch, tag or commit of the model on the Hub")
     parser.add_argument(
         "--corpus",
-        required=True,
         help="file (jsonl, csv, tsv, parquet, txt; gzipped or not), data set, BEIR folder or task such as docstrings",
     )
+    parser.add_argument("--vectors", help="folder of the corpus's vectors, so that nothing is encoded; see encode")
     parser.add_argument("--text-column", default="text", help="name of the column of texts (%(default)s)")
     parser.add_argument("--top", type=positive_int, default=10, help="hits a query (%(default)s)")
     parser.add_argument("--terms", type=positive_int, default=8, help="matching terms shown a hit (%(default)s)")

@@ -228,7 +228,7 @@ class AsymmetricSparseEncoder(nn.Module):
         budget = tokens_per_batch or _TOKENS_PER_BATCH.get(self.device.type, 4096)
         limit = self._limit(max_active_dims)
         parts = []
-        with _progress(len(token_ids), show_progress_bar) as advance, evaluation_mode(self), torch.no_grad():
+        with document_progress(len(token_ids), show_progress_bar) as advance, evaluation_mode(self), torch.no_grad():
             for batch in _packed_batches(token_ids, order, budget):
                 dense = self.document(Tokens.from_lists([token_ids[i] for i in batch]).to(self.device))
                 parts.append(keep_largest(as_csr(dense), limit))
@@ -356,7 +356,7 @@ def _packed_batches(token_ids: Sequence[np.ndarray], order: np.ndarray, budget: 
 
 
 @contextmanager
-def _progress(total: int, show: bool) -> Iterator[Callable[[int], None]]:
+def document_progress(total: int, show: bool) -> Iterator[Callable[[int], None]]:
     """A rich bar that counts documents, or nothing; gives a function that advances it."""
     columns = (
         TextColumn("encoding"),

@@ -1,0 +1,65 @@
+"""`python -m splade_lit.encode`: the vectors of a corpus, on disk.
+
+    python -m splade_lit.encode --model runs/quickstart/model --corpus docs.jsonl --output vectors
+    python -m splade_lit.search --model runs/quickstart/model --vectors vectors "fit a curve through points"
+
+The corpus may be of any size: vectors are written in shards as they are made, and a run that was interrupted goes on
+where it stopped when it is started again.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from splade_lit.arguments import CommandParser, positive_int
+from splade_lit.commands import check_writable, pick_device, run_command
+from splade_lit.data.corpus import open_corpus
+from splade_lit.encoder.saved import load
+from splade_lit.engines.corpus_vectors import write_corpus_vectors
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Encode a corpus; the last line tells where the vectors are and how many.
+
+    Raises:
+        UserError: there is no such model or corpus, or the folder holds something else.
+    """
+    settings = _parser().parse_args(arguments)
+    check_writable(folder=settings.output)
+    device = pick_device(settings.device)
+    corpus = open_corpus(settings.corpus, settings.text_column)
+    encoder = load(settings.model, revision=settings.revision, device=device)
+    header = write_corpus_vectors(
+        encoder,
+        corpus,
+        settings.output,
+        values=settings.values,
+        shard_documents=settings.shard_documents,
+        show_progress_bar=sys.stdout.isatty(),
+    )
+    print(f"vectors: {settings.output}  documents {header.num_documents:,}")
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser(
+        prog="python -m splade_lit.encode", description="Write the vectors of a corpus of any size to a folder."
+    )
+    parser.add_argument("--model", required=True, help="folder of a saved model, or its Hub id")
+    parser.add_argument("--revision", help="branch, tag or commit of the model on the Hub")
+    parser.add_argument(
+        "--corpus",
+        required=True,
+        help="file (jsonl, csv, tsv, parquet, txt; gzipped or not), data set, BEIR folder or task such as docstrings",
+    )
+    parser.add_argument("--text-column", default="text", help="name of the column of texts (%(default)s)")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the vectors")
+    parser.add_argument("--values", choices=["float32", "float16"], default="float32", help="type of the weights")
+    parser.add_argument(
+        "--shard-documents", type=positive_int, default=50_000, help="documents of a shard (%(default)s)"
+    )
+    parser.add_argument("--device", help="device to encode on, such as cpu or cuda (default: cuda where there is one)")
+    return parser
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,160 @@
+"""`python -m splade_lit.encode` and searching what it wrote."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from command_runs import call
+
+from splade_lit import encode, search
+from splade_lit.data.corpus import open_corpus
+from splade_lit.encoder.model import AsymmetricSparseEncoder
+from splade_lit.engines import corpus_vectors
+from splade_lit.engines.corpus_vectors import read_corpus_vectors, write_corpus_vectors
+from splade_lit.errors import UserError
+
+TEXTS = [
+    "the song of the musical",
+    "",
+    "river and water " * 9,
+    "heart disease",
+    "a cell protein",
+    "king and queen",
+    "who",
+]
+
+
+@pytest.fixture
+def encoder(make_encoder) -> AsymmetricSparseEncoder:
+    return make_encoder()
+
+
+@pytest.fixture
+def model(encoder, tmp_path) -> Path:
+    encoder.save(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def corpus(tmp_path) -> Path:
+    path = tmp_path / "docs.jsonl"
+    rows = [{"_id": f"d{number}", "text": text} for number, text in enumerate(TEXTS)]
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return path
+
+
+def command(model: Path, corpus: Path, output: Path, *more: object):
+    return call(encode.main, "--model", model, "--corpus", corpus, "--output", output, *more)
+
+
+@pytest.mark.parametrize("shard_documents", [1, 4, 100])
+def test_vectors_are_the_encoders(encoder, model, corpus, tmp_path, shard_documents):
+    outcome = command(model, corpus, tmp_path / "vectors", "--shard-documents", shard_documents)
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.splitlines()[-1] == f"vectors: {tmp_path / 'vectors'}  documents 6"
+    ids, vectors, header = read_corpus_vectors(tmp_path / "vectors")
+    assert ids == ["d0", "d2", "d3", "d4", "d5", "d6"]
+    assert header.num_documents == 6
+    assert len(list((tmp_path / "vectors").glob("shard-*"))) == -(-6 // shard_documents)
+    expected = encoder.encode_document([text for text in TEXTS if text]).to_dense()
+    torch.testing.assert_close(torch.from_numpy(vectors.toarray()), expected, rtol=1e-5, atol=1e-5)
+    assert vectors.indices.dtype == np.int32
+
+
+def test_float16_halves_the_values(encoder, model, corpus, tmp_path):
+    assert command(model, corpus, tmp_path / "half", "--values", "float16").code == 0
+    with np.load(tmp_path / "half" / "shard-00000.npz") as shard:
+        assert shard["data"].dtype == np.float16
+    _, vectors, _ = read_corpus_vectors(tmp_path / "half")
+    expected = encoder.encode_document([text for text in TEXTS if text]).to_dense()
+    torch.testing.assert_close(torch.from_numpy(vectors.toarray()), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_an_interrupted_run_goes_on(encoder, corpus, tmp_path, monkeypatch):
+    folder, settings = tmp_path / "vectors", {"shard_documents": 2}
+    whole = tmp_path / "whole"
+    write_corpus_vectors(encoder, open_corpus(str(corpus)), whole, **settings)
+    encoded = []
+    encode_document = encoder.encode_document
+
+    def stop_in_the_second_shard(texts, **settings):
+        if len(encoded) == 2:
+            raise KeyboardInterrupt
+        encoded.extend(texts)
+        return encode_document(texts, **settings)
+
+    monkeypatch.setattr(encoder, "encode_document", stop_in_the_second_shard)
+    with pytest.raises(KeyboardInterrupt):
+        write_corpus_vectors(encoder, open_corpus(str(corpus)), folder, **settings)
+    with pytest.raises(UserError, match=r"whole corpus; run python -m splade_lit\.encode again"):
+        read_corpus_vectors(folder)
+    encoded.append("")  # no longer two
+    write_corpus_vectors(encoder, open_corpus(str(corpus)), folder, **settings)
+    assert len(encoded) == 6 + 1  # the first shard was not encoded again
+    ids, vectors, header = read_corpus_vectors(folder)
+    expected_ids, expected, expected_header = read_corpus_vectors(whole)
+    assert (ids, header) == (expected_ids, expected_header)
+    assert (vectors != expected).nnz == 0
+
+
+def test_memory_is_bounded_by_a_shard(encoder, corpus, tmp_path, monkeypatch):
+    sizes = []
+    encode_document = encoder.encode_document
+    monkeypatch.setattr(
+        encoder, "encode_document", lambda texts, **s: (sizes.append(len(texts)), encode_document(texts, **s))[1]
+    )
+    monkeypatch.setattr(corpus_vectors, "_CHUNK_DOCUMENTS", 2)
+    write_corpus_vectors(encoder, open_corpus(str(corpus)), tmp_path / "vectors", shard_documents=3)
+    assert sizes == [2, 1, 2, 1]
+
+
+def test_another_model_or_corpus_is_refused(encoder, model, corpus, tmp_path):
+    folder = tmp_path / "vectors"
+    assert command(model, corpus, folder).code == 0
+    assert command(model, corpus, folder).code == 0  # all there: nothing to do
+    assert "another model or corpus" in command(model, corpus, folder, "--values", "float16").err
+    with torch.no_grad():
+        encoder.document.decoder.bias += 0.1
+    encoder.save(tmp_path / "other")
+    assert "another model or corpus" in command(tmp_path / "other", corpus, folder).err
+    outcome = call(search.main, "--model", tmp_path / "other", "--vectors", folder, "song")
+    assert outcome.code == 2
+    assert (
+        outcome.err == f"error: The vectors in {folder} are those of another model; encode the corpus with this one.\n"
+    )
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("mine", encoding="utf-8")
+    assert "holds no vectors" in command(model, corpus, tmp_path / "full").err
+
+
+def test_search_finds_the_same_with_vectors(model, corpus, tmp_path):
+    folder = tmp_path / "vectors"
+    assert command(model, corpus, folder, "--shard-documents", 2).code == 0
+    direct = call(search.main, "--model", model, "--corpus", corpus, "song of the king")
+    stored = call(search.main, "--model", model, "--corpus", corpus, "--vectors", folder, "song of the king")
+    assert stored.code == 0, stored.err
+    assert stored.out == direct.out
+    alone = call(search.main, "--model", model, "--vectors", folder, "song of the king")
+    assert len(alone.out.splitlines()) == 1 + 2 * 6
+    nothing = call(search.main, "--model", model, "song")
+    assert nothing.code == 2
+    assert "give --corpus, or --vectors" in nothing.err
+
+
+@pytest.mark.parametrize("damage", ["cut", "lost", "header"])
+def test_damaged_folders_are_told(model, corpus, tmp_path, damage):
+    folder = tmp_path / "vectors"
+    assert command(model, corpus, folder, "--shard-documents", 2).code == 0
+    shard = folder / "shard-00001.npz"
+    if damage == "cut":
+        shard.write_bytes(shard.read_bytes()[:100])
+    elif damage == "lost":
+        shard.unlink()
+    else:
+        (folder / "corpus.json").write_text("{}", encoding="utf-8")
+    outcome = call(search.main, "--model", model, "--vectors", folder, "song")
+    assert outcome.code == 2
+    expected = {"cut": "is damaged", "lost": "holds 4 of 6 documents", "header": "whole corpus"}[damage]
+    assert expected in outcome.err
