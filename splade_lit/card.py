@@ -18,8 +18,8 @@ from splade_lit.encoder.saved import load
 from splade_lit.errors import UserError
 from splade_lit.files import replace_text
 from splade_lit.publish.facts import model_facts
-from splade_lit.publish.markdown import model_card
 from splade_lit.publish.record import README, Card, read_record, write_record
+from splade_lit.publish.render import model_card
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

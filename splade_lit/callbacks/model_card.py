@@ -20,7 +20,6 @@ from splade_lit.files import replace_text
 from splade_lit.publish import facts
 from splade_lit.publish.emissions import footprint
 from splade_lit.publish.figures import by_set, main_figure
-from splade_lit.publish.markdown import model_card
 from splade_lit.publish.record import (
     README,
     Card,
@@ -31,6 +30,7 @@ from splade_lit.publish.record import (
     from_plain,
     write_record,
 )
+from splade_lit.publish.render import model_card
 
 _LOSS_SETTINGS = ("penalty", "lambda_d", "lambda_q", "lambda_schedule", "lambda_ramp_ratio", "l0_threshold")
 
