@@ -137,10 +137,10 @@ def _write(encoder: AsymmetricSparseEncoder, folder: Path) -> None:
     _write_json(folder / _QUERY / "config.json", {"frozen": encoder.query.frozen})
     weight = encoder.idf_weights.detach().float().cpu().contiguous()
     save_file({"weight": weight}, folder / _QUERY / "model.safetensors")
-    _save_tokenizer(encoder, folder / _QUERY, encoder.max_query_tokens)
+    save_tokenizer(encoder, folder / _QUERY, encoder.max_query_tokens)
     with quiet_transformers(), encoder.document.whole_model() as model:
         model.save_pretrained(folder / _DOCUMENT)
-    _save_tokenizer(encoder, folder / _DOCUMENT, encoder.max_document_tokens)
+    save_tokenizer(encoder, folder / _DOCUMENT, encoder.max_document_tokens)
     _write_json(
         folder / _DOCUMENT / "sentence_bert_config.json",
         {"max_seq_length": encoder.max_document_tokens, "do_lower_case": False},
@@ -155,7 +155,8 @@ def _write(encoder: AsymmetricSparseEncoder, folder: Path) -> None:
     )
 
 
-def _save_tokenizer(encoder: AsymmetricSparseEncoder, folder: Path, max_tokens: int) -> None:
+def save_tokenizer(encoder: AsymmetricSparseEncoder, folder: Path, max_tokens: int) -> None:
+    """Write the tokenizer with a limit of tokens, in a form that transformers 4 and `tokenizers` read too."""
     # A tokenizer keeps the limit of its last call, of whichever side, and would be written with it.
     encoder.tokenizer.backend_tokenizer.no_truncation()
     encoder.tokenizer.backend_tokenizer.no_padding()

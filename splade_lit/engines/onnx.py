@@ -1,0 +1,295 @@
+"""Document encoders as ONNX, with the pooling inside the graph, and all that encodes queries beside it.
+
+    model.onnx        input_ids, attention_mask [documents, tokens] -> vectors, in one of two forms:
+                      dense: embeddings [documents, vocab]; sparse: indices [active, 2] (document, dim), values [active]
+    model_int8.onnx   the same with 8-bit weights, where asked for
+    tokenizer.json    the tokenizer, of documents (with its special tokens) and of queries (without)
+    idf.json          token to query weight; tokens that weigh nothing are left out
+    config.json       limits, prompts, pooling
+
+The number of documents and of tokens is free. `max_active_dims` is not in the graph: the reader cuts.
+"""
+
+import json
+import logging
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from scipy.sparse import csr_array, vstack
+from torch import Tensor, nn
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from splade_lit.encoder.base import quiet_transformers
+from splade_lit.encoder.document import MlmDocumentEncoder
+from splade_lit.encoder.model import AsymmetricSparseEncoder
+from splade_lit.encoder.packing import evaluation_mode
+from splade_lit.encoder.query import IdfQueryEncoder, idf_from_json
+from splade_lit.encoder.saved_writer import save_tokenizer
+from splade_lit.encoder.vectors import as_csr, keep_largest
+from splade_lit.errors import UserError
+from splade_lit.tokens import Tokens
+
+Values = Literal["dense", "sparse"]
+
+MODEL, INT8_MODEL = "model.onnx", "model_int8.onnx"
+TOLERANCE = 1e-4
+# Padded tokens of a batch at inference: the graph holds the logits of all of them.
+_TOKENS_PER_BATCH = 2048
+# Shapes that the written graph is compared on; none is the one it was traced with.
+_CHECKED_LENGTHS: tuple[tuple[int, ...], ...] = ((2,), (5, 3, 9), (40, 17, 1, 2))
+_OUTPUTS: dict[str, list[str]] = {"dense": ["embeddings"], "sparse": ["indices", "values"]}
+
+
+class PooledModel(nn.Module):
+    """A whole masked-language model with SPLADE pooling, padded: what the graph computes.
+
+    Args:
+        model: the model with its decoder.
+        document: gives pooling and activation.
+        values: form of the vectors.
+    """
+
+    def __init__(self, model: PreTrainedModel, document: MlmDocumentEncoder, values: Values = "dense") -> None:
+        super().__init__()
+        self.model = model
+        self.pooling = document.pooling
+        self.activation = document.activation
+        self.values = values
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """Vectors of padded documents."""
+        logits = self.model(input_ids=input_ids, attention_mask=attention_mask).logits
+        # Padding gets what no activation lets through, so that it adds nothing to a sum either.
+        logits = logits.masked_fill(attention_mask[:, :, None] == 0, -torch.inf)
+        embeddings = self._activated(logits.amax(1)) if self.pooling == "max" else self._activated(logits).sum(1)
+        if self.values == "dense":
+            return embeddings
+        indices = embeddings.nonzero()
+        return indices, embeddings[indices[:, 0], indices[:, 1]]
+
+    def _activated(self, logits: Tensor) -> Tensor:
+        weights = torch.log1p(torch.relu(logits))
+        return torch.log1p(weights) if self.activation == "log1p_relu" else weights
+
+
+class OnnxDocumentEncoder:
+    """An exported model in onnxruntime; has what evaluation needs of an encoder.
+
+    Args:
+        folder: what `export_onnx` wrote.
+        file: which of its graphs to run.
+
+    Raises:
+        UserError: onnxruntime is missing, or the folder is no such export.
+    """
+
+    def __init__(self, folder: str | Path, file: str = MODEL) -> None:
+        require_packages("onnxruntime")
+        import onnxruntime
+
+        folder = Path(folder)
+        if not all((folder / name).is_file() for name in (file, "config.json", "idf.json", "tokenizer.json")):
+            raise UserError(
+                f"{folder} is no whole export; write one with `python -m splade_lit.export onnx MODEL_DIR`."
+            )
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        self.vocab_size: int = config["vocab_size"]
+        self.max_query_tokens: int = config["max_query_tokens"]
+        self.max_document_tokens: int = config["max_document_tokens"]
+        self.max_active_dims: int | None = config["max_active_dims"]
+        self.prompts: dict[str, str] = config["prompts"]
+        self._padding_id: int = config["padding_id"]
+        with quiet_transformers():
+            self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+        self._query = IdfQueryEncoder(idf_from_json(folder / "idf.json", self.tokenizer, self.vocab_size))
+        self._session = onnxruntime.InferenceSession(str(folder / file), providers=["CPUExecutionProvider"])
+
+    def encode_query_tokens(self, token_ids: Sequence[np.ndarray]) -> csr_array:
+        """Query vectors `[queries, vocab]` from distinct token ids."""
+        return keep_largest(self._query.encode(token_ids), self.max_active_dims)
+
+    def encode_document_tokens(self, token_ids: Sequence[np.ndarray], *, show_progress_bar: bool = False) -> csr_array:
+        """Document vectors `[documents, vocab]` from token ids, in the order given.
+
+        Args:
+            token_ids: one array a document.
+            show_progress_bar: accepted as that of other encoders; there is none.
+        """
+        if not len(token_ids):
+            return csr_array((0, self.vocab_size), dtype=np.float32)
+        order = np.argsort([-len(ids) for ids in token_ids], kind="stable")
+        parts, start = [], 0
+        while start < len(order):
+            longest = max(len(token_ids[order[start]]), 1)
+            rows = order[start : start + max(_TOKENS_PER_BATCH // longest, 1)]
+            parts.append(keep_largest(self._run([token_ids[i] for i in rows]), self.max_active_dims))
+            start += len(rows)
+        return csr_array(vstack(parts, format="csr")[np.argsort(order)])
+
+    def _run(self, token_ids: Sequence[np.ndarray]) -> csr_array:
+        shape = (len(token_ids), max(1, *map(len, token_ids)))
+        inputs = {"input_ids": np.full(shape, self._padding_id, np.int64), "attention_mask": np.zeros(shape, np.int64)}
+        for row, ids in enumerate(token_ids):
+            inputs["input_ids"][row, : len(ids)] = ids
+            inputs["attention_mask"][row, : len(ids)] = 1
+        outputs = self._session.run(None, inputs)
+        if len(outputs) == 1:
+            return as_csr(outputs[0])
+        indices, values = outputs
+        return as_csr(csr_array((values, indices.T), shape=(len(token_ids), self.vocab_size)))
+
+
+def require_packages(*names: str) -> None:
+    """Check that packages of the extra `onnx` are there.
+
+    Raises:
+        UserError: one is not.
+    """
+    for name in names:
+        try:
+            import_module(name)
+        except ImportError as error:
+            raise UserError(f"ONNX needs {name}, which is not installed; pip install 'splade-lit[onnx]'.") from error
+
+
+def export_onnx(
+    encoder: AsymmetricSparseEncoder, folder: str | Path, *, values: Values = "dense", int8: bool = False
+) -> None:
+    """Write an encoder as ONNX with its tokenizer, query table and settings, once the graph gives PyTorch's vectors.
+
+    Args:
+        encoder: the encoder, on the CPU.
+        folder: where to; what else lies there stays.
+        values: "dense" for `[documents, vocab]`, "sparse" for indices and values of the active dims.
+        int8: write the graph with 8-bit weights too (dynamic quantisation of its matrix products).
+
+    Raises:
+        UserError: packages are missing, the model cannot be exported, its vectors differ, or the folder cannot be
+            written; what was there before is untouched.
+    """
+    require_packages("onnx", "onnxscript", "onnxruntime")
+    target = Path(folder)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".export-", dir=target) as name:
+            scratch = Path(name)
+            _write_settings(encoder, scratch, values)
+            _write_graph(encoder.document, scratch / MODEL, values)
+            _check(encoder, OnnxDocumentEncoder(scratch))
+            if int8:
+                _quantize(scratch / MODEL, scratch / INT8_MODEL)
+            else:
+                (target / INT8_MODEL).unlink(missing_ok=True)  # that of another model
+            for path in scratch.iterdir():
+                path.chmod(0o644)
+                shutil.move(path, target / path.name)
+    except OSError as error:
+        raise UserError(
+            f"The export cannot be written to {target} ({error.strerror}); choose another folder."
+        ) from error
+
+
+def _write_settings(encoder: AsymmetricSparseEncoder, folder: Path, values: Values) -> None:
+    save_tokenizer(encoder, folder, encoder.max_document_tokens)
+    tokens = encoder.tokenizer.convert_ids_to_tokens(list(range(encoder.vocab_size)))
+    weights = encoder.idf_weights.detach().float().tolist()
+    table = {token: weight for token, weight in zip(tokens, weights, strict=True) if weight and token is not None}
+    settings = {
+        "vocab_size": encoder.vocab_size,
+        "max_query_tokens": encoder.max_query_tokens,
+        "max_document_tokens": encoder.max_document_tokens,
+        "max_active_dims": encoder.max_active_dims,
+        "prompts": encoder.prompts,
+        "padding_id": encoder.document.padding_id,
+        "pooling": encoder.document.pooling,
+        "activation": encoder.document.activation,
+        "values": values,
+    }
+    for name, content in (("idf.json", table), ("config.json", settings)):
+        (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _write_graph(document: MlmDocumentEncoder, path: Path, values: Values) -> None:
+    free = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    input_ids = torch.arange(24).reshape(2, 12) % document.vocab_size
+    attention_mask = torch.ones_like(input_ids)
+    attention_mask[1, 7:] = 0
+    with _padded_model(document) as model, evaluation_mode(document), torch.no_grad(), _quiet_exporter():
+        try:
+            program = torch.onnx.export(
+                PooledModel(model, document, values).eval(),
+                (input_ids, attention_mask),
+                input_names=["input_ids", "attention_mask"],
+                output_names=_OUTPUTS[values],
+                dynamic_shapes={"input_ids": free, "attention_mask": free},
+                dynamo=True,
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            raise UserError(
+                f"{type(model).__name__} cannot be exported: torch's exporter does not know some operation of it."
+            ) from error
+    assert program is not None
+    program.save(path)
+
+
+@contextmanager
+def _padded_model(document: MlmDocumentEncoder) -> Iterator[PreTrainedModel]:
+    """The whole model with plain attention; its own comes back after."""
+    attention = document.model.config._attn_implementation
+    with document.whole_model() as model:
+        model.set_attn_implementation("eager")
+        try:
+            yield model
+        finally:
+            model.set_attn_implementation(attention)
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    # It tells of packages it could do with, and of its own future.
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _check(encoder: AsymmetricSparseEncoder, exported: OnnxDocumentEncoder) -> None:
+    generator = np.random.default_rng(0)
+    longest = encoder.max_document_tokens
+    for lengths in (*_CHECKED_LENGTHS, (longest, 2)):
+        ids = [generator.integers(0, encoder.vocab_size, size=min(length, longest)) for length in lengths]
+        with evaluation_mode(encoder), torch.no_grad():
+            expected = encoder.document(Tokens.from_lists(ids)).numpy()
+        found = exported._run(ids).toarray()
+        if not np.allclose(found, expected, rtol=TOLERANCE, atol=TOLERANCE):
+            raise UserError(
+                f"The exported graph differs from PyTorch by {np.abs(found - expected).max():.2g}, so it is not "
+                "written; try another release of torch or onnxruntime."
+            )
+
+
+def _quantize(source: Path, target: Path) -> None:
+    from onnxruntime.quantization import quantize_dynamic
+
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)  # it advises on preprocessing, which this graph does without
+    try:
+        settings: dict[str, Any] = {"op_types_to_quantize": ["MatMul", "Gemm"], "per_channel": True}
+        quantize_dynamic(source, target, **settings)
+    finally:
+        root.setLevel(level)

@@ -1,0 +1,94 @@
+"""`python -m splade_lit.export`: a saved model for other runtimes.
+
+    python -m splade_lit.export onnx runs/my_run/model
+    python -m splade_lit.export onnx runs/my_run/model --int8 --tasks docstrings --output exported
+
+Writes the document encoder as ONNX (pooling inside the graph), the tokenizer and the query table, into the folder
+`onnx` of the model; refuses a graph whose vectors differ from PyTorch's. `docs/onnx.md` shows how to read them.
+"""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from splade_lit.arguments import CommandParser, positive_int
+from splade_lit.commands import check_writable, run_command
+from splade_lit.data.tasks import NANOBEIR_ID, RetrievalTask, load_tasks
+from splade_lit.encoder.model import AsymmetricSparseEncoder
+from splade_lit.encoder.saved import load
+from splade_lit.engines.onnx import INT8_MODEL, MODEL, OnnxDocumentEncoder, export_onnx, require_packages
+from splade_lit.errors import UserError
+from splade_lit.evaluation.evaluate import Encoder, evaluate_task, sample_corpus
+
+logger = logging.getLogger(__name__)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Export a saved model and print where to, and what it loses on the tasks given.
+
+    Raises:
+        UserError: there is no such model or task, packages are missing, or the export differs or cannot be written.
+    """
+    settings = _parser().parse_args(arguments)
+    folder = settings.output or _default_folder(settings.model)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; give the name of a folder.")
+    check_writable(folder=folder)
+    require_packages("onnx", "onnxscript", "onnxruntime")
+    tasks = load_tasks(settings.tasks, settings.nanobeir_source, settings.nanobeir_revision)
+    if settings.max_corpus_documents:
+        tasks = [sample_corpus(task, settings.max_corpus_documents) for task in tasks]
+    encoder = load(settings.model, revision=settings.revision)
+    export_onnx(encoder, folder, values=settings.values, int8=settings.int8)
+    for path in sorted(folder.glob("*.onnx")):
+        print(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
+    if settings.int8 and not tasks:
+        logger.warning("What int8 loses was not measured; give --tasks to know.")
+    for task in tasks:
+        print(_comparison(encoder, folder, task, settings.int8))
+
+
+def _default_folder(model: str) -> Path:
+    if not Path(model).is_dir():
+        raise UserError(f"{model} is not a folder to write into; say where with --output.")
+    return Path(model) / "onnx"
+
+
+def _comparison(encoder: AsymmetricSparseEncoder, folder: Path, task: RetrievalTask, int8: bool) -> str:
+    """A line with nDCG@10 of the model and of its graphs."""
+    graphs: dict[str, Encoder] = {"ONNX": OnnxDocumentEncoder(folder, MODEL)}
+    if int8:
+        graphs["int8"] = OnnxDocumentEncoder(folder, INT8_MODEL)
+    reference = evaluate_task(encoder, task).metrics["ndcg@10"]
+    figures = {name: evaluate_task(graph, task).metrics["ndcg@10"] for name, graph in graphs.items()}
+    parts = [f"{name} {figure:.4f} ({figure - reference:+.4f})" for name, figure in figures.items()]
+    return f"{task.name} nDCG@10: PyTorch {reference:.4f}, {', '.join(parts)}"
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser(prog="python -m splade_lit.export", description="A saved model for other runtimes.")
+    parser.add_argument("format", choices=["onnx"], help="what to write")
+    parser.add_argument("model", metavar="MODEL_DIR", help="folder of a saved model, or its Hub id")
+    parser.add_argument("--revision", help="branch, tag or commit of the model on the Hub")
+    parser.add_argument("--output", type=Path, help="folder to write to (default: `onnx` in the model's folder)")
+    parser.add_argument(
+        "--values",
+        choices=["dense", "sparse"],
+        default="dense",
+        help="outputs of the graph: `embeddings` [documents, vocab], or `indices` and `values` of the active dims "
+        "(default: dense)",
+    )
+    parser.add_argument("--int8", action="store_true", help="write the graph with 8-bit weights too")
+    parser.add_argument("--tasks", nargs="+", default=[], help="tasks to compare nDCG@10 on, named as in evaluate")
+    parser.add_argument("--nanobeir-source", default=NANOBEIR_ID, help="Hub id or folder of NanoBEIR (%(default)s)")
+    parser.add_argument("--nanobeir-revision", help="branch, tag or commit of NanoBEIR on the Hub")
+    parser.add_argument(
+        "--max-corpus-documents",
+        type=positive_int,
+        help="compare on a sample of each corpus with this many documents, all judged ones among them",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    run_command(main)
