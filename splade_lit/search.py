@@ -9,6 +9,7 @@ Without a query on the command line, queries are read from standard input, a lin
 
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import numpy as np
 from rich.console import Console
@@ -38,10 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise UserError("Nothing to search: give --corpus, or --vectors made by python -m splade_lit.encode.")
     device = pick_device(settings.device)
     corpus = load_corpus(settings.corpus, settings.text_column) if settings.corpus else {}
+    corpus = dict(islice(corpus.items(), settings.limit))
     encoder = load(settings.model, revision=settings.revision, device=device)
     if settings.vectors:
         ids, documents, header = read_corpus_vectors(settings.vectors)
         check_made_by(header, encoder, settings.vectors)
+        ids, documents = ids[: settings.limit], documents[: settings.limit]
     else:
         ids, texts, show = list(corpus), list(corpus.values()), sys.stdout.isatty()
         documents = encoder.encode_document(texts, show_progress_bar=show, convert_to_csr=True)
@@ -105,6 +108,7 @@ def _parser() -> CommandParser:
     )
     parser.add_argument("--vectors", help="folder of the corpus's vectors, so that nothing is encoded; see encode")
     parser.add_argument("--text-column", default="text", help="name of the column of texts (%(default)s)")
+    parser.add_argument("--limit", type=positive_int, help="search the first documents only, for a quick look")
     parser.add_argument("--top", type=positive_int, default=10, help="hits a query (%(default)s)")
     parser.add_argument("--terms", type=positive_int, default=8, help="matching terms shown a hit (%(default)s)")
     parser.add_argument("--device", help="device to encode on, such as cpu or cuda (default: cuda where there is one)")

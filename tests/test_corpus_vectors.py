@@ -138,6 +138,10 @@ def test_search_finds_the_same_with_vectors(model, corpus, tmp_path):
     assert stored.out == direct.out
     alone = call(search.main, "--model", model, "--vectors", folder, "song of the king")
     assert len(alone.out.splitlines()) == 1 + 2 * 6
+    for source in (("--corpus", corpus), ("--vectors", folder)):
+        limited = call(search.main, "--model", model, *source, "--limit", 2, "song of the king")
+        assert [line for line in limited.out.splitlines() if line.endswith((" d0", " d2", " d3"))] != []
+        assert "d3" not in limited.out
     nothing = call(search.main, "--model", model, "song")
     assert nothing.code == 2
     assert "give --corpus, or --vectors" in nothing.err
