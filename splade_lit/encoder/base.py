@@ -72,9 +72,7 @@ def from_base(
         UserError: the model or its tokenizer cannot be loaded; the sentence says why.
     """
     tokenizer = load_tokenizer(source, revision=revision, trust_remote_code=trust_remote_code)
-    model, grafted = load_masked_lm(
-        source, tokenizer, dropout, revision=revision, trust_remote_code=trust_remote_code
-    )
+    model, grafted = load_masked_lm(source, tokenizer, dropout, revision=revision, trust_remote_code=trust_remote_code)
     document = MlmDocumentEncoder(model, tokenizer.pad_token_id or 0, pooling, activation, packed)
     document.grafted = grafted
     if isinstance(idf, str):
