@@ -25,7 +25,7 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 quickstart: $(VENV)/.quickstart ## Train, evaluate and search offline on two CPU cores (about 8 minutes)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m splade_lit.fit --config experiments/quickstart.yaml --overwrite true
 	HF_HUB_OFFLINE=1 $(BIN)/python -m splade_lit.search --model runs/quickstart/model --corpus docstrings --limit 500 --top 3 \
-		"fit a smooth curve through noisy points"
+		"draw random samples from a normal distribution"
 
 lint: $(VENV)/.dev ## Check style, types and import rules
 	$(BIN)/ruff check .
