@@ -238,7 +238,7 @@ def test_a_reader_that_has_seen_enough_ends_the_search(model, corpus, tmp_path):
     process.stdin.close()
     err = process.stderr.read()
     process.stderr.close()
-    assert process.wait(timeout=60) == 1
+    assert process.wait(timeout=300) == 1
     assert "Traceback" not in err
     assert "BrokenPipeError" not in err
 
