@@ -136,9 +136,12 @@ def _start(task: str, side: str, settings: dict[str, Any], environment: dict[str
 
 
 def _ask(process: Any, name: str) -> dict[str, float]:
-    process.stdin.write("go\n")
-    process.stdin.flush()
-    line = process.stdout.readline()
+    try:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+        line = process.stdout.readline()
+    except BrokenPipeError:
+        line = ""
     if not line:
         process.log.seek(0)
         sys.exit(f"error: {name} ended:\n{process.log.read()[-3000:]}")

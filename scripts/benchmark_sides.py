@@ -6,89 +6,18 @@ line of JSON: the seconds of that turn and, where memory is measured, the peak a
 sides alike. Nothing here is meant to be called by hand.
 """
 
-import ctypes
-import gc
 import json
-import os
 import sys
-import time
-from collections.abc import Callable, Iterator
-from itertools import count, pairwise
+from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
+import benchmark_search
+from benchmark_turns import StepTurns, Turns
+
 PAIRS_PER_STEP = 16
 LAMBDA_D = 3e-3
-
-
-class Turns:
-    """This process's end of the conversation; whatever libraries print goes to standard error."""
-
-    def __init__(self) -> None:
-        self._answers = os.fdopen(os.dup(1), "w")
-        os.dup2(2, 1)
-
-    def wait(self) -> bool:
-        """Wait for the next turn; False if there is none."""
-        return sys.stdin.readline() == "go\n"
-
-    def answer(self, **figures: float) -> None:
-        """End the turn."""
-        self._answers.write(json.dumps(figures) + "\n")
-        self._answers.flush()
-
-    def timed(self, work: Callable[[], Any], **figures: float) -> None:
-        """Take all turns with the same work, after one run that does not count."""
-        work()
-        while self.wait():
-            start = time.perf_counter()
-            work()
-            self.answer(seconds=time.perf_counter() - start, **figures)
-
-
-class StepTurns:
-    """Turns of a trainer: called at the end of each optimizer step."""
-
-    def __init__(self, turns: Turns, parameters: list[Any]) -> None:
-        self.turns = turns
-        self.parameters = parameters
-        self.steps = 0
-        self.start = 0.0
-        self.resting_bytes = 0
-
-    def step_done(self) -> bool:
-        """Answer for the step that has just ended and wait for the next turn; False if training is to stop.
-
-        The first two steps warm up: the optimizer makes its state in the first.
-        """
-        seconds = time.perf_counter() - self.start
-        self.steps += 1
-        if self.steps > 2:
-            self.turns.answer(seconds=seconds, bytes=peak_bytes() - self.resting_bytes)
-        if self.steps >= 2 and not self.turns.wait():
-            return False
-        gradients = sum(p.grad.nbytes for p in self.parameters if p.grad is not None)
-        gc.collect()
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-        self.resting_bytes = resident_bytes() - gradients
-        Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
-        self.start = time.perf_counter()
-        return True
-
-
-def resident_bytes() -> int:
-    """Memory of this process."""
-    return _status("VmRSS")
-
-
-def peak_bytes() -> int:
-    """Largest memory of this process since it was last reset."""
-    return _status("VmHWM")
-
-
-def _status(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
 def train_ours(turns: Turns, base: str, pairs: str, max_tokens: int, cache: str, precision: str = "32-true") -> None:
@@ -361,116 +290,11 @@ def start_up_peer(turns: Turns, model: str) -> None:
     turns.answer()
 
 
-def search_ours(turns: Turns, vectors: str, k: int) -> None:
-    """Exact search with an index made beforehand."""
-    from splade_lit.evaluation.search import SearchIndex
-
-    queries, corpus = _vectors(vectors)
-    index = SearchIndex(corpus)
-    turns.timed(lambda: index.search(queries, k))
-
-
-def search_peer(turns: Turns, vectors: str, k: int) -> None:
-    """sentence-transformers' exact search: a sparse product and the top k of each row."""
-    import torch
-    from sentence_transformers.util import dot_score
-
-    from splade_lit.encoder.vectors import csr_to_torch
-
-    queries, corpus = (csr_to_torch(matrix) for matrix in _vectors(vectors))
-    turns.timed(lambda: torch.topk(dot_score(queries, corpus), k, dim=1))
-
-
-def search_seismic(turns: Turns, vectors: str, k: int) -> None:
-    """Seismic, an approximate index, with settings at which it finds 99 of 100 documents of the exact search."""
-    import numpy as np
-    from seismic import SeismicDataset, SeismicIndex, get_seismic_string
-
-    queries, corpus = _vectors(vectors)
-    text = get_seismic_string()
-    dataset = SeismicDataset()
-    for number, (dims, weights) in enumerate(_rows(corpus)):
-        dataset.add_document(str(number), np.array(dims.astype(str), dtype=text), weights)
-    index = SeismicIndex.build_from_dataset(dataset, n_postings=10_000)
-    rows = list(_rows(queries))
-    exact = _exact(queries, corpus, k)
-
-    def search(query_cut: int, heap_factor: float) -> Any:
-        return index.batch_search(
-            queries_ids=np.array([str(number) for number in range(len(rows))], dtype=text),
-            query_components=[np.array(dims.astype(str), dtype=text) for dims, _ in rows],
-            query_values=[weights for _, weights in rows],
-            k=k,
-            query_cut=query_cut,
-            heap_factor=heap_factor,
-        )
-
-    def recall(results: Any) -> float:
-        found = [{int(document) for _, _, document in hits} for hits in results]
-        return sum(len(a & b) for a, b in zip(found, exact, strict=True)) / sum(map(len, exact))
-
-    settings = [(10, 0.9), (20, 0.9), (20, 1.0), (50, 1.0)]
-    best = next((one for one in settings if recall(search(*one)) >= 0.99), settings[-1])
-    turns.timed(lambda: search(*best), recall=recall(search(*best)))
-
-
-def search_splade_index(turns: Turns, vectors: str, k: int) -> None:
-    """splade-index with its numba loops, exact."""
-    from splade_index import SPLADE
-
-    queries, corpus = _vectors(vectors)
-    index = SPLADE(backend="numba")
-    index.index(_GivenVectors(queries, corpus), [str(number) for number in range(corpus.shape[0])], show_progress=False)
-    texts = [str(number) for number in range(queries.shape[0])]
-    turns.timed(lambda: index.retrieve(texts, k=k, show_progress=False, return_as="doc_ids"))
-
-
-class _GivenVectors:
-    """What splade-index takes for a model: it asks a model for its vectors, and these are made already."""
-
-    def __init__(self, queries: Any, corpus: Any) -> None:
-        from splade_lit.encoder.vectors import csr_to_torch
-
-        rows = csr_to_torch(queries)
-        self.queries = [rows[number].coalesce() for number in range(len(rows))]
-        self.documents = csr_to_torch(corpus)
-        self.tokenizer = self
-
-    def get_vocab(self) -> dict[str, int]:
-        return {str(dim): dim for dim in range(self.documents.shape[1])}
-
-    def encode_query(self, texts: list[str], **settings: Any) -> Any:
-        return [self.queries[int(text)] for text in texts]
-
-    def encode_document(self, texts: list[str], **settings: Any) -> Any:
-        return self.documents
-
-
-def _rows(matrix: Any) -> Iterator[tuple[Any, Any]]:
-    for start, end in pairwise(matrix.indptr):
-        yield matrix.indices[start:end], matrix.data[start:end]
-
-
-def _exact(queries: Any, corpus: Any, k: int) -> list[set[int]]:
-    from splade_lit.evaluation.search import exact_search
-
-    top = exact_search(queries, corpus, k)
-    return [
-        {row for row, score in zip(rows, scores, strict=True) if score > 0}
-        for rows, scores in zip(top.documents.tolist(), top.scores.tolist(), strict=True)
-    ]
-
-
-def _vectors(folder: str) -> tuple[Any, Any]:
-    from scipy.sparse import csr_array, load_npz
-
-    return csr_array(load_npz(f"{folder}/queries.npz")), csr_array(load_npz(f"{folder}/corpus.npz"))
-
-
 def main() -> None:
     """Take turns at a task as one of its sides."""
     task, side, settings = sys.argv[1:4]
-    globals()[f"{task}_{side}"](Turns(), **json.loads(settings))
+    sides = {**globals(), **vars(benchmark_search)}
+    sides[f"{task}_{side}"](Turns(), **json.loads(settings))
 
 
 if __name__ == "__main__":

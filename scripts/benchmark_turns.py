@@ -1,0 +1,81 @@
+"""One side's end of the benchmark's conversation: its turns, their seconds and their memory."""
+
+import ctypes
+import gc
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+class Turns:
+    """This process's end of the conversation; whatever libraries print goes to standard error."""
+
+    def __init__(self) -> None:
+        self._answers = os.fdopen(os.dup(1), "w")
+        os.dup2(2, 1)
+
+    def wait(self) -> bool:
+        """Wait for the next turn; False if there is none."""
+        return sys.stdin.readline() == "go\n"
+
+    def answer(self, **figures: float) -> None:
+        """End the turn."""
+        self._answers.write(json.dumps(figures) + "\n")
+        self._answers.flush()
+
+    def timed(self, work: Callable[[], Any], **figures: float) -> None:
+        """Take all turns with the same work, after one run that does not count."""
+        work()
+        while self.wait():
+            start = time.perf_counter()
+            work()
+            self.answer(seconds=time.perf_counter() - start, **figures)
+
+
+class StepTurns:
+    """Turns of a trainer: called at the end of each optimizer step."""
+
+    def __init__(self, turns: Turns, parameters: list[Any]) -> None:
+        self.turns = turns
+        self.parameters = parameters
+        self.steps = 0
+        self.start = 0.0
+        self.resting_bytes = 0
+
+    def step_done(self) -> bool:
+        """Answer for the step that has just ended and wait for the next turn; False if training is to stop.
+
+        The first two steps warm up: the optimizer makes its state in the first.
+        """
+        seconds = time.perf_counter() - self.start
+        self.steps += 1
+        if self.steps > 2:
+            self.turns.answer(seconds=seconds, bytes=peak_bytes() - self.resting_bytes)
+        if self.steps >= 2 and not self.turns.wait():
+            return False
+        gradients = sum(p.grad.nbytes for p in self.parameters if p.grad is not None)
+        gc.collect()
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        self.resting_bytes = resident_bytes() - gradients
+        Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+        self.start = time.perf_counter()
+        return True
+
+
+def resident_bytes() -> int:
+    """Memory of this process."""
+    return _status("VmRSS")
+
+
+def peak_bytes() -> int:
+    """Largest memory of this process since it was last reset."""
+    return _status("VmHWM")
+
+
+def _status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
