@@ -270,7 +270,7 @@ def test_command_lines_of_evaluate(arguments, parts):
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (["--model", "x", "q"], ["the following arguments are required: --corpus"]),
+        (["--model", "x", "q"], ["Nothing to search: give --corpus, or --vectors"]),
         (["--model", "x", "--corpus", "none.jsonl", "q"], ["none.jsonl: there is no such file"]),
         (["--model", "x", "--corpus", "none.jsonl", "--top", "0", "q"], ["--top", "must be at least 1"]),
         (["--model", "x", "--corpus", "none.jsonl", "--terms", "-1", "q"], ["--terms", "must be at least 1"]),
