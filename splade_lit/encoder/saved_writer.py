@@ -16,6 +16,7 @@ import json
 import shutil
 import tempfile
 from importlib.metadata import version
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +170,10 @@ def save_tokenizer(encoder: AsymmetricSparseEncoder, folder: Path, max_tokens: i
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
     if isinstance(config.get("extra_special_tokens"), list):
         config["additional_special_tokens"] = config.pop("extra_special_tokens")
-    _write_json(path, config | {"model_max_length": max_tokens})
+    # transformers 5 writes DistilBERT's tokenizer as BERT's, whose token types transformers 4 would hand to the model.
+    if "token_type_ids" not in signature(encoder.document.model.forward).parameters:
+        config["model_input_names"] = ["input_ids", "attention_mask"]
+    _write_json(path, dict(sorted(config.items())) | {"model_max_length": max_tokens})
 
 
 def _write_json(path: Path, content: Any) -> None:
