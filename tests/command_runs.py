@@ -5,8 +5,10 @@ import io
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -160,6 +162,29 @@ def command(module: str, *arguments: object, cwd: Path, stdin: str = "", **chang
         timeout=600,
     )
     return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+def interrupted(config: Path, cwd: Path, ready: Callable[[], bool]) -> Outcome:
+    """Run `python -m splade_lit.fit` in a process of its own and press Ctrl-C once `ready` says so."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "splade_lit.fit", "--config", str(config)],
+        cwd=cwd,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        deadline = time.monotonic() + 500
+        while not ready():
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=300)
+    finally:
+        process.kill()
+    return Outcome(process.returncode, out, err)
 
 
 def read_json(path: Path) -> Any:

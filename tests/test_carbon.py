@@ -2,9 +2,7 @@
 
 import csv
 import json
-import os
 import shutil
-import signal
 import socket
 import threading
 from dataclasses import fields
@@ -16,8 +14,7 @@ import lightning as L
 import pytest
 import torch
 from codecarbon.output_methods.emissions_data import EmissionsData
-from command_runs import RETRIEVAL, World, call, command, environment, make_world, read_json
-from conftest import REPOSITORY
+from command_runs import RETRIEVAL, World, call, command, interrupted, make_world, read_json
 from huggingface_hub import ModelCard
 from tiny_runs import make_data, make_trainer
 
@@ -25,6 +22,7 @@ from splade_lit import fit
 from splade_lit.callbacks import carbon
 from splade_lit.callbacks.carbon import CarbonTracker
 from splade_lit.callbacks.phases import PhaseCallback, evaluating
+from splade_lit.encoder.model import AsymmetricSparseEncoder
 from splade_lit.errors import UserError
 from splade_lit.module import SpladeModule
 from splade_lit.publish.emissions import SUMS, footprint, grown, read_emissions, write_emissions
@@ -33,22 +31,19 @@ CARBON = {"class_path": "splade_lit.callbacks.carbon.CarbonTracker", "init_args"
 FAILS = {"class_path": "command_runs.FailsAfter", "init_args": {"steps": 4}}
 
 
-class InterruptsAfter(L.Callback):
-    """Presses Ctrl-C after so many optimizer steps."""
-
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
-
-    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        if trainer.global_step == self.steps:
-            os.kill(os.getpid(), signal.SIGINT)
-
-
 class FailsAtStart(L.Callback):
     """Raises before the first step."""
 
     def on_fit_start(self, *args: Any) -> None:
         raise RuntimeError("no more room")
+
+
+class FailsInEvaluation(L.Callback):
+    """Raises in an evaluation before the first step."""
+
+    def on_fit_start(self, trainer: L.Trainer, *args: Any) -> None:
+        with evaluating(trainer):
+            raise RuntimeError("no such word")
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +111,8 @@ def test_every_logged_step_has_figures_that_add_up(whole):
         assert totals == sorted(totals)
         assert totals[-1] == pytest.approx(unit * total(whole, column))
         assert [sum(steps[: n + 1]) for n in range(6)] == pytest.approx(totals)
+        for row in rows(whole / "emissions.csv"):
+            assert logged(whole, f"carbon/{name}_{row['stage']}")[-1] == pytest.approx(unit * float(row[column]))
 
 
 def test_a_run_that_fails_leaves_emissions_and_a_checkpoint(stopped):
@@ -175,16 +172,38 @@ def test_a_start_that_fails_before_its_first_step_loses_nothing(stopped, tmp_pat
     assert rows(run / "emissions.csv")[: len(before)] == before
 
 
-def test_ctrl_c_leaves_emissions_and_a_checkpoint(world, tmp_path):
+def test_ctrl_c_leaves_emissions_and_a_checkpoint_to_add_to(world, tmp_path):
     run = tmp_path / "run"
-    interrupts = {"class_path": "test_carbon.InterruptsAfter", "init_args": {"steps": 4}}
-    path = os.pathsep.join([environment()["PYTHONPATH"], str(REPOSITORY / "tests")])
-    outcome = command("splade_lit.fit", "--config", config(world, run, interrupts), cwd=tmp_path, PYTHONPATH=path)
+    retrieval = {"class_path": RETRIEVAL, "init_args": {"tasks": [str(world.tasks)]}}
+    changes = {"trainer.callbacks": [retrieval, CARBON], "trainer.max_steps": 100_000, "trainer.val_check_interval": 4}
+    log = run / "metrics.csv"
+    outcome = interrupted(world.config(run, changes), tmp_path, lambda: log.exists() and len(rows(log)) > 5)
     assert outcome.code == 130, outcome.err
-    assert [row["stage"] for row in rows(run / "emissions.csv")] == ["training", "evaluation"]
-    assert total(run, "emissions") > 0
-    assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] >= 4
     assert "codecarbon" not in outcome.err.lower()
+    before = rows(run / "emissions.csv")
+    assert [row["stage"] for row in before] == ["training", "evaluation"]
+    spent = total(run, "energy_consumed")
+    assert logged(run, "carbon/energy_kwh_total")[-1] == pytest.approx(spent)
+    last = run / "checkpoints" / "last.ckpt"
+    step = torch.load(last, weights_only=True)["global_step"]
+    assert step > 5
+    outcome = call(fit.main, "--config", run / "config.yaml", "--ckpt_path", last, "--trainer.max_steps", step + 2)
+    assert outcome.code == 0, outcome.err
+    assert rows(run / "emissions.csv")[: len(before)] == before
+    assert logged(run, "carbon/energy_kwh_total")[-1] == pytest.approx(total(run, "energy_consumed"))
+    assert total(run, "energy_consumed") > spent
+    assert sum(logged(run, "carbon/energy_kwh")) == pytest.approx(total(run, "energy_consumed"))
+    assert AsymmetricSparseEncoder.load(run / "model").encode_query("the river").to_dense().any()
+
+
+def test_a_run_that_fails_in_its_first_evaluation_leaves_emissions(world, tmp_path):
+    """The callback that evaluates stands before the tracker."""
+    run = tmp_path / "run"
+    callbacks = [{"class_path": "test_carbon.FailsInEvaluation"}, CARBON]
+    with pytest.raises(RuntimeError, match="no such word"):
+        call(fit.main, "--config", world.config(run, {"trainer.callbacks": callbacks}))
+    assert [row["stage"] for row in rows(run / "emissions.csv")] == ["training", "evaluation"]
+    assert total(run, "energy_consumed") > 0
 
 
 class Phases(PhaseCallback):

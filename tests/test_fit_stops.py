@@ -3,10 +3,6 @@
 import json
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
@@ -22,7 +18,7 @@ from command_runs import (
     World,
     assert_same_weights,
     call,
-    environment,
+    interrupted,
     load_checkpoint,
     make_world,
     read_json,
@@ -217,27 +213,10 @@ def test_an_exception_leaves_a_checkpoint_to_resume_from(world, tmp_path):
 def test_an_interrupted_run_says_how_to_go_on(world, tmp_path):
     run = tmp_path / "run"
     config = world.config(run, {"trainer.max_steps": 100_000, "trainer.val_check_interval": 1000})
-    process = subprocess.Popen(
-        [sys.executable, "-m", "splade_lit.fit", "--config", str(config)],
-        cwd=tmp_path,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        deadline = time.monotonic() + 500
-        while not (run / "metrics.csv").exists() or len(rows(run)) < 5:
-            assert process.poll() is None, process.communicate()[1]
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=300)
-    finally:
-        process.kill()
-    assert process.returncode == 130
-    assert "Traceback" not in out + err
-    message = err.strip().splitlines()[-1]
+    outcome = interrupted(config, tmp_path, lambda: (run / "metrics.csv").exists() and len(rows(run)) >= 5)
+    assert outcome.code == 130
+    assert "Traceback" not in outcome.out + outcome.err
+    message = outcome.err.strip().splitlines()[-1]
     found = re.fullmatch(
         r"The run was stopped; go on after step (\d+) with: python -m splade_lit.fit --config (\S+) --ckpt_path (\S+)",
         message,

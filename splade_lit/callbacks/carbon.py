@@ -18,6 +18,7 @@ from splade_lit.callbacks.hooks import EveryNSteps, log_figures
 from splade_lit.callbacks.phases import PhaseCallback
 from splade_lit.errors import UserError
 from splade_lit.publish.emissions import Row, footprint, grown, read_emissions, write_emissions
+from splade_lit.publish.record import Usage
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +32,8 @@ class CarbonTracker(PhaseCallback):
     `emissions.csv` in the folder of the run has codecarbon's columns and a row for each stage (`training`,
     `evaluation`) of each start of the run; it is written every time that figures are logged, and where a run stops
     early too. Logged are, each `log_every_n_steps` of the trainer and at the end, `carbon/energy_kwh` and
-    `carbon/emissions_g` since the row before, and both with `_total` of the whole run, earlier starts included.
+    `carbon/emissions_g` since the row before, and both with `_total` of the whole run, earlier starts included, and
+    with `_training` and `_evaluation`, its parts.
 
     The first process of a run counts its whole machine; of further machines nothing is counted.
 
@@ -99,6 +101,7 @@ class CarbonTracker(PhaseCallback):
 
     def on_phase_end(self, trainer: L.Trainer) -> None:
         """Add what was used so far to the stage that ends."""
+        self._may_write = self._tracker is not None  # others may evaluate in their on_fit_start, before ours
         self._read()
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
@@ -189,12 +192,21 @@ class CarbonTracker(PhaseCallback):
             "carbon/energy_kwh_total": energy,
             "carbon/emissions_g_total": emissions,
         }
+        for stage, usage in self._stages().items():
+            figures |= {
+                f"carbon/energy_kwh_{stage}": usage.energy_kwh,
+                f"carbon/emissions_g_{stage}": 1000 * usage.emissions_kg,
+            }
         log_figures(trainer, figures)
         self._logged = (energy, emissions)
 
+    def _stages(self) -> dict[str, Usage]:
+        used = footprint(self.rows)
+        return used.stages if used else {}
+
     def _totals(self) -> tuple[float, float]:
-        total = footprint(self.rows)
-        return (total.total.energy_kwh, 1000 * total.total.emissions_kg) if total else (0.0, 0.0)
+        stages = self._stages().values()
+        return sum(stage.energy_kwh for stage in stages), 1000 * sum(stage.emissions_kg for stage in stages)
 
     @staticmethod
     def _path(trainer: L.Trainer) -> Path:
