@@ -155,7 +155,7 @@ class FitCLI(LightningCLI):
             callbacks.append(StepProgressBar())
         try:
             return super().instantiate_trainer(callbacks=callbacks, **kwargs)
-        except (MisconfigurationException, ValueError, TypeError) as error:
+        except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
             raise UserError(f"trainer: {_first_line(error)}") from error
 
 

@@ -12,7 +12,7 @@ import yaml
 from splade_lit.callbacks.carbon import CarbonTracker
 from splade_lit.callbacks.hooks import encoder_of
 from splade_lit.callbacks.phases import PhaseCallback
-from splade_lit.callbacks.retrieval import RetrievalEvaluation
+from splade_lit.callbacks.retrieval import merged_stages, retrieval_evaluations
 from splade_lit.callbacks.sparsity import SparsityMonitor
 from splade_lit.data.datamodule import PairsDataModule
 from splade_lit.data.pairs import DOCSTRINGS
@@ -181,13 +181,12 @@ def _columns(data: dict[str, Any]) -> list[str] | None:
 
 
 def _retrieval(trainer: L.Trainer) -> Retrieval | None:
-    for callback in _all(trainer, RetrievalEvaluation):
-        tasks = [
-            TaskFacts(task.name, task.group, len(task.queries), len(task.corpus), task.graded)
-            for task in callback.tasks
-        ]
-        return Retrieval(tasks, callback.stages)
-    return None
+    tasks = [
+        TaskFacts(task.name, task.group, len(task.queries), len(task.corpus), task.graded)
+        for callback in retrieval_evaluations(trainer)
+        for task in callback.tasks
+    ]
+    return Retrieval(tasks, merged_stages(trainer)) if tasks else None
 
 
 def _sparsity(trainer: L.Trainer) -> SparsityFacts | None:

@@ -10,6 +10,7 @@ import lightning as L
 from splade_lit.callbacks.hooks import EveryNSteps, encoder_of, log_figures
 from splade_lit.callbacks.phases import evaluating
 from splade_lit.data.tasks import NANOBEIR_ID, load_tasks
+from splade_lit.errors import UserError
 from splade_lit.evaluation.bm25 import best_bm25
 from splade_lit.evaluation.evaluate import TokenisedTask, evaluate_tasks
 from splade_lit.files import replace_text
@@ -20,7 +21,8 @@ class RetrievalEvaluation(L.Callback):
 
     `NanoBEIR_mean_dot_ndcg@10`, `NanoNQ_corpus_active_dims` and so on are there for ModelCheckpoint and EarlyStopping
     to watch; loggers get them under `val/`. The figures of the stages `bm25`, `before` and `after` go to `metrics.json`
-    in the folder of the run.
+    in the folder of the run. A run may have several, of different tasks, such as a small one often and a large one at
+    the end.
 
     Args:
         tasks: what to evaluate on: NanoBEIR names (`msmarco`, `nfcorpus`, `nq`, ...), folders of retrieval sets in
@@ -53,6 +55,29 @@ class RetrievalEvaluation(L.Callback):
         self.stages: dict[str, dict[str, float]] = {}
         self._timing = EveryNSteps(every_n_steps)
         self._tokenised: dict[int | None, list[TokenisedTask]] = {}
+
+    @property
+    def state_key(self) -> str:
+        """Name of its state in a checkpoint."""
+        return self._generate_state_key(tasks=[task.name for task in self.tasks])
+
+    @property
+    def measured(self) -> set[str]:
+        """What it gives figures of: tasks, groups of tasks, and BM25."""
+        groups = {f"{task.group}_mean" for task in self.tasks if task.group}
+        return {task.name for task in self.tasks} | groups | ({"bm25"} if self.bm25 else set())
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Check that no other one measures the same.
+
+        Raises:
+            UserError: one does.
+        """
+        others = [one for one in retrieval_evaluations(trainer) if one is not self]
+        if both := sorted(self.measured & {name for one in others for name in one.measured}):
+            raise UserError(
+                f"Two RetrievalEvaluation callbacks both measure {', '.join(both)}; leave it to one of them."
+            )
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Evaluate BM25 and the model as it starts, unless a run is resumed."""
@@ -117,5 +142,20 @@ class RetrievalEvaluation(L.Callback):
         self._write(trainer)
 
     def _write(self, trainer: L.Trainer) -> None:
-        text = json.dumps(self.stages, indent=2) + "\n"
+        text = json.dumps(merged_stages(trainer), indent=2) + "\n"
         replace_text(Path(trainer.default_root_dir) / "metrics.json", text)
+
+
+def retrieval_evaluations(trainer: L.Trainer) -> list[RetrievalEvaluation]:
+    """Those of a run."""
+    return [callback for callback in trainer.callbacks if isinstance(callback, RetrievalEvaluation)]  # type: ignore[attr-defined]
+
+
+def merged_stages(trainer: L.Trainer) -> dict[str, dict[str, float]]:
+    """The figures of all evaluations of a run, by stage."""
+    stages: dict[str, dict[str, float]] = {}
+    for name in ("bm25", "before", "after"):
+        for one in retrieval_evaluations(trainer):
+            if name in one.stages:
+                stages[name] = stages.get(name, {}) | one.stages[name]
+    return stages
