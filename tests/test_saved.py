@@ -173,6 +173,30 @@ def test_saving_anew_keeps_what_else_lies_there(encoder, saved):
     assert AsymmetricSparseEncoder.load(saved).idf_weights.unique().tolist() == [0.5]
 
 
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [("normalizer", {"lowercase": False}), ("pre_tokenizer", {"type": "Whitespace"}), ("model", {"unk_token": "of"})],
+)
+def test_queries_with_a_tokenizer_of_their_own_are_refused(saved, part, change):
+    path, config = saved / QUERY / "tokenizer.json", saved / QUERY / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    # BERT's own class builds its tokenizer anew from the vocabulary.
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}))
+    path.write_text(json.dumps(settings | {part: settings[part] | change}))
+    assert_refused(saved, rf"another tokenizer for queries than for documents \(they differ in {part}\)")
+
+
+def test_query_tokenizers_may_be_written_in_another_way(saved, encoder):
+    path = saved / QUERY / "tokenizer.json"
+    truncation = {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"truncation": truncation, "post_processor": None}))
+    assert torch.equal(vectors(AsymmetricSparseEncoder.load(saved)), vectors(encoder))
+    path.write_text("{")
+    assert_refused(saved, "is damaged or no fast one")
+    path.unlink()
+    assert torch.equal(vectors(AsymmetricSparseEncoder.load(saved)), vectors(encoder))
+
+
 def test_tokenizers_do_not_keep_the_limit_of_their_last_call(make_encoder, tmp_path):
     encoder = make_encoder(max_query_tokens=2, max_document_tokens=5)
     vectors(encoder)

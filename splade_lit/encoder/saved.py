@@ -18,9 +18,9 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from splade_lit.encoder.base import load_masked_lm, load_tokenizer
+from splade_lit.encoder.base import load_masked_lm, load_tokenizer, quiet_transformers
 from splade_lit.encoder.document import MlmDocumentEncoder
 from splade_lit.encoder.model import AsymmetricSparseEncoder
 from splade_lit.encoder.query import IdfQueryEncoder, idf_from_json
@@ -32,6 +32,8 @@ _DOCUMENT_CLASSES = ("MLMTransformer", "Transformer")
 # Files of a Hub repository; weights in torch's own form are fetched only where there are no others.
 _DOWNLOADED = ("*.json", "*.safetensors", "*.txt", "*.model", "README.md")
 _DOWNLOADED_ELSE = ("pytorch_model*.bin", "*/pytorch_model*.bin")
+# Parts of a tokenizer that turn a query into token ids; no special tokens are added to queries.
+_TOKENISATION = ("normalizer", "pre_tokenizer", "model", "added_tokens")
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ def load(
             f"The JSON files of {source} are not laid out as sentence-transformers' are ({error}); fetch it again."
         ) from error
     tokenizer = load_tokenizer(str(parts.document_folder), trust_remote_code=trust_remote_code)
+    _check_query_tokenizer(parts, tokenizer, str(source))
     model, grafted = load_masked_lm(str(parts.document_folder), tokenizer, trust_remote_code=trust_remote_code)
     if grafted:
         raise UserError(
@@ -187,6 +190,32 @@ def _limit(config: dict[str, Any], name: str) -> int | None:
     if value is not None and not (isinstance(value, int | float) and value >= 1):
         raise UserError(f"{name} is {value!r} in the model's JSON files; it must be a number of at least 1.")
     return None if value is None else int(value)
+
+
+def _check_query_tokenizer(parts: _Parts, tokenizer: PreTrainedTokenizerBase, source: str) -> None:
+    """Check that queries are cut into the same tokens as documents, whose tokenizer is used for both here."""
+    folder = parts.query_folder
+    if folder is None or not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt", "vocab.json")):
+        return
+    if _tokenizer_files(folder) == _tokenizer_files(parts.document_folder):
+        return  # known without the time that loading takes
+    try:
+        with quiet_transformers():
+            query_tokenizer = AutoTokenizer.from_pretrained(folder)
+        ours, theirs = (json.loads(one.backend_tokenizer.to_str()) for one in (tokenizer, query_tokenizer))
+    except Exception as error:  # tokenizers raises bare exceptions for files that it cannot read
+        raise UserError(f"The tokenizer in {folder} is damaged or no fast one; fetch the model again.") from error
+    if differing := [name for name in _TOKENISATION if ours[name] != theirs[name]]:
+        raise UserError(
+            f"{source} has another tokenizer for queries than for documents (they differ in {', '.join(differing)}); "
+            "only models with one tokenizer for both are read."
+        )
+
+
+def _tokenizer_files(folder: Path) -> tuple[bytes, dict[str, Any]]:
+    path = folder / "tokenizer.json"
+    config = _read_json(folder / "tokenizer_config.json", missing={})
+    return path.read_bytes() if path.is_file() else b"", config | {"model_max_length": None}
 
 
 def _query_weights(parts: _Parts, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> Tensor:
