@@ -43,18 +43,23 @@ class Release:
     has_limit: bool
 
 
-@pytest.fixture(scope="module", params=RELEASES)
-def release(request) -> Release:
-    """A release, installed the first time, which takes minutes."""
-    folder = ENVIRONMENTS / request.param
+def install(name: str) -> Path:
+    """The Python of a virtual environment with a release; made the first time, which takes minutes."""
+    folder = ENVIRONMENTS / name
     python = folder / "bin" / "python"
     if not (folder / "ready").is_file():
         subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
         torch = f"torch=={version('torch').partition('+')[0]}"
-        for packages in ([torch], RELEASES[request.param]):
+        for packages in ([torch], RELEASES[name]):
             subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
         (folder / "ready").touch()
-    return Release(python, has_limit=request.param != "5.0.0")
+    return python
+
+
+@pytest.fixture(scope="module", params=RELEASES)
+def release(request) -> Release:
+    """A release, installed."""
+    return Release(install(request.param), has_limit=request.param != "5.0.0")
 
 
 def run(release: Release, *arguments: object) -> None:

@@ -23,6 +23,7 @@ from splade_lit.publish.markdown import (
 from splade_lit.publish.record import Card
 
 _UNKNOWN_ID = "path/to/model"
+_EVALUATION_PAGE = "https://sbert.net/docs/package_reference/sparse_encoder/evaluation.html"
 
 
 def introduction(card: Card) -> str:
@@ -155,16 +156,30 @@ def metrics(card: Card) -> str:
             section(
                 4,
                 "Sparse Information Retrieval",
-                "\n".join([f"* {plural('Dataset', sets)}: {listed(sets)}", *_task_lines(card, sets)]),
+                "\n".join(
+                    [
+                        f"* {plural('Dataset', sets)}: {listed(sets)}",
+                        _evaluator("SparseInformationRetrievalEvaluator"),
+                        *_task_lines(card, sets),
+                    ]
+                ),
                 _figures_table(sets),
             )
         )
     for name, figures in means.items():
         members = [task.name for task in card.retrieval.tasks if f"{task.group}_mean" == name]
-        lines = [f"* Dataset: `{name}`, the mean over {listed(members)}"] if members else [f"* Dataset: `{name}`"]
-        parts.append(section(4, "Sparse Nano BEIR", *lines, _figures_table({"Value": figures})))
+        lines = [
+            f"* Dataset: `{name}`" + (f", the mean over {listed(members)}" if members else ""),
+            _evaluator("SparseNanoBEIREvaluator"),
+        ]
+        parts.append(section(4, "Sparse Nano BEIR", "\n".join(lines), _figures_table({"Value": figures})))
     parts.append(_stages_table(card))
     return section(3, "Metrics", *parts)
+
+
+def _evaluator(name: str) -> str:
+    link = f"{_EVALUATION_PAGE}#sentence_transformers.sparse_encoder.evaluation.{name}"
+    return f"* Evaluated with splade_lit; figures have the names and definitions of [`{name}`]({link})"
 
 
 def _task_lines(card: Card, sets: Iterable[str]) -> list[str]:
