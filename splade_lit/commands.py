@@ -5,7 +5,8 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -37,6 +38,18 @@ def run_command(main: Callable[[Sequence[str] | None], None], arguments: Sequenc
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+@contextmanager
+def quiet_package() -> Iterator[None]:
+    """No lines of the package's own log but warnings, for what a command tries out on the side."""
+    package = logging.getLogger("splade_lit")
+    level = package.level
+    package.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        package.setLevel(level)
 
 
 def pick_device(name: str | None) -> torch.device:

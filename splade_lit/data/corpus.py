@@ -43,7 +43,9 @@ class Corpus:
                 yield id, text
 
 
-def open_corpus(source: str, text_column: str = "text", cache_dir: str | Path | None = None) -> Corpus:
+def open_corpus(
+    source: str, text_column: str = "text", cache_dir: str | Path | None = None, titles: bool = True
+) -> Corpus:
     """A corpus of any size.
 
     A `title` is put before the text, as BEIR does. Ids come from a column `_id` or `id`; without one they are row
@@ -55,6 +57,7 @@ def open_corpus(source: str, text_column: str = "text", cache_dir: str | Path | 
             folder).
         text_column: name of the column of texts.
         cache_dir: folder of the docstrings' cache.
+        titles: put the title before the text; a retrieval task has it there anyway.
 
     Raises:
         UserError: there is no such source, or it has no such column.
@@ -65,7 +68,7 @@ def open_corpus(source: str, text_column: str = "text", cache_dir: str | Path | 
     dataset = read_dataset(source)
     require_text(dataset, (text_column,), source)
     id_column = next((name for name in _ID_COLUMNS if name in dataset.column_names), None)
-    return Corpus(len(dataset), lambda: _rows(dataset, source, text_column, id_column), source, id_column)
+    return Corpus(len(dataset), lambda: _rows(dataset, source, text_column, id_column, titles), source, id_column)
 
 
 def load_corpus(source: str, text_column: str = "text", cache_dir: str | Path | None = None) -> dict[str, str]:
@@ -95,13 +98,13 @@ def load_corpus(source: str, text_column: str = "text", cache_dir: str | Path | 
 
 
 def _rows(
-    dataset: datasets.Dataset, source: str, text_column: str, id_column: str | None
+    dataset: datasets.Dataset, source: str, text_column: str, id_column: str | None, with_titles: bool
 ) -> Iterator[tuple[str | None, str]]:
     for start in range(0, len(dataset), _ROWS):
         with plain_errors(source):  # a text may turn out not to be UTF-8
             rows = dataset[start : start + _ROWS]
         texts = rows[text_column]
         ids = rows[id_column] if id_column else range(start, start + len(texts))
-        titles = rows.get("title", [""] * len(texts))
+        titles = rows["title"] if with_titles and "title" in rows else [""] * len(texts)
         for id, title, text in zip(ids, titles, texts, strict=True):
             yield None if id is None else str(id), f"{title or ''} {text or ''}".strip()

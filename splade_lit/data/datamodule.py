@@ -16,6 +16,8 @@ from splade_lit.data.hub import check_source
 from splade_lit.data.loader import PairLoader
 from splade_lit.data.pairs import DOCSTRINGS, NATURAL_QUESTIONS, Pairs, load_pairs, split_rows
 from splade_lit.data.sampler import NoDuplicatesBatchSampler
+from splade_lit.data.tasks import load_tasks
+from splade_lit.data.text_keys import without_queries
 from splade_lit.data.token_store import TokenStore, cached_token_store, tokenizer_fingerprint
 from splade_lit.errors import UserError
 from splade_lit.sources import resolve_source
@@ -40,6 +42,8 @@ class PairsDataModule(LightningDataModule):
         max_pairs: use the first pairs only; null for all.
         num_eval_pairs: pairs held out of training for the validation loss.
         split_seed: seed of the choice of those pairs.
+        held_out_tasks: retrieval tasks that the model is evaluated on, by name or folder; pairs with one of their
+            queries are left out, whatever the file holds.
         batch_size: pairs a device takes in a training step.
         eval_batch_size: pairs a device takes in a validation step.
         max_query_tokens: tokens of a query that are kept.
@@ -65,6 +69,7 @@ class PairsDataModule(LightningDataModule):
         max_pairs: int | None = 100_000,
         num_eval_pairs: int = 1_000,
         split_seed: int = 12,
+        held_out_tasks: Sequence[str] = (),
         batch_size: int = 16,
         eval_batch_size: int = 16,
         max_query_tokens: int = 512,
@@ -115,6 +120,7 @@ class PairsDataModule(LightningDataModule):
             max_pairs=max_pairs,
             cache_dir=cache_dir,
         )
+        self.held_out_tasks = tuple(held_out_tasks)
         self._pairs: Pairs | None = None
         self._train_loader: PairLoader | None = None
         self._loader_state: dict[str, int] | None = None
@@ -131,7 +137,7 @@ class PairsDataModule(LightningDataModule):
         """
         if self._pairs is not None:
             return
-        pairs = self._load_pairs()
+        pairs = self._without_held_out(self._load_pairs())
         self.train_rows, self.eval_rows = split_rows(len(pairs), self.num_eval_pairs, self.split_seed)
         logger.info("%s: %d pairs for training, %d held out.", pairs.source, len(self.train_rows), len(self.eval_rows))
         self.tokenizer = _load_tokenizer(self.tokenizer_source, self.tokenizer_revision)
@@ -211,6 +217,16 @@ class PairsDataModule(LightningDataModule):
         if self._pairs is None:
             raise RuntimeError("PairsDataModule: call setup() first")
         return self._pairs
+
+    def _without_held_out(self, pairs: Pairs) -> Pairs:
+        if not self.held_out_tasks:
+            return pairs
+        tasks = load_tasks(self.held_out_tasks, cache_dir=self.cache_dir)
+        kept = without_queries(pairs, (query for task in tasks for query in task.queries.values()))
+        if len(kept) == 0:
+            raise UserError(f"{pairs.source}: every pair has a query of {', '.join(self.held_out_tasks)}; give others.")
+        logger.info("%s: %d pairs with held-out queries are left out.", pairs.source, len(pairs) - len(kept))
+        return kept
 
     def _tokenize(self, pairs: Pairs, position: int) -> TokenStore:
         column = pairs.columns[position]

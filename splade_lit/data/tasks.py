@@ -145,7 +145,7 @@ def _load_beir(folder: Path) -> RetrievalTask:
                 row["_id"]: f"{row.get('title') or ''} {row['text']}".strip() for row in _read_jsonl(folder, "corpus")
             },
             queries={row["_id"]: row["text"].strip() for row in _read_jsonl(folder, "queries")},
-            qrels=_read_qrels(folder / "qrels" / "test.tsv"),
+            qrels=read_qrels(folder / "qrels" / "test.tsv"),
             graded=True,
         )
     )
@@ -207,9 +207,14 @@ def _read_jsonl(folder: Path, stem: str) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def _read_qrels(path: Path) -> dict[str, dict[str, int]]:
+def read_qrels(path: Path) -> dict[str, dict[str, int]]:
+    """Query id to document id to grade, from a file of tab-separated `query-id`, `corpus-id` and `score`.
+
+    Raises:
+        UserError: there is no such file, or it is none of judgements.
+    """
     if not path.is_file():
-        raise UserError(f"{path.parents[1]}: a BEIR folder needs its judgements in qrels/test.tsv, which is missing.")
+        raise UserError(f"{path}: there is no such file; a BEIR folder needs its judgements in qrels/test.tsv.")
     qrels: dict[str, dict[str, int]] = {}
     with _damage_told(path), path.open(encoding="utf-8", newline="") as lines:
         rows = csv.DictReader(lines, delimiter="\t")
