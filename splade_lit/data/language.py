@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 _CHARACTERS = 2_000  # of a text; its beginning tells enough
 _LEAST_SHARE = 0.05  # of all words: fewer stop words tell nothing
+_LEAST_WORDS = 3  # different ones: a lone "y" or "in" is no Spanish and no English
 _MARGIN = 1.2  # related languages share words: the guess must be well ahead of the next one
 
 _STOP_WORDS = {
@@ -101,4 +102,5 @@ def _latin_language(texts: Sequence[str]) -> tuple[str | None, float]:
         for language, stop_words in _WORDS.items()
     }
     (language, best), (_, second) = sorted(shares.items(), key=lambda item: -item[1])[:2]
-    return (language, best) if best >= _LEAST_SHARE and best >= _MARGIN * second else (None, 0.0)
+    sure = len(_WORDS[language] & words.keys()) >= _LEAST_WORDS
+    return (language, best) if sure and best >= max(_LEAST_SHARE, _MARGIN * second) else (None, 0.0)
