@@ -32,8 +32,6 @@ _DOCUMENT_CLASSES = ("MLMTransformer", "Transformer")
 # Files of a Hub repository; weights in torch's own form are fetched only where there are no others.
 _DOWNLOADED = ("*.json", "*.safetensors", "*.txt", "*.model", "README.md")
 _DOWNLOADED_ELSE = ("pytorch_model*.bin", "*/pytorch_model*.bin")
-# Parts of a tokenizer that turn a query into token ids; no special tokens are added to queries.
-_TOKENISATION = ("normalizer", "pre_tokenizer", "model", "added_tokens")
 
 
 @dataclass(frozen=True)
@@ -202,14 +200,21 @@ def _check_query_tokenizer(parts: _Parts, tokenizer: PreTrainedTokenizerBase, so
     try:
         with quiet_transformers():
             query_tokenizer = AutoTokenizer.from_pretrained(folder)
-        ours, theirs = (json.loads(one.backend_tokenizer.to_str()) for one in (tokenizer, query_tokenizer))
+        documents, queries = _tokenisation(tokenizer), _tokenisation(query_tokenizer)
     except Exception as error:  # tokenizers raises bare exceptions for files that it cannot read
         raise UserError(f"The tokenizer in {folder} is damaged or no fast one; fetch the model again.") from error
-    if differing := [name for name in _TOKENISATION if ours[name] != theirs[name]]:
+    if differing := [name for name in documents if documents[name] != queries[name]]:
         raise UserError(
             f"{source} has another tokenizer for queries than for documents (they differ in {', '.join(differing)}); "
             "only models with one tokenizer for both are read."
         )
+
+
+def _tokenisation(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """What turns a query into token ids; special tokens are not added to queries."""
+    parts = json.loads(tokenizer.backend_tokenizer.to_str())
+    named = {name: parts[name] for name in ("normalizer", "pre_tokenizer", "model")}
+    return named | {"vocabulary": tokenizer.get_vocab()}
 
 
 def _tokenizer_files(folder: Path) -> tuple[bytes, dict[str, Any]]:
