@@ -228,10 +228,10 @@ def sparsity(card: Card) -> str:
         "",
         f"- **Active Dims of a Document:** mean {figure(facts.active_dims)}, median {facts.active_dims_median}, "
         f"95th percentile {facts.active_dims_p95}",
-        f"- **Dims active in none of them:** {facts.dead_dims_ratio:.1%} of the vocabulary",
+        f"- **Dead Dims:** {facts.dead_dims_ratio:.1%} of the vocabulary, active in none of them",
     ]
     if frequent:
-        lines.append(f"- **Most frequent Dims:** {frequent}")
+        lines.append(f"- **Most Frequent Dims:** {frequent}")
     return section(3, "Sparsity", "\n".join(lines))
 
 
