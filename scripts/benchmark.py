@@ -129,7 +129,7 @@ def _start(task: str, side: str, settings: dict[str, Any], environment: dict[str
         stdout=subprocess.PIPE,
         stderr=log,
         text=True,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", **(environment or {})},
+        env={**os.environ, "HF_HUB_OFFLINE": "1", **(environment or {})},
     )
     process.log = log  # type: ignore[attr-defined]
     return process
@@ -223,13 +223,13 @@ def encode(models: dict[str, Path], folder: Path, short: bool) -> dict[str, Entr
 
 
 def evaluate(models: dict[str, Path], folder: Path, short: bool) -> dict[str, Entry]:
-    """The evaluation of the stand-ins for three NanoBEIR sets; in the short form 300 documents of each."""
+    """The evaluation of the stand-ins for three NanoBEIR sets; in the short form 150 documents of each."""
     source = DATA / "nanobeir-standin"
     if not source.is_dir():
         print(f"evaluate is left out: no nanobeir-standin in {DATA}")
         return {}
     if short:
-        source = _sampled_nanobeir(source, folder / "nanobeir", 300)
+        source = _sampled_nanobeir(source, folder / "nanobeir", 150)
     seconds = time_processes("evaluate", 1, {"model": str(models["minilm"]), "folder": str(source)})
     return {"evaluate": compare("seconds", **seconds)}
 
@@ -315,11 +315,12 @@ def main() -> None:
         }
         for name in settings.only:
             print(f"{time.strftime('%H:%M:%S')} {name}", flush=True)
-            entries |= measures[name]()
+            new = measures[name]()
+            entries |= new
             if settings.output:
                 text = json.dumps({name: asdict(entry) for name, entry in entries.items()}, indent=2) + "\n"
                 replace_text(settings.output, text)
-    Console(width=120).print(table(entries))
+            Console(width=120).print(table(new))
 
 
 if __name__ == "__main__":

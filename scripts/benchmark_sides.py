@@ -20,55 +20,92 @@ PAIRS_PER_STEP = 16
 LAMBDA_D = 3e-3
 
 
-def train_ours(turns: Turns, base: str, pairs: str, max_tokens: int, cache: str, precision: str = "32-true") -> None:
+def train_ours(turns: Turns, **settings: Any) -> None:
     """Steps of `SpladeModule` and `PairsDataModule` under Lightning's trainer."""
     import lightning as L
 
-    from splade_lit.data.datamodule import PairsDataModule
+    class TakeTurns(L.Callback):
+        def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+            self.steps = StepTurns(turns, list(module.parameters()))
+
+        def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+            trainer.should_stop = not self.steps.step_done()
+
+    fit_ours(TakeTurns(), **settings)
+
+
+def fit_ours(
+    callback: Any,
+    base: str,
+    pairs: str,
+    max_tokens: int,
+    cache: str,
+    precision: str = "32-true",
+    max_steps: int = -1,
+    seed: int = 42,
+) -> None:
+    """The reference recipe under Lightning's trainer."""
+    import lightning as L
+
     from splade_lit.module import SpladeModule
 
-    data = PairsDataModule(
-        base, pairs, num_eval_pairs=0, batch_size=PAIRS_PER_STEP, max_document_tokens=max_tokens, cache_dir=cache
-    )
-    module = SpladeModule(base, max_document_tokens=max_tokens, lambda_d=LAMBDA_D)
-    steps = StepTurns(turns, list(module.parameters()))
-
-    class TakeTurns(L.Callback):
-        def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-            trainer.should_stop = not steps.step_done()
-
+    L.seed_everything(seed)
     trainer = L.Trainer(
         accelerator="auto",
         devices=1,
         precision=precision,  # type: ignore[arg-type]
         max_epochs=1,
+        max_steps=max_steps,
         gradient_clip_val=1.0,
+        log_every_n_steps=1,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[TakeTurns()],
+        callbacks=[callback],
         default_root_dir=cache,
     )
-    trainer.fit(module, data)
+    module = SpladeModule(base, max_document_tokens=max_tokens, lambda_d=LAMBDA_D)
+    trainer.fit(module, _data(base, pairs, max_tokens, cache, seed))
 
 
-def train_peer(turns: Turns, base: str, pairs: str, max_tokens: int, cache: str, precision: str = "32-true") -> None:
+def train_peer(turns: Turns, **settings: Any) -> None:
     """Steps of sentence-transformers' own trainer, as its documentation trains such a model, on the same batches."""
+    from transformers import TrainerCallback
+
+    class TakeTurns(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, model: Any, **kwargs: Any) -> None:
+            self.steps = StepTurns(turns, list(model.parameters()))
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            control.should_training_stop = not self.steps.step_done()
+
+    peer_trainer(TakeTurns(), **settings).train()
+
+
+def peer_trainer(
+    callback: Any,
+    base: str,
+    pairs: str,
+    max_tokens: int,
+    cache: str,
+    precision: str = "32-true",
+    max_steps: int = -1,
+    seed: int = 42,
+) -> Any:
+    """The same recipe, batches and order under sentence-transformers' trainer."""
     from sentence_transformers import SparseEncoder, SparseEncoderTrainer, SparseEncoderTrainingArguments
     from sentence_transformers.base.modules import Router, Transformer
     from sentence_transformers.base.sampler import DefaultBatchSampler
     from sentence_transformers.sparse_encoder.losses import SparseMultipleNegativesRankingLoss, SpladeLoss
     from sentence_transformers.sparse_encoder.modules import SparseStaticEmbedding, SpladePooling
-    from transformers import TrainerCallback
 
-    data, batches = _batches(base, pairs, max_tokens, cache)
+    data, batches = _batches(base, pairs, max_tokens, cache, seed)
     transformer = Transformer(base, transformer_task="fill-mask")
     transformer.max_seq_length = max_tokens
     query = SparseStaticEmbedding(transformer.tokenizer)
     model = SparseEncoder(modules=[Router.for_query_document([query], [transformer, SpladePooling("max")])])
     model.max_seq_length = max_tokens
-    steps = StepTurns(turns, list(model.parameters()))
 
     class SameBatches(DefaultBatchSampler):
         def __iter__(self) -> Iterator[list[int]]:
@@ -77,13 +114,11 @@ def train_peer(turns: Turns, base: str, pairs: str, max_tokens: int, cache: str,
         def __len__(self) -> int:
             return len(batches)
 
-    class TakeTurns(TrainerCallback):
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            control.should_training_stop = not steps.step_done()
-
     arguments = SparseEncoderTrainingArguments(
         output_dir=cache,
+        seed=seed,
         num_train_epochs=1,
+        max_steps=max_steps,
         per_device_train_batch_size=PAIRS_PER_STEP,
         learning_rate=2e-5,
         learning_rate_mapping={r"sub_modules\.query\.0\.weight": 1e-3},
@@ -91,6 +126,7 @@ def train_peer(turns: Turns, base: str, pairs: str, max_tokens: int, cache: str,
         batch_sampler=lambda *args, **settings: SameBatches(range(1), batch_size=PAIRS_PER_STEP, drop_last=False),
         router_mapping={"query": "query", "document": "document"},
         fp16=precision == "16-mixed",
+        logging_steps=1,
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
@@ -98,7 +134,7 @@ def train_peer(turns: Turns, base: str, pairs: str, max_tokens: int, cache: str,
     ranking = SparseMultipleNegativesRankingLoss(model)
     loss = SpladeLoss(model, ranking, document_regularizer_weight=LAMBDA_D)
     dataset = data.train_pairs.dataset
-    SparseEncoderTrainer(model=model, args=arguments, train_dataset=dataset, loss=loss, callbacks=[TakeTurns()]).train()
+    return SparseEncoderTrainer(model=model, args=arguments, train_dataset=dataset, loss=loss, callbacks=[callback])
 
 
 def train_floor(turns: Turns, base: str, pairs: str, max_tokens: int, cache: str) -> None:
@@ -115,13 +151,24 @@ def train_floor(turns: Turns, base: str, pairs: str, max_tokens: int, cache: str
     turns.timed(work)
 
 
-def _batches(base: str, pairs: str, max_tokens: int, cache: str) -> tuple[Any, list[list[int]]]:
-    """The DataModule that our side trains on, and its batches as row numbers."""
+def _data(base: str, pairs: str, max_tokens: int, cache: str, seed: int = 42) -> Any:
+    """The DataModule that all sides train on."""
     from splade_lit.data.datamodule import PairsDataModule
 
-    data = PairsDataModule(
-        base, pairs, num_eval_pairs=0, batch_size=PAIRS_PER_STEP, max_document_tokens=max_tokens, cache_dir=cache
+    return PairsDataModule(
+        base,
+        pairs,
+        num_eval_pairs=0,
+        batch_size=PAIRS_PER_STEP,
+        max_document_tokens=max_tokens,
+        seed=seed,
+        cache_dir=cache,
     )
+
+
+def _batches(base: str, pairs: str, max_tokens: int, cache: str, seed: int = 42) -> tuple[Any, list[list[int]]]:
+    """The DataModule, and its batches as row numbers."""
+    data = _data(base, pairs, max_tokens, cache, seed)
     data.setup()
     return data, [batch.tolist() for batch in data.train_dataloader().sampler.batches()]
 

@@ -15,6 +15,7 @@ from splade_lit.divergence import DivergenceWatch
 from splade_lit.encoder.base import from_base
 from splade_lit.encoder.grafted import START_ACTIVE_DIMS, calibrate_bias, start_report
 from splade_lit.encoder.query import idf_from_document_frequencies
+from splade_lit.encoder.recompute import Recompute, set_recompute
 from splade_lit.encoder.sparse_head import Activation, Pooling
 from splade_lit.errors import UserError
 from splade_lit.losses.penalties import PENALTIES, Penalty, l0_mask
@@ -85,7 +86,8 @@ class SpladeModule(L.LightningModule):
         lambda_schedule: how the weights rise to these values: `quadratic`, `linear` or `constant`.
         lambda_ramp_ratio: fraction of all optimizer steps until they are reached.
         l0_threshold: leave documents with this many active dims or fewer out of the penalty; none if not given.
-        gradient_checkpointing: save memory by running the body twice.
+        recompute: what the backward pass makes again instead of keeping it: `nothing`, `cheap` (what takes much memory
+            and little time), or `layers` (all of each layer: least memory, about a third more time).
         compile_body: run the body through torch.compile.
         trust_remote_code: run code that comes with the base model.
 
@@ -117,7 +119,7 @@ class SpladeModule(L.LightningModule):
         lambda_schedule: Schedule = "quadratic",
         lambda_ramp_ratio: float = 1 / 3,
         l0_threshold: int | None = None,
-        gradient_checkpointing: bool = False,
+        recompute: Recompute = "cheap",
         compile_body: bool = False,
         trust_remote_code: bool = False,
     ) -> None:
@@ -137,8 +139,7 @@ class SpladeModule(L.LightningModule):
             revision=base_revision,
             trust_remote_code=trust_remote_code,
         )
-        if gradient_checkpointing:
-            self.encoder.document.model.gradient_checkpointing_enable({"use_reentrant": False})
+        set_recompute(self.encoder.document.model, recompute)
         if compile_body:
             self.encoder.document.model.compile()
         self._divergence = DivergenceWatch()

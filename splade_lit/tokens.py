@@ -6,6 +6,7 @@ No padding anywhere: the ids of all texts of a batch lie in one row, cut by offs
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -112,7 +113,20 @@ def tokenize_queries(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], m
     Returns:
         One int32 array a text; an empty text gives an empty array.
     """
-    return [np.unique(ids) for ids in _token_ids(tokenizer, texts, max_tokens, special_tokens=False)]
+    if not texts:
+        return []
+    # Straight to the tokenizer's engine: transformers' wrapper around it takes as long again for a text this short.
+    engine = tokenizer.backend_tokenizer
+    engine.no_truncation()
+    engine.no_padding()
+    kept = slice(max_tokens) if tokenizer.truncation_side == "right" else slice(-max_tokens, None)
+    token_ids = [encoding.ids[kept] for encoding in engine.encode_batch_fast(list(texts), add_special_tokens=False)]
+    # The distinct ids of all texts by one sort of (text, id).
+    lengths = np.fromiter(map(len, token_ids), np.int64, len(token_ids))
+    ids = np.fromiter(chain.from_iterable(token_ids), np.int64, lengths.sum())
+    distinct = np.unique(np.repeat(np.arange(len(token_ids)) << 32, lengths) | ids)
+    ends = np.searchsorted(distinct, np.arange(1, len(token_ids)) << 32)
+    return np.split(distinct.astype(np.int32), ends)  # the lower half is the id
 
 
 def tokenize_documents(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_tokens: int) -> list[np.ndarray]:
@@ -121,20 +135,9 @@ def tokenize_documents(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str],
     Returns:
         One int32 array a text.
     """
-    return _token_ids(tokenizer, texts, max_tokens, special_tokens=True)
-
-
-def _token_ids(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_tokens: int, special_tokens: bool
-) -> list[np.ndarray]:
     if not texts:
         return []
     encoded = tokenizer(
-        list(texts),
-        add_special_tokens=special_tokens,
-        truncation=True,
-        max_length=max_tokens,
-        return_attention_mask=False,
-        return_token_type_ids=False,
+        list(texts), truncation=True, max_length=max_tokens, return_attention_mask=False, return_token_type_ids=False
     )
     return [np.asarray(ids, dtype=np.int32) for ids in encoded["input_ids"]]

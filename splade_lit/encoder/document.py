@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from splade_lit.encoder import packing
+from splade_lit.encoder.dropout import use_cpu_dropout
 from splade_lit.encoder.sparse_head import Activation, Pooling, max_logits, splade_pool
 from splade_lit.errors import UserError
 from splade_lit.tokens import Tokens
@@ -57,6 +58,7 @@ class MlmDocumentEncoder(nn.Module):
             raise UserError(
                 f"{type(model).__name__} has no linear decoder; use a model that AutoModelForMaskedLM loads."
             )
+        use_cpu_dropout(model)
         self.decoder_name = next(name for name, module in model.named_modules() if module is decoder)
         model.set_submodule(self.decoder_name, nn.Identity())
         self.model = model

@@ -20,6 +20,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from splade_lit.encoder.dropout import dropout_attention, outside_window
 from splade_lit.tokens import Tokens
 
 ATTENTION_NAME = "splade_lit_packed"
@@ -62,6 +63,8 @@ def packed_attention(
     if _varlen_applies(query, dropout):
         return _varlen_attention(query, key, value, document_offsets, scaling, sliding_window), None
     lengths = [end - start for start, end in pairwise(document_offsets)]
+    if dropout and query.is_cpu and query.dtype in (torch.float32, torch.float64):
+        return dropout_attention(query, key, value, lengths, dropout, scaling, sliding_window), None
     parts = zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True)
     outputs = [
         scaled_dot_product_attention(
@@ -73,10 +76,8 @@ def packed_attention(
 
 
 def _local_mask(length: int, sliding_window: int | None, device: torch.device) -> Tensor | None:
-    if sliding_window is None or length <= sliding_window:
-        return None
-    position = torch.arange(length, device=device)
-    return (position[:, None] - position).abs() < sliding_window
+    outside = outside_window(length, sliding_window, device)
+    return None if outside is None else ~outside
 
 
 def _varlen_applies(query: Tensor, dropout: float) -> bool:

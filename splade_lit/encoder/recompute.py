@@ -1,0 +1,44 @@
+"""What of the body is kept for the backward pass, and what is made again there."""
+
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+Recompute = Literal["nothing", "cheap", "layers"]
+
+_PRODUCTS = {torch.ops.aten.mm.default: 0, torch.ops.aten.addmm.default: 1}
+
+
+def set_recompute(model: nn.Module, recompute: Recompute) -> None:
+    """Say what a model makes again in the backward pass.
+
+    Args:
+        model: a model of transformers, in place; one without layers of its checkpointing kind stays as it is.
+        recompute: "nothing"; "cheap" for the inside of each layer but for attention and the matrix products with a
+            narrow result, which leaves the widening product of the feed-forward part and what is done to single numbers
+            (Korthikanti et al. 2023, "Reducing activation recomputation in large transformer models"); "layers" for
+            whole layers (Chen et al. 2016, "Training deep nets with sublinear memory cost").
+    """
+    if recompute == "nothing":
+        return
+    context: dict[str, Any] = {}
+    if recompute == "cheap":
+        context = {"context_fn": partial(create_selective_checkpoint_contexts, _policy)}
+    # Layer by layer: the model's own switch would also warn of a cache of keys and values that encoders do not have.
+    for layer in model.modules():
+        if isinstance(layer, GradientCheckpointingLayer):
+            layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False, **context)  # type: ignore[assignment]
+            layer.gradient_checkpointing = True
+
+
+def _policy(context: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    if operation in _PRODUCTS:
+        inner, columns = args[_PRODUCTS[operation] + 1].shape
+        keep = columns <= inner
+    else:
+        keep = "attention" in operation.name() or "varlen_attn" in operation.name()
+    return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE

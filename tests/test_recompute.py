@@ -1,0 +1,65 @@
+"""What the backward pass makes again: the same gradients, and no more work than said."""
+
+from collections import Counter
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from splade_lit.encoder.document import MlmDocumentEncoder
+from splade_lit.encoder.recompute import set_recompute
+from splade_lit.tokens import Tokens
+
+TOKENS = Tokens.from_lists([[5, 9, 7, 30, 12], [8, 11], [40, 6, 21, 9, 9, 13, 50, 2]])
+
+
+class Operations(TorchDispatchMode):
+    """Counts the operations that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = Counter()
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.counts[operation.name()] += 1
+        return operation(*args, **(kwargs or {}))
+
+
+def backward(model, recompute):
+    """Gradients of a step from the same random numbers, and the operations of its backward pass."""
+    encoder = MlmDocumentEncoder(model)
+    encoder.train()
+    set_recompute(encoder.model, recompute)
+    torch.manual_seed(7)
+    output = encoder(TOKENS)
+    with Operations() as operations:
+        output.sum().backward()
+    return {name: p.grad for name, p in encoder.named_parameters()}, operations.counts
+
+
+@pytest.mark.parametrize("recompute", ["cheap", "layers"])
+@pytest.mark.parametrize("architecture", ["bert", "distilbert", "roberta", "electra", "modernbert"])
+def test_gradients_are_the_same_with_dropout_on(architecture, recompute, make_masked_lm):
+    expected, _ = backward(make_masked_lm(architecture, 60), "nothing")
+    ours, _ = backward(make_masked_lm(architecture, 60), recompute)
+    assert expected
+    for name, gradient in expected.items():
+        torch.testing.assert_close(ours[name], gradient, rtol=1e-5, atol=1e-7, msg=name)
+
+
+def test_cheap_runs_neither_attention_nor_narrow_products_again(make_masked_lm):
+    layers = 2
+    linear, attention = "aten::addmm", "splade_lit::dropout_attention"
+    counts = {
+        recompute: backward(make_masked_lm("bert", 60), recompute)[1] for recompute in ("nothing", "cheap", "layers")
+    }
+    assert {recompute: count[linear] for recompute, count in counts.items()} == {
+        "nothing": 0,
+        "cheap": layers,
+        "layers": 6 * layers,
+    }
+    assert {recompute: count[attention] for recompute, count in counts.items()} == {
+        "nothing": 0,
+        "cheap": 0,
+        "layers": layers,
+    }
