@@ -15,13 +15,15 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import lightning as L
 import torch
+from jsonargparse import Namespace
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
@@ -31,6 +33,7 @@ from splade_lit.callbacks.last_checkpoint import LastCheckpoint
 from splade_lit.callbacks.model_card import ModelCard
 from splade_lit.callbacks.progress import StepProgressBar
 from splade_lit.callbacks.retrieval import RetrievalEvaluation
+from splade_lit.callbacks.wandb_log import WandbLog
 from splade_lit.commands import run_command
 from splade_lit.data.datamodule import PairsDataModule
 from splade_lit.errors import UserError
@@ -113,9 +116,8 @@ class FitCLI(LightningCLI):
             self.parser.dump(resolved, skip_unset=False), resolved.as_dict(), anew=self.config.ckpt_path is None
         )
         for logger in _as_list(self.config.trainer.logger):
-            settings = getattr(logger, "init_args", {})
-            if settings.get("save_dir") == ".":  # WandbLogger's default
-                settings["save_dir"] = str(self.config.trainer.default_root_dir)
+            if isinstance(logger, Namespace) and issubclass(resolve_name(logger.class_path), WandbLogger):
+                _fill_in(logger, Path(self.config.trainer.default_root_dir))
 
     def instantiate_classes(self) -> None:
         """Instantiate; what a class says of bad input is told, and not that it fits no other type either.
@@ -157,6 +159,17 @@ class FitCLI(LightningCLI):
             return super().instantiate_trainer(callbacks=callbacks, **kwargs)
         except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
             raise UserError(f"trainer: {_first_line(error)}") from error
+
+
+def _fill_in(logger: Namespace, folder: Path) -> None:
+    """Make W&B's logger the one that defines metrics, and name the run and put its files where it does not say."""
+    if resolve_name(logger.class_path) is WandbLogger:
+        logger.class_path = f"{WandbLog.__module__}.{WandbLog.__name__}"
+    settings = logger.init_args
+    if settings.name is None:
+        settings.name = folder.resolve().name
+    if settings.save_dir == ".":  # the default
+        settings.save_dir = str(folder)
 
 
 def _encoder_setting(model: SpladeModule, name: str) -> Any:

@@ -18,6 +18,7 @@ from splade_lit.callbacks.hooks import EveryNSteps
 from splade_lit.callbacks.last_checkpoint import LastCheckpoint
 from splade_lit.callbacks.retrieval import RetrievalEvaluation
 from splade_lit.callbacks.sparsity import SparsityMonitor
+from splade_lit.callbacks.terms import TermTable
 from splade_lit.data.tasks import load_tasks
 from splade_lit.evaluation.bm25 import best_bm25
 from splade_lit.evaluation.evaluate import evaluate_tasks
@@ -166,8 +167,13 @@ def test_sparsity_reports_are_those_of_the_sample(world, tmp_path):
     assert last["dead_dims_ratio"] == pytest.approx((shares == 0).mean())
     assert last["active_dims_median"] == np.quantile(counts, 0.5, method="inverted_cdf")
     assert last["active_dims_p95"] == np.quantile(counts, 0.95, method="inverted_cdf")
-    assert sum(last["histogram_counts"]) == 20
-    assert len(last["histogram_edges"]) == len(last["histogram_counts"]) + 1 == 5
+    queries = trainer.datamodule.sample_queries(20, seed=1)
+    query_counts = (module.encoder.encode_query_tokens([ids.numpy() for ids in queries]).toarray() > 0).sum(1)
+    assert last["query_active_dims"] == pytest.approx(query_counts.mean())
+    for side, values in (("histogram", counts), ("query_histogram", query_counts)):
+        expected, edges = np.histogram(values, bins=4)
+        assert last[f"{side}_counts"] == expected.tolist()
+        assert last[f"{side}_edges"] == edges.tolist()
     tokens = module.encoder.tokenizer.convert_ids_to_tokens(list(range(len(shares))))
     frequent = dict(zip(tokens, shares, strict=True))
     assert [share for _, share in last["most_frequent"]] == pytest.approx(sorted(shares)[:-6:-1])
@@ -178,6 +184,7 @@ def test_sparsity_reports_are_those_of_the_sample(world, tmp_path):
     assert float(row["sparsity/document_active_dims"]) == last["active_dims"]
     assert float(row["sparsity/document_active_dims_median"]) == last["active_dims_median"]
     assert float(row["sparsity/document_active_dims_p95"]) == last["active_dims_p95"]
+    assert float(row["sparsity/query_active_dims"]) == last["query_active_dims"]
     assert float(row["sparsity/dead_dims_ratio"]) == last["dead_dims_ratio"]
     assert float(row["sparsity/top_dim_document_share"]) == last["most_frequent"][0][1]
 
@@ -244,6 +251,7 @@ def test_evaluating_leaves_training_as_it_was(world, tmp_path, make_masked_lm, t
     callbacks = [
         RetrievalEvaluation([str(world.tasks)], every_n_steps=2, bm25=True),
         SparsityMonitor(every_n_steps=1, num_documents=8),
+        TermTable(every_n_steps=1, num_documents=2),
     ]
     _, evaluated = train(world, tmp_path / "evaluated", 6, *callbacks, base=base)
     expected = named_weights(plain)

@@ -227,6 +227,11 @@ def test_sample_documents(make, tiny_tokenizer) -> None:
     assert len(few) == 10
     assert few.input_ids.tolist() == again.input_ids.tolist() != others.input_ids.tolist()
     assert {tuple(ids.tolist()) for ids in few} <= set(everything)
+    queries = tokenize_queries(tiny_tokenizer, data.train_pairs.dataset["query"][:], 512)
+    documents = tokenize_documents(tiny_tokenizer, texts, 512)
+    pairs = {(tuple(q.tolist()), tuple(d.tolist())) for q, d in zip(queries, documents, strict=True)}
+    drawn = zip(data.sample_queries(10, 1), few, strict=True)
+    assert {(tuple(q.tolist()), tuple(d.tolist())) for q, d in drawn} <= pairs
 
 
 def test_a_trainer_walks_all_batches_of_all_epochs(

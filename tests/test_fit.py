@@ -30,6 +30,7 @@ from command_runs import (
 )
 from conftest import REPOSITORY
 from sentence_transformers import SparseEncoder
+from wandb_files import OfflineRun
 
 from splade_lit.encoder.model import AsymmetricSparseEncoder
 from splade_lit.fit import main
@@ -288,7 +289,8 @@ def test_any_output_shows_that_a_folder_holds_a_run(world, copy, left):
 
 def test_overwriting_leaves_nothing_of_the_earlier_run(world, copy):
     (copy / "checkpoints" / "step=3.ckpt").write_bytes(b"old")
-    (copy / "emissions.csv").write_text("old")
+    for name in ("emissions.csv", "terms.jsonl"):
+        (copy / name).write_text("old")
     (copy / "notes.txt").write_text("mine")
     changes = {"trainer.max_steps": 2, "trainer.callbacks": None, "trainer.val_check_interval": 1}
     outcome = call(main, "--config", world.config(copy, changes), "--overwrite", "true")
@@ -339,8 +341,11 @@ def test_wandb_stays_offline_unless_asked(world, tmp_path, monkeypatch):
     assert outcome.code == 0, outcome.err
     assert connections == 0
     assert not (tmp_path / "wandb").exists()
-    (offline,) = (run / "wandb").glob("offline-run-*")
-    assert list(offline.glob("run-*.wandb"))
+    offline = OfflineRun.in_folder(run)
+    assert offline.exit_code == 0
+    assert offline.run.display_name == "run"
+    assert offline.definitions[f"val/{NDCG}"].summary.max
+    assert offline.artifacts == []
     assert steps(run) == [0, 1, 2, 3, 4, 5]
     assert (run / "checkpoints" / "last.ckpt").exists()
     resolved = yaml.safe_load((run / "config.yaml").read_text())

@@ -14,7 +14,8 @@ from codecarbon.input import DataSource
 from codecarbon.output_methods.base_output import BaseOutput
 from codecarbon.output_methods.emissions_data import EmissionsData
 
-from splade_lit.callbacks.hooks import EveryNSteps, log_figures
+from splade_lit.callbacks.hooks import EveryNSteps
+from splade_lit.callbacks.loggers import log_figures
 from splade_lit.callbacks.phases import PhaseCallback
 from splade_lit.errors import UserError
 from splade_lit.publish.emissions import Row, footprint, grown, read_emissions, write_emissions

@@ -1,4 +1,4 @@
-"""What callbacks share: when they are due, where their figures belong, and the encoder that is being trained."""
+"""What callbacks share: when they are due, and the encoder that is being trained."""
 
 from typing import cast
 
@@ -10,15 +10,6 @@ from splade_lit.encoder.model import AsymmetricSparseEncoder
 def encoder_of(pl_module: L.LightningModule) -> AsymmetricSparseEncoder:
     """The encoder of a `SpladeModule`."""
     return cast(AsymmetricSparseEncoder, pl_module.encoder)
-
-
-def log_figures(trainer: L.Trainer, figures: dict[str, float]) -> None:
-    """Hand figures of the model of the moment to all loggers, under the step that Lightning logs the losses of.
-
-    Lightning counts from 0: what it logs of the first optimizer step, and of the validation after it, is of step 0.
-    """
-    for logger in trainer.loggers:
-        logger.log_metrics(figures, step=max(trainer.global_step - 1, 0))
 
 
 class EveryNSteps:

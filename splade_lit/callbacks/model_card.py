@@ -11,6 +11,7 @@ import yaml
 
 from splade_lit.callbacks.carbon import CarbonTracker
 from splade_lit.callbacks.hooks import encoder_of
+from splade_lit.callbacks.loggers import log_model
 from splade_lit.callbacks.phases import PhaseCallback
 from splade_lit.callbacks.retrieval import merged_stages, retrieval_evaluations
 from splade_lit.callbacks.sparsity import SparsityMonitor
@@ -75,7 +76,7 @@ class ModelCard(PhaseCallback):
         self._count()
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save the model, then write its card.
+        """Save the model, write its card, and upload both where a logger is asked to.
 
         Raises:
             UserError: the folder cannot be written.
@@ -92,6 +93,7 @@ class ModelCard(PhaseCallback):
         card = self.card(trainer, pl_module)
         write_record(card, folder)
         replace_text(folder / README, model_card(card))
+        log_model(trainer, folder)
 
     def state_dict(self) -> dict[str, Any]:
         """The time that the run has taken until now."""

@@ -7,7 +7,8 @@ from typing import Any
 
 import lightning as L
 
-from splade_lit.callbacks.hooks import EveryNSteps, encoder_of, log_figures
+from splade_lit.callbacks.hooks import EveryNSteps, encoder_of
+from splade_lit.callbacks.loggers import log_figures
 from splade_lit.callbacks.phases import evaluating
 from splade_lit.data.tasks import NANOBEIR_ID, load_tasks
 from splade_lit.errors import UserError

@@ -209,9 +209,15 @@ class PairsDataModule(LightningDataModule):
 
     def sample_documents(self, num_documents: int, seed: int) -> Tokens:
         """Token ids of training documents drawn without repetition; all of them if there are fewer."""
+        return self.documents[0].gather(self._sample_rows(num_documents, seed))
+
+    def sample_queries(self, num_queries: int, seed: int) -> Tokens:
+        """The distinct token ids of the queries of the documents that `sample_documents` draws."""
+        return self.queries.gather(self._sample_rows(num_queries, seed))
+
+    def _sample_rows(self, num_rows: int, seed: int) -> np.ndarray:
         rng = np.random.default_rng(seed)
-        rows = rng.choice(self.train_rows, size=min(num_documents, self.num_documents), replace=False)
-        return self.documents[0].gather(rows)
+        return rng.choice(self.train_rows, size=min(num_rows, self.num_documents), replace=False)
 
     def _loaded(self) -> Pairs:
         if self._pairs is None:

@@ -73,6 +73,15 @@ class SparsityStatistics:
         """
         return float((self.row_frequencies == 0).mean())
 
+    @property
+    def sorted_row_sizes(self) -> Int64[np.ndarray, " rows"]:
+        """Active dims of each row, ascending.
+
+        >>> SparsityStatistics.of(csr_array(np.array([[3.0, 4.0], [0.0, 2.0]]))).sorted_row_sizes
+        array([1, 2])
+        """
+        return np.repeat(np.arange(len(self.row_sizes)), self.row_sizes)
+
     def quantile(self, share: float) -> int:
         """The smallest number of active dims that at least this share of the rows stays within; 0.5 is the median."""
         return int(np.searchsorted(np.cumsum(self.row_sizes), share * self.num_rows))
