@@ -1,6 +1,7 @@
-"""W&B: an offline run read back, and the same figures in metrics.csv and TensorBoard."""
+"""W&B: an offline run read back, the same figures in metrics.csv and TensorBoard, and the dashboard of a project."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import wandb
 import yaml
 from command_runs import NDCG, RETRIEVAL, SPARSITY, Outcome, command, environment, make_world, read_json, reports, rows
+from conftest import REPOSITORY
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
 from wandb_files import OfflineRun
@@ -206,3 +208,69 @@ def test_the_model_is_an_artifact_on_request(finished, offline):
     files = {str(path.relative_to(run / "model")): path for path in (run / "model").rglob("*") if path.is_file()}
     assert {"README.md", "card.json", "modules.json"} < uploaded.keys()
     assert uploaded == {name: path.read_bytes() for name, path in files.items()}
+
+
+def strings(value: Any, key: str = "") -> list[tuple[str, str]]:
+    """All strings inside a value with the name that each has."""
+    if isinstance(value, dict):
+        return [found for name, inner in value.items() for found in strings(inner, name)]
+    if isinstance(value, list):
+        return [found for inner in value for found in strings(inner, key)]
+    return [(key, value)] if isinstance(value, str) else []
+
+
+def view(*arguments: str) -> dict[str, Any]:
+    """The dashboard that the script would save."""
+    script = [sys.executable, str(REPOSITORY / "scripts" / "wandb_workspace.py")]
+    done = subprocess.run(
+        [*script, "--entity", "me", "--project", "tiny", "--print", *arguments],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_the_dashboard_shows_what_a_run_logs(offline):
+    dashboard = view()
+    assert (dashboard["entity"], dashboard["project"]) == ("me", "tiny")
+    section = dashboard["spec"]["section"]
+    assert section["settings"]["xAxis"] == STEP
+    sections = {part["name"]: part["panels"] for part in section["panelBankConfig"]["sections"]}
+    assert list(sections) == ["Retrieval", "Losses", "Sparsity", "Terms of example documents", "Energy and emissions"]
+    logged = {name for row in offline.history for name in row}
+    summary = {f"summary:{name}" for name in offline.summary} | {
+        f"summary:{name}.{value}"
+        for name, values in offline.summary.items()
+        if isinstance(values, dict)
+        for value in values
+    }
+    shown = [found for panels in sections.values() for panel in panels for found in strings(panel["config"])]
+    metrics = {name for key, name in shown if key == "metrics"}
+    assert metrics <= logged
+    assert metrics >= {"train/loss", "val/loss", "carbon/emissions_g_total", *HISTOGRAMS}
+    patterns = [name for key, name in shown if key == "metricRegex"]
+    for pattern in patterns:
+        assert {name for name in logged if re.search(pattern, name)}, pattern
+    assert any(re.search(pattern, f"val/{NDCG}") for pattern in patterns)
+    axes = {name for key, name in shown if key in ("xAxis", "yAxis")}
+    assert axes <= {STEP} | summary
+    assert f"summary:val/{NDCG}.last" in axes
+    assert TERMS in {name for _, name in strings(sections["Terms of example documents"])}
+    columns = section["runSets"][0]["runFeed"]["columnOrder"]
+    assert set(columns) <= {"run:displayName"} | summary
+    assert f"summary:val/{NDCG}.max" in columns
+    titles = [
+        panel["config"]["chartTitle"]
+        for panels in sections.values()
+        for panel in panels
+        if "chartTitle" in panel["config"]
+    ]
+    assert len(titles) == len(set(titles)) == len([panel for panels in sections.values() for panel in panels]) - 1
+
+
+def test_the_dashboard_goes_by_another_metric():
+    columns = view("--metric", "docstrings_dot_mrr@10")["spec"]["section"]["runSets"][0]["runFeed"]["columnOrder"]
+    assert {"summary:val/docstrings_dot_mrr@10.max", "summary:val/docstrings_corpus_active_dims.min"} < set(columns)

@@ -1,0 +1,142 @@
+"""Makes the dashboard of a W&B project: losses, retrieval, sparsity, terms of example documents, energy and emissions.
+
+    python scripts/wandb_workspace.py --project splade
+    python scripts/wandb_workspace.py --project splade --metric docstrings_dot_ndcg@10
+    python scripts/wandb_workspace.py --project splade --entity me --print
+
+The project is made if there is none. Needs `pip install 'splade-lit[dashboard]'` and `wandb login`; `--print` needs no
+network and prints the view as JSON.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+
+import wandb
+import wandb_workspaces.reports.v2 as wr
+import wandb_workspaces.workspaces as ws
+
+from splade_lit.callbacks.terms import TABLE
+from splade_lit.callbacks.wandb_log import STEP, best_value
+
+METRIC = "NanoBEIR_mean_dot_ndcg@10"
+WHOLE_WIDTH = wr.Layout(w=24, h=14)
+
+
+def lines(title: str, *metrics: str, unit: str, log_y: bool = False) -> wr.LinePlot:
+    """Metrics over optimizer steps."""
+    return wr.LinePlot(title=title, x=STEP, y=list(metrics), title_x="optimizer step", title_y=unit, log_y=log_y)
+
+
+def all_tasks(title: str, suffix: str, unit: str) -> wr.LinePlot:
+    """A figure of every retrieval task over optimizer steps."""
+    pattern = f"^val/.*_{re.escape(suffix)}$"
+    return wr.LinePlot(title=title, x=STEP, metric_regex=pattern, title_x="optimizer step", title_y=unit)
+
+
+def sections(metric: str) -> list[ws.Section]:
+    """The panels.
+
+    Args:
+        metric: the figure of retrieval that tells which run is best.
+    """
+    active_dims = f"val/{metric.partition('_dot_')[0]}_corpus_active_dims"
+    quality = f"val/{metric}"
+    retrieval = [
+        all_tasks("nDCG@10 of each task", "dot_ndcg@10", "nDCG@10"),
+        all_tasks("MRR@10 of each task", "dot_mrr@10", "MRR@10"),
+        all_tasks("Recall@10 of each task", "dot_recall@10", "recall@10"),
+        wr.ScatterPlot(
+            title="Quality against active dims of a document, a point a run",
+            x=wr.SummaryMetric(f"{active_dims}.last"),
+            y=wr.SummaryMetric(f"{quality}.last"),
+        ),
+    ]
+    losses = [
+        lines("Loss: trained on, held out", "train/loss", "val/loss", unit="loss"),
+        lines("Ranking loss: trained on, held out", "train/ranking_loss", "val/ranking_loss", unit="loss"),
+        lines("Penalty on documents, without its weight", "train/document_penalty", unit="penalty", log_y=True),
+        lines("Weight of the penalty", "train/lambda_d", unit="lambda_d"),
+        lines(
+            "Learning rates",
+            "train/learning_rate_transformer",
+            "train/learning_rate_idf",
+            unit="learning rate",
+            log_y=True,
+        ),
+    ]
+    sparsity = [
+        lines(
+            "Active dims of a document: mean, median, 95th percentile",
+            *(f"sparsity/document_active_dims{suffix}" for suffix in ("", "_median", "_p95")),
+            unit="active dims",
+        ),
+        all_tasks("Active dims of a document, each task", "corpus_active_dims", "active dims"),
+        all_tasks("Expected FLOPS: dims that a query and a document share", "avg_flops", "dims"),
+        lines("Active dims of documents over steps", "sparsity/document_histogram", unit="active dims"),
+        lines("Active dims of queries over steps", "sparsity/query_histogram", unit="active dims"),
+        lines("Active dims of a query", "sparsity/query_active_dims", unit="active dims"),
+        lines("Share of dims that no document uses", "sparsity/dead_dims_ratio", unit="share of the vocabulary"),
+        lines("Share of documents that the most frequent dim is in", "sparsity/top_dim_document_share", unit="share"),
+    ]
+    carbon = [
+        lines("Energy of the run", "carbon/energy_kwh_total", unit="kWh"),
+        lines("Emissions of the run", "carbon/emissions_g_total", unit="g CO2eq"),
+    ]
+    terms = [wr.WeavePanelSummaryTable(table_name=TABLE, layout=WHOLE_WIDTH)]
+    return [
+        ws.Section(name="Retrieval", panels=retrieval, is_open=True),
+        ws.Section(name="Losses", panels=losses, is_open=True),
+        ws.Section(name="Sparsity", panels=sparsity, is_open=True),
+        ws.Section(
+            name="Terms of example documents",
+            panels=terms,
+            is_open=True,
+            layout_settings=ws.SectionLayoutSettings(columns=1, rows=1),
+        ),
+        ws.Section(name="Energy and emissions", panels=carbon, is_open=True),
+    ]
+
+
+def workspace(entity: str, project: str, name: str, metric: str) -> ws.Workspace:
+    """The dashboard, not yet saved; runs are listed with the figures that tell which is best."""
+    columns = [f"val/{metric}", f"val/{metric.partition('_dot_')[0]}_corpus_active_dims"]
+    pinned = [f"summary:{column}.{value}" for column in columns for value in (best_value(column), "last")]
+    return ws.Workspace(
+        entity=entity,
+        project=project,
+        name=name,
+        sections=sections(metric),
+        settings=ws.WorkspaceSettings(x_axis=STEP),
+        runset_settings=ws.RunsetSettings(pinned_columns=[*pinned, "summary:carbon/emissions_g_total"]),
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Make the project's view, or print it."""
+    parser = argparse.ArgumentParser(description="Make the dashboard of a W&B project.")
+    parser.add_argument("--project", required=True, help="name of the project, as in the logger's settings")
+    parser.add_argument("--entity", help="user or team; that of `wandb login` if not given")
+    parser.add_argument("--name", default="splade_lit", help="title of the view")
+    parser.add_argument("--metric", default=METRIC, help="what tells which run is best (default: %(default)s)")
+    parser.add_argument("--print", action="store_true", dest="printed", help="print the view as JSON, save nothing")
+    settings = parser.parse_args(arguments)
+    if "_dot_" not in settings.metric:
+        parser.error(f"--metric is {settings.metric}; give a figure of retrieval, such as {METRIC}")
+    if settings.printed:
+        view = workspace(settings.entity or "", settings.project, settings.name, settings.metric)
+        print(view._model.model_dump_json(by_alias=True, exclude_none=True, indent=2))
+        return
+    try:
+        api = wandb.Api()
+        entity = settings.entity or api.default_entity
+        api.create_project(settings.project, entity)
+        view = workspace(entity, settings.project, settings.name, settings.metric).save()
+    except (wandb.Error, ValueError) as error:
+        sys.exit(f"error: W&B does not take the view ({error}); try `wandb login` and the name of your --entity.")
+    print(view.url)
+
+
+if __name__ == "__main__":
+    main()
