@@ -13,6 +13,7 @@ import numba
 import numpy as np
 import torch
 import xxhash
+from rich import get_console
 from rich.progress import Progress
 from transformers import PreTrainedTokenizerBase
 
@@ -96,7 +97,8 @@ class TokenStore:
             OSError: the file cannot be written.
         """
         dtype = np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.int32)
-        with Progress(transient=True) as progress:
+        console = get_console()  # where nothing can be drawn over, a bar leaves an empty line
+        with Progress(transient=True, disable=not (console.is_interactive or console.is_jupyter)) as progress:
             task = progress.add_task(description, total=num_texts)
 
             def token_ids() -> Iterable[list[np.ndarray]]:
