@@ -5,6 +5,7 @@ layers in place of MiniLM, runs of three steps, docstrings of two packages. Comm
 real parsers, in this process. What is not run as it stands is listed in `EXEMPT`, with the reason.
 """
 
+import io
 import json
 import os
 import re
@@ -119,6 +120,7 @@ def test_what_a_document_shows_runs(document, reader, monkeypatch):
             settings, words = split_settings(words)
             exempt = next((e for e in EXEMPT if re.match(e.pattern, " ".join(words))), None)
             with monkeypatch.context() as patch:
+                patch.setattr("sys.stdin", io.StringIO("a query that is typed\n"))
                 for name, value in settings.items():
                     patch.setenv(name, value)
                 outcome = (exempt.instead if exempt else run_line)(line, words, reader)
