@@ -48,6 +48,10 @@ def dry_run(line: str, words: list[str], folder: Path) -> Outcome:
     return run_line(line, [*dict.fromkeys([*words, "--dry-run"])], folder)
 
 
+def printed(line: str, words: list[str], folder: Path) -> Outcome:
+    return shell(shlex.join([*words, "--entity", "me", "--print"]), folder)
+
+
 def with_nanobeir_folder(line: str, words: list[str], folder: Path) -> Outcome:
     return run_line(line, [*words, "--nanobeir-source", str(folder / "tasks")], folder)
 
@@ -62,6 +66,7 @@ EXEMPT = (
     Exempt(r"git clone|cd ", "needs a network; the reader's folder is the clone", nothing),
     Exempt(r"python -m splade_lit\.fit .*nq_distilbert", "needs a GPU and the Hub", parsed),
     Exempt(r"python -m splade_lit\.push", "needs an account on the Hub", dry_run),
+    Exempt(r"python scripts/wandb_workspace\.py", "needs an account on W&B", printed),
     Exempt(r"python -m splade_lit\.evaluate .*\b(msmarco|nfcorpus|nq)\b", "needs the Hub", with_nanobeir_folder),
 )
 # Names that Python blocks of a document take as given.
