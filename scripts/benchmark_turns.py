@@ -44,24 +44,28 @@ class StepTurns:
         self.parameters = parameters
         self.steps = 0
         self.start = 0.0
-        self.resting_bytes = 0
+        self.resting_bytes = self.peak_bytes = 0
 
     def step_done(self) -> bool:
         """Answer for the step that has just ended and wait for the next turn; False if training is to stop.
 
-        The first two steps warm up: the optimizer makes its state in the first.
+        The first two steps warm up: the optimizer makes its state in the first. The next one is measured for memory,
+        from a heap without free pages, all others for time, each as the one before left the heap.
         """
         seconds = time.perf_counter() - self.start
         self.steps += 1
-        if self.steps > 2:
-            self.turns.answer(seconds=seconds, bytes=peak_bytes() - self.resting_bytes)
-        if self.steps >= 2 and not self.turns.wait():
+        if self.steps == 3:
+            self.peak_bytes = peak_bytes() - self.resting_bytes
+        elif self.steps > 3:
+            self.turns.answer(seconds=seconds, bytes=self.peak_bytes)
+        if self.steps == 2:
+            gradients = sum(p.grad.nbytes for p in self.parameters if p.grad is not None)
+            gc.collect()
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+            self.resting_bytes = resident_bytes() - gradients
+            Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+        if self.steps >= 3 and not self.turns.wait():
             return False
-        gradients = sum(p.grad.nbytes for p in self.parameters if p.grad is not None)
-        gc.collect()
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-        self.resting_bytes = resident_bytes() - gradients
-        Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
         self.start = time.perf_counter()
         return True
 
