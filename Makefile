@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-all lint format benchmark benchmark-short clean
+.PHONY: help quickstart notebooks test test-all lint format benchmark benchmark-short clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,13 @@ quickstart: $(VENV)/.quickstart ## Train, evaluate and search offline on two CPU
 	HF_HUB_OFFLINE=1 $(BIN)/python -m splade_lit.fit --config experiments/quickstart.yaml --overwrite true
 	HF_HUB_OFFLINE=1 $(BIN)/python -m splade_lit.search --model runs/quickstart/model --corpus docstrings --limit 500 --top 3 \
 		"draw random samples from a normal distribution"
+
+$(VENV)/.notebooks: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[quickstart,notebooks]'
+	@touch $(VENV)/.quickstart $@
+
+notebooks: $(VENV)/.notebooks ## Open the notebooks that look into a model
+	$(BIN)/jupyter lab notebooks
 
 lint: $(VENV)/.dev ## Check style, types and import rules
 	$(BIN)/ruff check .

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
@@ -13,32 +13,17 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from splade_lit.divergence import DivergenceWatch
 from splade_lit.encoder.base import from_base
-from splade_lit.encoder.grafted import START_ACTIVE_DIMS, calibrate_bias, start_report
-from splade_lit.encoder.query import idf_from_document_frequencies
 from splade_lit.encoder.recompute import Recompute, set_recompute
 from splade_lit.encoder.sparse_head import Activation, Pooling
+from splade_lit.encoder.start import CORPUS_IDF, TrainingCorpus, set_start
 from splade_lit.errors import UserError
 from splade_lit.host_memory import return_large_blocks
 from splade_lit.losses.penalties import PENALTIES, Penalty, l0_mask
 from splade_lit.losses.ranking import in_batch_ranking_loss
 from splade_lit.losses.schedules import Schedule, learning_rate_factor, penalty_factor
-from splade_lit.tokens import PairBatch, Tokens
+from splade_lit.tokens import PairBatch
 
 logger = logging.getLogger(__name__)
-
-_SAMPLE_DOCUMENTS = 256
-
-
-class TrainingCorpus(Protocol):
-    """What the module asks of a DataModule before training: `PairsDataModule` has it."""
-
-    num_documents: int
-
-    def document_frequencies(self, vocab_size: int) -> np.ndarray:
-        """Documents that hold each token, int64 `[vocab]`."""
-
-    def sample_documents(self, n: int, seed: int) -> Tokens:
-        """Token ids of `n` training documents."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +114,7 @@ class SpladeModule(L.LightningModule):
         _check_ranges(self.hparams)
         self.encoder = from_base(
             base_model,
-            idf="ones" if idf == "corpus" else idf,
+            idf="ones" if idf == CORPUS_IDF else idf,
             freeze_idf=freeze_idf,
             max_query_tokens=max_query_tokens,
             max_document_tokens=max_document_tokens,
@@ -153,17 +138,8 @@ class SpladeModule(L.LightningModule):
         if self.trainer.strategy.root_device.type == "cpu":
             return_large_blocks()
         corpus = cast(TrainingCorpus, self.trainer.datamodule)  # type: ignore[attr-defined]
-        if self.hparams["idf"] == "corpus":
-            frequencies = corpus.document_frequencies(self.encoder.vocab_size)
-            self.encoder.idf_weights.data.copy_(idf_from_document_frequencies(frequencies, corpus.num_documents))
-        sample = corpus.sample_documents(_SAMPLE_DOCUMENTS, seed=0)
-        active_dims = self.hparams["start_active_dims"]
-        if active_dims is None and self.encoder.document.grafted:
-            active_dims = START_ACTIVE_DIMS
-        self.encoder.document.eval()
-        if active_dims is not None:
-            calibrate_bias(self.encoder.document, sample, active_dims)
-        elif warning := start_report(self.encoder.document, sample).warning:
+        warning = set_start(self.encoder, corpus, self.hparams["idf"], self.hparams["start_active_dims"])
+        if warning:
             logger.warning("%s: %s", self.hparams["base_model"], warning)
         self.encoder.document.train()
 

@@ -49,8 +49,13 @@ def check_run_folder(folder: str | None, checkpoint: str | None, overwrite: bool
         )
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint without the values of its tensors.
+def read_checkpoint(path: Path, device: str = "meta", resumable: bool = True) -> dict[str, Any]:
+    """A checkpoint; without the values of its tensors unless a device is given.
+
+    Args:
+        path: the file.
+        device: where its tensors go; on `cpu` they are read from the file as they are used.
+        resumable: whether a file that holds weights only is refused.
 
     Raises:
         UserError: there is none.
@@ -58,8 +63,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path} is not a file; give a checkpoint such as runs/NAME/checkpoints/last.ckpt.")
     try:
-        checkpoint = torch.load(path, map_location="meta", weights_only=True, mmap=True)
-        whole = {"state_dict", "optimizer_states"} <= set(checkpoint)
+        checkpoint = torch.load(path, map_location=device, weights_only=True, mmap=True)
+        whole = ({"state_dict", "optimizer_states"} if resumable else {"state_dict"}) <= set(checkpoint)
     except Exception:  # whatever torch's readers make of other files
         whole = False
     if not whole:

@@ -1,0 +1,170 @@
+"""How many dims are active, which ones, and what quality they buy."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from jaxtyping import Int64
+from scipy.sparse import csr_array
+
+from splade_lit.analysis.encoded import EncodedTask
+from splade_lit.encoder.vectors import keep_largest
+from splade_lit.evaluation.sparsity import SparsityStatistics
+
+OVERUSED_SHARE = 0.2
+LIMITS = (4, 8, 16, 32, 64, 128, 256)
+
+
+def row_sizes(vectors: csr_array) -> Int64[np.ndarray, " rows"]:
+    """Active dims of each row of vectors without stored zeros, `[rows, vocab]`."""
+    return np.diff(vectors.indptr).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class LengthBin:
+    """Documents of like length.
+
+    Attributes:
+        shortest: tokens of the shortest.
+        longest: tokens of the longest.
+        num_documents: how many there are.
+        p10: active dims that a tenth of them stays within.
+        median: active dims that half of them stays within.
+        p90: active dims that nine tenths of them stay within.
+    """
+
+    shortest: int
+    longest: int
+    num_documents: int
+    p10: float
+    median: float
+    p90: float
+
+
+def active_dims_by_length(
+    lengths: Int64[np.ndarray, " documents"], sizes: Int64[np.ndarray, " documents"], bins: int = 8
+) -> list[LengthBin]:
+    """Quantiles of active dims by document length, in bins of about as many documents each.
+
+    Documents of one length stay in one bin, so there may be fewer bins.
+
+    Args:
+        lengths: tokens of each document.
+        sizes: active dims of each document.
+        bins: how many bins at most.
+
+    >>> active_dims_by_length(np.array([5, 5, 9]), np.array([10, 20, 40]), bins=2)[1]
+    LengthBin(shortest=9, longest=9, num_documents=1, p10=40.0, median=40.0, p90=40.0)
+    """
+    if not len(lengths):
+        return []
+    order = np.argsort(lengths, kind="stable")
+    ordered = lengths[order]
+    # A cut falls on the first document of its length.
+    cuts = np.unique(np.searchsorted(ordered, ordered[np.arange(bins) * len(ordered) // bins]))
+    result = []
+    for rows in np.split(order, cuts[1:]):
+        p10, median, p90 = (float(quantile) for quantile in np.quantile(sizes[rows], (0.1, 0.5, 0.9)))
+        shortest, longest = int(lengths[rows].min()), int(lengths[rows].max())
+        result.append(LengthBin(shortest, longest, len(rows), p10, median, p90))
+    return result
+
+
+@dataclass(frozen=True)
+class DimUse:
+    """How often each dim is active.
+
+    Attributes:
+        document_frequencies: documents in which each dim is active: the lengths of the posting lists.
+        query_frequencies: queries in which each dim is active.
+        num_documents: documents counted.
+        num_queries: queries counted.
+    """
+
+    document_frequencies: Int64[np.ndarray, " vocab"]
+    query_frequencies: Int64[np.ndarray, " vocab"]
+    num_documents: int
+    num_queries: int
+
+    @classmethod
+    def of(cls, encoded: EncodedTask) -> "DimUse":
+        """Count the vectors of a task."""
+        documents, queries = (SparsityStatistics.of(side) for side in (encoded.documents, encoded.queries))
+        return cls(documents.row_frequencies, queries.row_frequencies, documents.num_rows, queries.num_rows)
+
+    @cached_property
+    def postings(self) -> Int64[np.ndarray, " live"]:
+        """Lengths of the posting lists that are not empty, the longest first."""
+        live = self.document_frequencies[self.document_frequencies > 0]
+        return np.sort(live)[::-1]
+
+    @property
+    def dead(self) -> Int64[np.ndarray, " dims"]:
+        """Dims that are active in no document."""
+        return np.flatnonzero(self.document_frequencies == 0)
+
+    @property
+    def unanswered(self) -> Int64[np.ndarray, " dims"]:
+        """Dims that are active in a query and in no document, those of most queries first."""
+        dims = np.flatnonzero((self.document_frequencies == 0) & (self.query_frequencies > 0))
+        return dims[np.argsort(-self.query_frequencies[dims], kind="stable")]
+
+    def overused(self, share: float = OVERUSED_SHARE) -> Int64[np.ndarray, " dims"]:
+        """Dims that are active in more than this share of the documents, the most frequent first."""
+        dims = np.flatnonzero(self.document_frequencies > share * self.num_documents)
+        return dims[np.argsort(-self.document_frequencies[dims], kind="stable")]
+
+    def most_frequent(self, n: int) -> Int64[np.ndarray, " dims"]:
+        """The n dims that are active in most documents; of equal ones the lower dim first."""
+        live = int((self.document_frequencies > 0).sum())
+        return np.argsort(-self.document_frequencies, kind="stable")[: min(n, live)]
+
+    def share_of_postings(self, longest: int) -> float:
+        """Share of all postings that this many of the longest posting lists hold."""
+        return float(self.postings[:longest].sum() / max(self.postings.sum(), 1))
+
+    @property
+    def postings_per_query(self) -> float:
+        """Postings that the average query reads."""
+        return float(self.query_frequencies @ self.document_frequencies) / max(self.num_queries, 1)
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """Quality at a limit of active dims.
+
+    Attributes:
+        max_active_dims: weights of a document that were kept at most; None for all.
+        active_dims: mean active dims of a document.
+        ndcg: nDCG@10.
+        flops: mean number of dims that a query and a document have in common.
+    """
+
+    max_active_dims: int | None
+    active_dims: float
+    ndcg: float
+    flops: float
+
+
+def pruning_curve(encoded: EncodedTask, limits: Sequence[int] = LIMITS) -> list[CurvePoint]:
+    """Cut documents to their largest weights, and measure again at each limit.
+
+    Args:
+        encoded: the task.
+        limits: largest numbers of active dims; those that cut no document are left out.
+
+    Returns:
+        A point a limit, in ascending order, and one for the whole vectors.
+    """
+    largest = int(row_sizes(encoded.documents).max(initial=0))
+    points = []
+    for limit in [*sorted(limit for limit in limits if limit < largest), None]:
+        metrics = encoded.evaluate(keep_largest(encoded.documents, limit)).metrics
+        points.append(CurvePoint(limit, metrics["corpus_active_dims"], metrics["ndcg@10"], metrics["avg_flops"]))
+    return points
+
+
+def cheapest_point(points: Sequence[CurvePoint], kept: float = 0.99) -> CurvePoint:
+    """The first point that keeps this share of the quality of the whole vectors, the last point."""
+    return next(point for point in points if point.ndcg >= kept * points[-1].ndcg)

@@ -1,0 +1,151 @@
+"""A retrieval task as a model sees it: token ids and vectors of both sides, and which weights are on whose words."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from jaxtyping import Float64, Int64
+from scipy.sparse import csr_array
+
+from splade_lit.data.tasks import RetrievalTask
+from splade_lit.evaluation.evaluate import Encoder, TokenisedTask
+from splade_lit.evaluation.results import TaskResult, evaluate_vectors
+
+
+@dataclass(frozen=True)
+class EncodedTask:
+    """A task with its vectors.
+
+    Attributes:
+        tokenised: the task and its token ids.
+        queries: `[queries, vocab]`.
+        documents: `[documents, vocab]`.
+    """
+
+    tokenised: TokenisedTask
+    queries: csr_array
+    documents: csr_array
+
+    @property
+    def task(self) -> RetrievalTask:
+        """The task, its corpus sampled if that was asked for."""
+        return self.tokenised.task
+
+    @cached_property
+    def document_ids(self) -> list[str]:
+        """The id of each row of `documents`."""
+        return list(self.task.corpus)
+
+    @property
+    def document_lengths(self) -> Int64[np.ndarray, " documents"]:
+        """Tokens of each document as the model reads it, special tokens among them."""
+        return np.array([len(ids) for ids in self.tokenised.documents], dtype=np.int64)
+
+    @cached_property
+    def presence(self) -> csr_array:
+        """1 where a document's text, cut to the model's limit, holds a token: `[documents, vocab]`."""
+        return token_presence(self.tokenised.documents, self.documents.shape[1])
+
+    def evaluate(self, documents: csr_array | None = None) -> TaskResult:
+        """Figures and ranking of these document vectors, or of others in their place."""
+        vectors = self.documents if documents is None else documents
+        return evaluate_vectors(self.task, self.tokenised.query_ids, self.queries, self.document_ids, vectors)
+
+
+def encode_task(encoder: Encoder, task: RetrievalTask, max_documents: int | None = None, seed: int = 0) -> EncodedTask:
+    """Tokenise and encode a task.
+
+    Args:
+        encoder: the model.
+        task: the task.
+        max_documents: take a sample of the corpus, all judged documents among them; all of it if not given.
+        seed: seed of the sample.
+
+    Raises:
+        UserError: no query has a relevant document.
+    """
+    tokenised = TokenisedTask.of(task, encoder, max_documents, seed)
+    return EncodedTask(
+        tokenised,
+        encoder.encode_query_tokens(tokenised.queries),
+        encoder.encode_document_tokens(tokenised.documents),
+    )
+
+
+def token_presence(token_ids: Sequence[np.ndarray], vocab_size: int) -> csr_array:
+    """Which tokens each text holds: float32 ones, `[texts, vocab]`.
+
+    >>> token_presence([np.array([2, 0, 2]), np.array([], dtype=int)], vocab_size=3).toarray()
+    array([[1., 0., 1.],
+           [0., 0., 0.]], dtype=float32)
+    """
+    distinct = [np.unique(ids) for ids in token_ids]
+    pointers = np.concatenate([[0], np.cumsum([len(ids) for ids in distinct])]).astype(np.int32)
+    indices = np.concatenate([*distinct, np.empty(0, np.int32)]).astype(np.int32)
+    return csr_array((np.ones(len(indices), np.float32), indices, pointers), shape=(len(distinct), vocab_size))
+
+
+def lexical_part(documents: csr_array, presence: csr_array) -> csr_array:
+    """The weights on terms of the text, without the expansions: `[documents, vocab]`.
+
+    >>> vectors = csr_array(np.array([[3.0, 1.0, 0.0]], dtype=np.float32))
+    >>> lexical_part(vectors, token_presence([np.array([0, 2])], vocab_size=3)).toarray()
+    array([[3., 0., 0.]], dtype=float32)
+    """
+    return csr_array(documents.multiply(presence))
+
+
+@dataclass(frozen=True)
+class MassSplit:
+    """Each document's weights, on terms of its text (lexical) and on others (expansion).
+
+    Attributes:
+        lexical_mass: sum of weights on terms of the text.
+        expansion_mass: sum of weights on other terms.
+        lexical_dims: active dims that are terms of the text.
+        expansion_dims: active dims that are not.
+        text_terms: distinct terms of the text.
+    """
+
+    lexical_mass: Float64[np.ndarray, " documents"]
+    expansion_mass: Float64[np.ndarray, " documents"]
+    lexical_dims: Int64[np.ndarray, " documents"]
+    expansion_dims: Int64[np.ndarray, " documents"]
+    text_terms: Int64[np.ndarray, " documents"]
+
+    @property
+    def lexical_mass_share(self) -> Float64[np.ndarray, " active"]:
+        """Share of the weight that is on terms of the text, of each document that has any weight."""
+        total = self.lexical_mass + self.expansion_mass
+        return self.lexical_mass[total > 0] / total[total > 0]
+
+    @property
+    def lexical_dims_share(self) -> Float64[np.ndarray, " active"]:
+        """Share of the active dims that are terms of the text, of each document that has any."""
+        total = self.lexical_dims + self.expansion_dims
+        return self.lexical_dims[total > 0] / total[total > 0]
+
+    @property
+    def kept_share(self) -> float:
+        """Share of the terms of all texts that are active in their document."""
+        return float(self.lexical_dims.sum() / max(self.text_terms.sum(), 1))
+
+
+def split_mass(documents: csr_array, presence: csr_array) -> MassSplit:
+    """Split the weights of documents by whether their text holds the term.
+
+    Args:
+        documents: `[documents, vocab]`.
+        presence: see `token_presence`, `[documents, vocab]`.
+    """
+    lexical = lexical_part(documents, presence)
+    lexical_mass = np.asarray(lexical.sum(axis=1), dtype=np.float64)
+    lexical_dims = np.diff(lexical.indptr).astype(np.int64)
+    return MassSplit(
+        lexical_mass=lexical_mass,
+        expansion_mass=np.maximum(np.asarray(documents.sum(axis=1), dtype=np.float64) - lexical_mass, 0.0),
+        lexical_dims=lexical_dims,
+        expansion_dims=np.diff(documents.indptr).astype(np.int64) - lexical_dims,
+        text_terms=np.diff(presence.indptr).astype(np.int64),
+    )

@@ -1,0 +1,118 @@
+"""Figures of scores: where we win, where BM25 wins, and which terms decide."""
+
+import textwrap
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from splade_lit.analysis.explain import CAUSES, EXPANSION, WEIGHTS, Outcome, TermShare
+from splade_lit.analysis.plots.style import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILLION,
+    YELLOW,
+    label,
+    new_figure,
+    percent,
+    plain,
+)
+
+_CAUSE_COLOURS = dict(zip(CAUSES, (GREEN, BLUE, YELLOW, ORANGE, VERMILLION, PURPLE, SKY, GREY), strict=True))
+
+
+def wins_and_losses(outcomes: Sequence[Outcome], num_queries: int) -> Figure:
+    """Each query that one side ranks better than the other, coloured by what decides.
+
+    Args:
+        outcomes: see `splade_lit.analysis.explain.outcomes`.
+        num_queries: queries of the task, those that both rank equally well among them.
+    """
+    wins = sum(outcome.gain > 0 for outcome in outcomes)
+    title = (
+        f"We rank {wins} of {num_queries:,} queries better than BM25, BM25 {len(outcomes) - wins}, "
+        f"and {num_queries - len(outcomes):,} are equal"
+    )
+    figure, (axes,) = new_figure(title)
+    places = np.arange(len(outcomes))
+    axes.bar(places, [one.gain for one in outcomes], width=1.0, color=[_CAUSE_COLOURS[one.cause] for one in outcomes])
+    axes.axhline(0, color=BLACK, linewidth=0.8)
+    axes.set(xlabel="queries, our largest win first (rank)", ylabel="our nDCG@10 less BM25's", ylim=(-1.05, 1.05))
+    found = {one.cause for one in outcomes}
+    axes.legend(handles=[Patch(color=_CAUSE_COLOURS[cause], label=cause) for cause in CAUSES if cause in found])
+    return figure
+
+
+def causes(outcomes: Sequence[Outcome]) -> Figure:
+    """How many wins and losses each cause decides."""
+    wins = Counter(one.cause for one in outcomes if one.gain > 0)
+    losses = Counter(one.cause for one in outcomes if one.gain < 0)
+    parts = []
+    if wins:
+        parts.append(
+            f"expansion decides {percent(wins[EXPANSION], wins.total())} of our wins, "
+            f"better weights {percent(wins[WEIGHTS], wins.total())}"
+        )
+    if losses:
+        cause, count = losses.most_common(1)[0]
+        parts.append(f"{percent(count, losses.total())} of BM25's wins: {cause.partition(':')[0]}")
+    title = "; ".join(parts) or "No query is ranked differently well"
+    shown = [cause for cause in CAUSES if wins[cause] or losses[cause]]
+    figure, (axes,) = new_figure(title[0].upper() + title[1:], height=1.8 + 0.45 * len(shown))
+    for number, (counts, name, colour) in enumerate(((wins, "we win", BLUE), (losses, "BM25 wins", ORANGE))):
+        bars = axes.barh(
+            np.arange(len(shown)) + 0.4 * number - 0.2, [counts[c] for c in shown], 0.4, color=colour, label=name
+        )
+        axes.bar_label(bars, padding=2)
+    axes.set_yticks(range(len(shown)), [textwrap.fill(cause, 36) for cause in shown])
+    axes.invert_yaxis()
+    axes.set(xlabel="queries", ylabel="what the deciding term is")
+    axes.legend()
+    return figure
+
+
+def term_shares(outcome: Outcome, relevant: Sequence[TermShare], rival: Sequence[TermShare]) -> Figure:
+    """What each term of a query adds to the score of the relevant document and of its rival.
+
+    Args:
+        outcome: the query.
+        relevant: terms of the relevant document.
+        rival: terms of the rival.
+    """
+    below = {term.dim: term for term in rival}
+    scores = [sum(term.share for term in terms) for terms in (relevant, rival)]
+    decides = f"“{outcome.term}” decides" if outcome.term else outcome.cause
+    side = "above" if scores[0] > scores[1] else "below"
+    title = (
+        f"“{textwrap.shorten(outcome.text, 60, placeholder=' ...')}”: the relevant document scores {scores[0]:.2f}, "
+        f"{side} its rival's {scores[1]:.2f}; {decides}"
+    )
+    figure, (axes,) = new_figure(plain(title), height=2 + 0.4 * len(relevant))
+    for number, (terms, colour) in enumerate((([*relevant], BLUE), ([below[term.dim] for term in relevant], ORANGE))):
+        axes.barh(
+            np.arange(len(terms)) + 0.4 * number - 0.2,
+            [term.share for term in terms],
+            0.4,
+            color=colour,
+            edgecolor="white",
+            hatch=["" if term.in_text else "///" for term in terms],
+        )
+    axes.set_yticks(range(len(relevant)), [label(term.token) for term in relevant])
+    axes.invert_yaxis()
+    axes.set(xlabel="share of the score (query weight x document weight)", ylabel="term of the query")
+    names = [plain(textwrap.shorten(str(name), 50, placeholder=" ...")) for name in (outcome.relevant, outcome.rival)]
+    axes.legend(
+        handles=[
+            Patch(color=BLUE, label=f"relevant: {names[0]}"),
+            Patch(color=ORANGE, label=f"rival: {names[1]}"),
+            Patch(facecolor=GREY, edgecolor="white", hatch="///", label="expansion: not in the text"),
+        ]
+    )
+    return figure

@@ -1,0 +1,190 @@
+"""The query table before and after learning, and against the frequencies of a corpus."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float32, Int64
+from scipy.stats import spearmanr
+
+from splade_lit.analysis.encoded import EncodedTask
+from splade_lit.analysis.subject import Subject, training_data
+from splade_lit.data.datamodule import PairsDataModule
+from splade_lit.encoder.query import idf_from_document_frequencies, idf_from_json
+from splade_lit.encoder.start import CORPUS_IDF
+from splade_lit.errors import UserError
+from splade_lit.evaluation.sparsity import SparsityStatistics
+
+
+@dataclass(frozen=True)
+class CorpusWeights:
+    """Query weights beside the frequencies of a corpus.
+
+    Attributes:
+        weights: query weight of each token.
+        document_frequencies: documents of the corpus whose text holds each token.
+        num_documents: documents of the corpus.
+        corpus: what to call it.
+    """
+
+    weights: Float32[np.ndarray, " vocab"]
+    document_frequencies: Int64[np.ndarray, " vocab"]
+    num_documents: int
+    corpus: str
+
+    @property
+    def seen(self) -> Bool[np.ndarray, " vocab"]:
+        """Whether the corpus holds the token."""
+        return self.document_frequencies > 0
+
+    @property
+    def rank_correlation(self) -> float:
+        """Spearman's, of weight and document frequency over the corpus's tokens; not a number if all are equal."""
+        weights, frequencies = self.weights[self.seen], self.document_frequencies[self.seen]
+        if min(len(set(weights.tolist())), len(set(frequencies.tolist()))) < 2:
+            return float("nan")
+        return float(spearmanr(weights, frequencies).statistic)
+
+
+@dataclass(frozen=True)
+class TableChange:
+    """The query table of a run at its start and at its end.
+
+    Attributes:
+        before: query weights at the start.
+        after: query weights at the end.
+        query_frequencies: training queries that hold each token; no other weight can move.
+        document_frequencies: training documents that hold each token.
+        num_documents: training documents.
+    """
+
+    before: Float32[np.ndarray, " vocab"]
+    after: Float32[np.ndarray, " vocab"]
+    query_frequencies: Int64[np.ndarray, " vocab"]
+    document_frequencies: Int64[np.ndarray, " vocab"]
+    num_documents: int
+
+    @property
+    def learned(self) -> Bool[np.ndarray, " vocab"]:
+        """Whether a training query holds the token."""
+        return self.query_frequencies > 0
+
+    @property
+    def corpus_weights(self) -> CorpusWeights:
+        """The learned weights beside the training documents' frequencies."""
+        return CorpusWeights(self.after, self.document_frequencies, self.num_documents, "training documents")
+
+
+@dataclass(frozen=True)
+class Move:
+    """A query weight that learning has changed.
+
+    Attributes:
+        token: of which token.
+        before: at the start.
+        after: at the end.
+        queries: training queries that hold the token.
+        documents: training documents that hold it.
+    """
+
+    token: str
+    before: float
+    after: float
+    queries: int
+    documents: int
+
+
+def table_change(subject: Subject) -> TableChange:
+    """The query table of a run before and after learning.
+
+    The table that the run started from is not kept; it is made again from the run's settings and training data, and
+    checked: tokens that no training query holds must have kept their weight.
+
+    Raises:
+        UserError: there is no run, its training data cannot be read any more, or they are no longer the same.
+    """
+    config = subject.required_run().config["model"]
+    data = training_data(subject)
+    change = TableChange(
+        before=initial_weights(config["idf"], subject, data),
+        after=subject.encoder.idf_weights.detach().cpu().numpy().copy(),
+        query_frequencies=data.queries.document_frequencies(data.train_rows, subject.encoder.vocab_size),
+        document_frequencies=data.document_frequencies(subject.encoder.vocab_size),
+        num_documents=data.num_documents,
+    )
+    check_unmoved(change, subject.name)
+    return change
+
+
+def initial_weights(idf: str, subject: Subject, data: PairsDataModule) -> Float32[np.ndarray, " vocab"]:
+    """The query weights that a run starts from.
+
+    Args:
+        idf: the run's setting: `ones`, `corpus` or the path of an idf.json.
+        subject: gives tokenizer and size.
+        data: the training data.
+
+    Raises:
+        UserError: the idf.json cannot be read any more.
+    """
+    vocab_size = subject.encoder.vocab_size
+    if idf == CORPUS_IDF:
+        weights = idf_from_document_frequencies(data.document_frequencies(vocab_size), data.num_documents)
+    elif idf == "ones":
+        weights = torch.ones(vocab_size)
+    else:
+        weights = idf_from_json(idf, subject.encoder.tokenizer, vocab_size)
+    return weights.numpy()
+
+
+def check_unmoved(change: TableChange, name: str) -> None:
+    """Check that tokens without a training query have kept their weight: the start is the one that the run had.
+
+    Raises:
+        UserError: they have not.
+    """
+    unlearned = ~change.learned
+    if not np.allclose(change.before[unlearned], change.after[unlearned], rtol=1e-4, atol=1e-6):
+        raise UserError(
+            f"The query weights that {name} started from cannot be made again: its training data or its idf.json have "
+            "changed since."
+        )
+
+
+def biggest_moves(change: TableChange, tokens: Sequence[str], n: int) -> tuple[list[Move], list[Move]]:
+    """The n weights that have risen most and the n that have fallen most, the largest move first.
+
+    Args:
+        change: the table before and after.
+        tokens: the token of each dim.
+        n: how many of each; weights that have not moved are left out.
+    """
+    difference = change.after.astype(np.float64) - change.before
+    order = np.argsort(-difference, kind="stable")
+
+    def moves(dims: np.ndarray) -> list[Move]:
+        return [
+            Move(
+                tokens[dim],
+                float(change.before[dim]),
+                float(change.after[dim]),
+                int(change.query_frequencies[dim]),
+                int(change.document_frequencies[dim]),
+            )
+            for dim in dims
+        ]
+
+    rises = [dim for dim in order[:n] if difference[dim] > 0]
+    falls = [dim for dim in order[::-1][:n] if difference[dim] < 0]
+    return moves(np.array(rises, dtype=np.int64)), moves(np.array(falls, dtype=np.int64))
+
+
+def weights_in_corpus(subject: Subject, encoded: EncodedTask) -> CorpusWeights:
+    """The query table beside the frequencies of a task's corpus, as the model reads its texts."""
+    statistics = SparsityStatistics.of(encoded.presence)
+    frequencies = statistics.row_frequencies
+    added = np.asarray(subject.encoder.tokenizer("")["input_ids"], dtype=np.int64)
+    frequencies[added[added < len(frequencies)]] = 0  # special tokens, which every document has
+    weights = subject.encoder.idf_weights.detach().cpu().numpy().copy()
+    return CorpusWeights(weights, frequencies, statistics.num_rows, f"documents of {encoded.task.name}")

@@ -1,0 +1,224 @@
+"""From checkpoint to checkpoint: which terms documents gain and lose."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32, Int64
+from scipy.sparse import csr_array
+
+from splade_lit.analysis.subject import Subject, open_subject, training_data
+from splade_lit.encoder.base import from_base
+from splade_lit.encoder.model import AsymmetricSparseEncoder
+from splade_lit.encoder.saved import load
+from splade_lit.encoder.start import CORPUS_IDF, set_start
+from splade_lit.errors import UserError
+from splade_lit.run_folder import CHECKPOINTS, read_checkpoint
+from splade_lit.tokens import tokenize_documents
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A model at some point, and its vectors of the same documents.
+
+    Attributes:
+        label: what to call it: "start", "step 120", the name of another model.
+        documents: `[documents, vocab]`.
+    """
+
+    label: str
+    documents: csr_array
+
+
+def stage_of(label: str, encoder: AsymmetricSparseEncoder, texts: Sequence[str]) -> Stage:
+    """Encode the documents with a model, by its own tokenizer and limit."""
+    token_ids = tokenize_documents(
+        encoder.tokenizer, [encoder.prompts["document"] + text for text in texts], encoder.max_document_tokens
+    )
+    return Stage(label, encoder.encode_document_tokens(token_ids))
+
+
+def run_stages(subject: Subject, texts: Sequence[str], max_checkpoints: int = 4) -> list[Stage]:
+    """The stages of a run: its start, made again from its settings and data, and its checkpoints.
+
+    Args:
+        subject: the model with its run.
+        texts: the documents.
+        max_checkpoints: how many checkpoints at most, evenly spaced, the last among them.
+
+    Raises:
+        UserError: there is no run, its base model or its data cannot be read any more, or a checkpoint does not fit.
+    """
+    run = subject.required_run()
+    stages = [stage_of("start", initial_encoder(subject), texts)]
+    encoder = load(run.folder / "model")
+    for step, path in spaced(checkpoints(run.folder), max_checkpoints):
+        load_weights(encoder, path)
+        stages.append(stage_of(f"step {step}", encoder, texts))
+    if len(stages) == 1:
+        stages.append(stage_of("end", subject.encoder, texts))
+    return stages
+
+
+def other_stage(subject: Subject, other: str | Path, texts: Sequence[str]) -> Stage:
+    """Another model as a stage.
+
+    Args:
+        subject: the model that it is compared with.
+        other: see `open_subject`.
+        texts: the documents.
+
+    Raises:
+        UserError: there is no such model, or its vocabulary is another one.
+    """
+    second = open_subject(other)
+    if second.tokens != subject.tokens:
+        raise UserError(f"{other} has another vocabulary than {subject.name}; compare models of one tokenizer.")
+    return stage_of(str(other), second.encoder, texts)
+
+
+def initial_encoder(subject: Subject) -> AsymmetricSparseEncoder:
+    """The model that a run started from.
+
+    Raises:
+        UserError: there is no run, or its base model or its data cannot be read any more.
+    """
+    settings = subject.required_run().config["model"]
+    encoder = from_base(
+        settings["base_model"],
+        idf="ones" if settings["idf"] == CORPUS_IDF else settings["idf"],
+        max_query_tokens=subject.encoder.max_query_tokens,
+        max_document_tokens=subject.encoder.max_document_tokens,
+        pooling=subject.encoder.document.pooling,
+        activation=subject.encoder.document.activation,
+        revision=settings.get("base_revision"),
+        trust_remote_code=settings.get("trust_remote_code", False),
+    )
+    set_start(encoder, training_data(subject), settings["idf"], settings.get("start_active_dims"))
+    return encoder.eval()
+
+
+def checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    """Optimizer steps and path of each checkpoint of a run, in the order of training; one a step.
+
+    Raises:
+        UserError: a file is not a checkpoint.
+    """
+    paths = sorted((folder / CHECKPOINTS).glob("*.ckpt"))
+    steps = {int(read_checkpoint(path, resumable=False)["global_step"]): path for path in paths}
+    return sorted(steps.items())
+
+
+def spaced(found: Sequence[tuple[int, Path]], count: int) -> list[tuple[int, Path]]:
+    """At most so many of them, evenly spaced, the last one among them.
+
+    >>> [step for step, _ in spaced([(step, Path()) for step in (10, 20, 30, 40, 50)], 2)]
+    [30, 50]
+    """
+    if len(found) <= count:
+        return list(found)
+    ends = np.linspace(0, len(found), count + 1)[1:]
+    return [found[round(end) - 1] for end in ends]
+
+
+def load_weights(encoder: AsymmetricSparseEncoder, path: Path) -> None:
+    """Load the weights of a checkpoint into the encoder of the same run.
+
+    Raises:
+        UserError: they are those of another model.
+    """
+    weights = read_checkpoint(path, device="cpu", resumable=False)["state_dict"]
+    try:
+        encoder.load_state_dict({name.removeprefix("encoder."): tensor for name, tensor in weights.items()})
+    except RuntimeError as error:
+        raise UserError(f"{path} is a checkpoint of another model than the one in its run.") from error
+
+
+@dataclass(frozen=True)
+class TermChanges:
+    """What documents gain and lose from one stage to the next.
+
+    Attributes:
+        before: label of the first stage.
+        after: label of the second.
+        kept: terms of each document that are active in both.
+        gained: terms of each document that only the second has.
+        lost: terms of each document that only the first has.
+        gaining: documents that gain each term.
+        losing: documents that lose each term.
+    """
+
+    before: str
+    after: str
+    kept: Int64[np.ndarray, " documents"]
+    gained: Int64[np.ndarray, " documents"]
+    lost: Int64[np.ndarray, " documents"]
+    gaining: Int64[np.ndarray, " vocab"]
+    losing: Int64[np.ndarray, " vocab"]
+
+
+def term_changes(before: Stage, after: Stage) -> TermChanges:
+    """Compare which terms are active in the same documents.
+
+    Args:
+        before: first stage, `[documents, vocab]`.
+        after: second stage, of the same documents.
+    """
+    first, second = (_active(stage.documents) for stage in (before, after))
+    both = csr_array(first.multiply(second))
+    kept = _counts(both, axis=1)
+    gained, lost = _counts(second, axis=1) - kept, _counts(first, axis=1) - kept
+    shared = _counts(both, axis=0)
+    gaining, losing = _counts(second, axis=0) - shared, _counts(first, axis=0) - shared
+    return TermChanges(before.label, after.label, kept, gained, lost, gaining, losing)
+
+
+def _active(vectors: csr_array) -> csr_array:
+    return csr_array((np.ones_like(vectors.data, dtype=np.int64), vectors.indices, vectors.indptr), shape=vectors.shape)
+
+
+def _counts(active: csr_array, axis: int) -> Int64[np.ndarray, " counts"]:
+    return np.asarray(active.sum(axis=axis), dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class DocumentHistory:
+    """The terms of one document over the stages.
+
+    Attributes:
+        labels: of the stages.
+        terms: those that moved most; the largest weight at the end first, then what was lost.
+        weights: `[terms, stages]`, 0 where a term is not active.
+        gained: terms that the last stage has and the first has not.
+        lost: terms that the first has and the last has not.
+    """
+
+    labels: list[str]
+    terms: list[str]
+    weights: Float32[np.ndarray, "terms stages"]
+    gained: int
+    lost: int
+
+
+def document_history(stages: Sequence[Stage], row: int, tokens: Sequence[str], n: int = 20) -> DocumentHistory:
+    """How the terms of one document change.
+
+    Args:
+        stages: in order.
+        row: of the document.
+        tokens: the token of each dim.
+        n: how many terms: those whose weight differs most between the first and the last stage.
+    """
+    weights = np.stack([stage.documents[[row]].toarray()[0] for stage in stages], axis=1)
+    first, last = weights[:, 0], weights[:, -1]
+    moved = np.argsort(-np.abs(last - first), kind="stable")[:n]
+    moved = moved[(weights[moved] > 0).any(axis=1)]
+    dims = moved[np.argsort(-last[moved], kind="stable")]
+    return DocumentHistory(
+        labels=[stage.label for stage in stages],
+        terms=[tokens[dim] for dim in dims],
+        weights=weights[dims].astype(np.float32),
+        gained=int(((first == 0) & (last > 0)).sum()),
+        lost=int(((first > 0) & (last == 0)).sum()),
+    )

@@ -1,0 +1,111 @@
+"""What is looked into: a model, with the run that made it where there is one."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from splade_lit.data.datamodule import PairsDataModule
+from splade_lit.encoder.model import AsymmetricSparseEncoder
+from splade_lit.encoder.saved import load
+from splade_lit.errors import UserError
+from splade_lit.run_folder import CONFIG
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        folder: of the run.
+        config: its resolved configuration.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to look into.
+
+    Attributes:
+        name: what to call it.
+        encoder: the model.
+        run: the run that made it, None for a model on its own.
+    """
+
+    name: str
+    encoder: AsymmetricSparseEncoder
+    run: Run | None = None
+
+    @property
+    def tokens(self) -> list[str]:
+        """The token of each dim."""
+        tokens = self.encoder.tokenizer.convert_ids_to_tokens(list(range(self.encoder.vocab_size)))
+        return [str(token) for token in tokens]
+
+    def required_run(self) -> Run:
+        """The run.
+
+        Raises:
+            UserError: there is none.
+        """
+        if self.run is None:
+            raise UserError(
+                f"{self.name} is a model without its run; give the folder of a run, such as runs/quickstart."
+            )
+        return self.run
+
+
+def open_subject(source: str | Path) -> Subject:
+    """Open a model.
+
+    Args:
+        source: folder of a run of `splade_lit.fit`, folder of a saved model (sentence-transformers' format), or Hub id.
+
+    Raises:
+        UserError: there is no such model, or the run has not finished.
+    """
+    folder = Path(source).expanduser()
+    if not (folder / CONFIG).is_file():
+        return Subject(folder.name, load(source))
+    if not (folder / "model").is_dir():
+        raise UserError(f"{source} has no model/ yet; let the run finish, or resume it.")
+    try:
+        config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+        _ = config["model"]["base_model"], config["model"]["idf"], config["data"]["source"]
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, KeyError) as error:
+        raise UserError(f"{folder / CONFIG} is not the resolved configuration of a run; give another run.") from error
+    return Subject(folder.resolve().name, load(folder / "model"), Run(folder, config))
+
+
+def training_data(subject: Subject) -> PairsDataModule:
+    """The pairs that a run was trained on, tokenised as for training.
+
+    Raises:
+        UserError: there is no run, or its data cannot be read any more.
+    """
+    config = subject.required_run().config
+    settings = config["data"] | {
+        "tokenizer": config["model"]["base_model"],
+        "tokenizer_revision": config["model"].get("base_revision"),
+        "max_query_tokens": subject.encoder.max_query_tokens,
+        "max_document_tokens": subject.encoder.max_document_tokens,
+    }
+    data = PairsDataModule(**settings)
+    data.setup()
+    return data
+
+
+def if_possible(function: Callable[..., T], *arguments: Any) -> T | None:
+    """What the function gives, or None and a printed sentence where the subject lacks what it needs."""
+    try:
+        return function(*arguments)
+    except UserError as reason:
+        print(f"Left out: {reason}")
+        return None

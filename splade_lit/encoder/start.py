@@ -1,0 +1,60 @@
+"""What a training corpus decides before the first step: query weights and decoder bias."""
+
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from splade_lit.encoder.grafted import START_ACTIVE_DIMS, calibrate_bias, start_report
+from splade_lit.encoder.model import AsymmetricSparseEncoder
+from splade_lit.encoder.query import idf_from_document_frequencies
+from splade_lit.tokens import Tokens
+
+CORPUS_IDF = "corpus"
+_SAMPLE_DOCUMENTS = 256
+
+
+@runtime_checkable
+class TrainingCorpus(Protocol):
+    """What is asked of a DataModule before training: `PairsDataModule` has it."""
+
+    @property
+    def num_documents(self) -> int:
+        """Number of training documents."""
+
+    def document_frequencies(self, vocab_size: int) -> np.ndarray:
+        """Documents that hold each token, int64 `[vocab]`."""
+
+    def sample_documents(self, num_documents: int, seed: int) -> Tokens:
+        """Token ids of so many training documents."""
+
+
+def set_start(
+    encoder: AsymmetricSparseEncoder, corpus: TrainingCorpus, idf: str, active_dims: int | None
+) -> str | None:
+    """Set first query weights and decoder bias, the same for the same corpus.
+
+    Args:
+        encoder: changed in place.
+        corpus: the training documents.
+        idf: `corpus` takes the IDF of the training documents; else the weights stay as they are.
+        active_dims: mean active dims of a document to start from; grafted heads start from 200 if not given, other
+            models as they are.
+
+    Returns:
+        One line of warning where documents start dense, dead or all alike, else None.
+    """
+    if idf == CORPUS_IDF:
+        frequencies = corpus.document_frequencies(encoder.vocab_size)
+        encoder.idf_weights.data.copy_(idf_from_document_frequencies(frequencies, corpus.num_documents))
+    sample = corpus.sample_documents(_SAMPLE_DOCUMENTS, seed=0)
+    if active_dims is None and encoder.document.grafted:
+        active_dims = START_ACTIVE_DIMS
+    training = encoder.document.training
+    encoder.document.eval()
+    if active_dims is not None:
+        calibrate_bias(encoder.document, sample, active_dims)
+        warning = None
+    else:
+        warning = start_report(encoder.document, sample).warning
+    encoder.document.train(training)
+    return warning
