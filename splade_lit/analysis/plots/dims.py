@@ -27,7 +27,7 @@ def active_dims(documents: np.ndarray, queries: np.ndarray) -> Figure:
         panels, (documents, queries), ("documents", "queries"), (BLUE, ORANGE), strict=True
     ):
         bins = np.arange(-0.5, sizes.max() + 1.5, max(1, int(sizes.max()) // 40))
-        axes.hist(sizes, bins=bins, color=colour, label=f"{len(sizes):,} {side}")
+        axes.hist(sizes, bins=bins.tolist(), color=colour, label=f"{len(sizes):,} {side}")
         axes.axvline(np.median(sizes), color=BLACK, linestyle="--", label="median")
         axes.set(xlabel=f"active dims of a {side.replace('ies', 'y').rstrip('s')}", ylabel=side)
         axes.legend()
@@ -113,7 +113,7 @@ def lexical_mass(split: MassSplit) -> Figure:
         f"text, the rest on expansions; {split.kept_share:.0%} of the terms of the texts are kept"
     )
     figure, (axes,) = new_figure(title)
-    bins = np.linspace(0, 100, 41)
+    bins = np.linspace(0, 100, 41).tolist()
     axes.hist(dims, bins=bins, color=ORANGE, alpha=0.6, label="share of active dims")
     axes.hist(mass, bins=bins, color=BLUE, alpha=0.6, label="share of weight")
     axes.axvline(mean(dims), color=VERMILLION, linestyle="--", label="mean share of active dims")
