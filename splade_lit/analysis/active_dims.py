@@ -54,7 +54,7 @@ def active_dims_by_length(
         sizes: active dims of each document.
         bins: how many bins at most.
 
-    >>> active_dims_by_length(np.array([5, 5, 9]), np.array([10, 20, 40]), bins=2)[1]
+    >>> active_dims_by_length(np.array([5, 9]), np.array([10, 40]), bins=2)[1]
     LengthBin(shortest=9, longest=9, num_documents=1, p10=40.0, median=40.0, p90=40.0)
     """
     if not len(lengths):

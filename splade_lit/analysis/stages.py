@@ -114,7 +114,7 @@ def spaced(found: Sequence[tuple[int, Path]], count: int) -> list[tuple[int, Pat
     """At most so many of them, evenly spaced, the last one among them.
 
     >>> [step for step, _ in spaced([(step, Path()) for step in (10, 20, 30, 40, 50)], 2)]
-    [30, 50]
+    [20, 50]
     """
     if len(found) <= count:
         return list(found)
