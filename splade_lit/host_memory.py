@@ -1,23 +1,27 @@
-"""How the C library keeps memory that training frees on a CPU."""
+"""Memory that training has freed on a CPU, and that the C library keeps."""
 
 import ctypes
-import os
 import platform
-
-_M_MMAP_THRESHOLD = -3  # malloc.h
-_LARGE_BYTES = 2 << 20
+from collections.abc import Callable
 
 
-def return_large_blocks() -> bool:
-    """Have blocks of 2 MiB and more given back to the system as soon as they are freed.
+def _find_trim() -> Callable[[int], int] | None:
+    return ctypes.CDLL(None).malloc_trim if platform.libc_ver()[0] == "glibc" else None
 
-    glibc keeps blocks of up to 32 MiB for later; activations of many sizes then leave holes that grow to more than what
-    is in use. A setting of the user's own, `MALLOC_MMAP_THRESHOLD_` in the environment, stays. It holds for the whole
-    process.
+
+_malloc_trim = _find_trim()
+
+
+def return_free_memory() -> bool:
+    """Give free pages back to the system.
+
+    glibc keeps freed blocks of up to 32 MiB for later; activations of many sizes leave holes among what is in use that
+    grow to more than it.
 
     Returns:
-        Whether it was done: on Linux with glibc.
+        Whether there was a way to: with glibc.
     """
-    if "MALLOC_MMAP_THRESHOLD_" in os.environ or platform.libc_ver()[0] != "glibc":
+    if _malloc_trim is None:
         return False
-    return bool(ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES))
+    _malloc_trim(0)
+    return True

@@ -17,7 +17,6 @@ from splade_lit.encoder.recompute import Recompute, set_recompute
 from splade_lit.encoder.sparse_head import Activation, Pooling
 from splade_lit.encoder.start import CORPUS_IDF, TrainingCorpus, set_start
 from splade_lit.errors import UserError
-from splade_lit.host_memory import return_large_blocks
 from splade_lit.losses.penalties import PENALTIES, Penalty, l0_mask
 from splade_lit.losses.ranking import in_batch_ranking_loss
 from splade_lit.losses.schedules import Schedule, learning_rate_factor, penalty_factor
@@ -135,8 +134,6 @@ class SpladeModule(L.LightningModule):
         """Set what the training corpus decides: first query weights, decoder bias; warn of a bad start."""
         if stage != "fit":
             return
-        if self.trainer.strategy.root_device.type == "cpu":
-            return_large_blocks()
         corpus = cast(TrainingCorpus, self.trainer.datamodule)  # type: ignore[attr-defined]
         warning = set_start(self.encoder, corpus, self.hparams["idf"], self.hparams["start_active_dims"])
         if warning:

@@ -1,5 +1,7 @@
 """What of the body is kept for the backward pass, and what is made again there."""
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any, Literal
 
@@ -7,6 +9,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 from transformers.modeling_layers import GradientCheckpointingLayer
+
+from splade_lit.host_memory import return_free_memory
 
 Recompute = Literal["nothing", "cheap", "layers"]
 
@@ -25,14 +29,26 @@ def set_recompute(model: nn.Module, recompute: Recompute) -> None:
     """
     if recompute == "nothing":
         return
-    context: dict[str, Any] = {}
-    if recompute == "cheap":
-        context = {"context_fn": partial(create_selective_checkpoint_contexts, _policy)}
+    context = {"context_fn": partial(_cheap_contexts, next(model.parameters()))} if recompute == "cheap" else {}
     # Layer by layer: the model's own switch would also warn of a cache of keys and values that encoders do not have.
     for layer in model.modules():
         if isinstance(layer, GradientCheckpointingLayer):
             layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False, **context)  # type: ignore[assignment]
             layer.gradient_checkpointing = True
+
+
+def _cheap_contexts(weight: nn.Parameter) -> tuple[AbstractContextManager, AbstractContextManager]:
+    """Contexts of a layer's forward pass and of its second one; the weight tells the device."""
+    forward, again = create_selective_checkpoint_contexts(_policy)
+    return forward, _after_trimming(again) if weight.is_cpu else again
+
+
+@contextmanager
+def _after_trimming(inner: AbstractContextManager) -> Iterator[None]:
+    # The backward pass frees a layer's tensors among those that stay; gradients would pile up on top of the holes.
+    return_free_memory()
+    with inner:
+        yield
 
 
 def _policy(context: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
