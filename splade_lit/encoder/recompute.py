@@ -29,7 +29,9 @@ def set_recompute(model: nn.Module, recompute: Recompute) -> None:
     """
     if recompute == "nothing":
         return
-    context = {"context_fn": partial(_cheap_contexts, next(model.parameters()))} if recompute == "cheap" else {}
+    context: dict[str, Any] = {}
+    if recompute == "cheap":
+        context = {"context_fn": partial(_cheap_contexts, next(model.parameters()))}
     # Layer by layer: the model's own switch would also warn of a cache of keys and values that encoders do not have.
     for layer in model.modules():
         if isinstance(layer, GradientCheckpointingLayer):
