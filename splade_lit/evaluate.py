@@ -3,7 +3,9 @@
     python -m splade_lit.evaluate --model runs/quickstart/model --tasks docstrings --bm25 --output metrics.json
     python -m splade_lit.evaluate --model runs/my_run/model --tasks msmarco nfcorpus nq ./beir/scifact
 
-Prints a table; `--output` keeps every figure under the names that sentence-transformers' evaluators use.
+Prints a table; `--output` keeps every figure under the names that sentence-transformers' evaluators use. A folder with
+metrics.json and per_query.jsonl (`--output folder/metrics.json --per-query folder/per_query.jsonl`) is one that
+`python -m splade_lit.compare` takes like that of a run.
 """
 
 import json
@@ -17,8 +19,9 @@ from splade_lit.arguments import CommandParser, positive_int
 from splade_lit.commands import check_writable, pick_device, run_command
 from splade_lit.data.tasks import NANOBEIR_ID, load_tasks
 from splade_lit.encoder.saved import load
-from splade_lit.evaluation.bm25 import best_bm25
+from splade_lit.evaluation.bm25 import best_bm25_results
 from splade_lit.evaluation.evaluate import evaluate_task, sample_corpus
+from splade_lit.evaluation.per_query import QueryFigures, figures_of_results, write_per_query
 from splade_lit.evaluation.results import TaskResult, flat_metrics
 from splade_lit.evaluation.tables import metrics_table
 from splade_lit.files import replace_text
@@ -32,18 +35,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     settings = _parser().parse_args(arguments)
     check_writable(settings.output, settings.runs)
+    check_writable(settings.per_query)
     device = pick_device(settings.device)
     tasks = load_tasks(settings.tasks, settings.nanobeir_source, settings.nanobeir_revision)
     if settings.max_corpus_documents:
         tasks = [sample_corpus(task, settings.max_corpus_documents) for task in tasks]
     encoder = load(settings.model, revision=settings.revision, device=device)
     stages: dict[str, dict[str, float]] = {}
+    per_query: dict[str, list[QueryFigures]] = {}
     if settings.bm25:
-        stages["bm25"] = best_bm25(tasks, encoder.tokenizer)
+        stages["bm25"], of_bm25 = best_bm25_results(tasks, encoder.tokenizer)
+        per_query["bm25"] = figures_of_results(tasks, of_bm25)
     results = [evaluate_task(encoder, task, show_progress_bar=sys.stdout.isatty()) for task in tasks]
-    stages["model"] = flat_metrics(results)
+    stages["model"], per_query["model"] = flat_metrics(results), figures_of_results(tasks, results)
     if settings.output:
         replace_text(settings.output, json.dumps(stages, indent=2) + "\n")
+    if settings.per_query:
+        write_per_query(settings.per_query, per_query)
     if settings.runs:
         for result in results:
             replace_text(settings.runs / f"{result.name}.trec", _trec_run(result))
@@ -71,6 +79,7 @@ def _parser() -> CommandParser:
         help="evaluate on a sample of each corpus with this many documents, all judged ones among them",
     )
     parser.add_argument("--output", type=Path, help="JSON file for all figures, one object for `bm25` and `model` each")
+    parser.add_argument("--per-query", type=Path, help="jsonl file for the figures of each query, which compare takes")
     parser.add_argument("--runs", type=Path, help="folder for the rankings: one file in TREC's run format a task")
     parser.add_argument("--device", help="device to encode on, such as cpu or cuda (default: cuda where there is one)")
     return parser

@@ -12,7 +12,16 @@ from splade_lit.errors import UserError
 CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"
 # What shows that a folder holds a run, and what a new run in it replaces.
-RUN_OUTPUTS = ("metrics.json", "metrics.csv", "sparsity.jsonl", "terms.jsonl", "emissions.csv", CHECKPOINTS, "model")
+RUN_OUTPUTS = (
+    "metrics.json",
+    "metrics.csv",
+    "per_query.jsonl",
+    "sparsity.jsonl",
+    "terms.jsonl",
+    "emissions.csv",
+    CHECKPOINTS,
+    "model",
+)
 
 
 def check_run_folder(folder: str | None, checkpoint: str | None, overwrite: bool) -> None:

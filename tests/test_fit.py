@@ -60,7 +60,7 @@ def test_a_run_leaves_a_whole_folder(finished):
     run, outcome = finished
     assert outcome.code == 0, outcome.err
     assert {path.name for path in run.iterdir()} == {
-        *("checkpoints", "config.yaml", "metrics.csv", "metrics.json", "model", "sparsity.jsonl")
+        *("checkpoints", "config.yaml", "metrics.csv", "metrics.json", "model", "per_query.jsonl", "sparsity.jsonl")
     }
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["last.ckpt"]
     assert load_checkpoint(run / "checkpoints" / "last.ckpt")["global_step"] == 6

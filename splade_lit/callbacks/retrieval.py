@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,13 @@ from splade_lit.callbacks.loggers import log_figures
 from splade_lit.callbacks.phases import evaluating
 from splade_lit.data.tasks import NANOBEIR_ID, load_tasks
 from splade_lit.errors import UserError
-from splade_lit.evaluation.bm25 import best_bm25
-from splade_lit.evaluation.evaluate import TokenisedTask, evaluate_tasks
+from splade_lit.evaluation.bm25 import best_bm25_results
+from splade_lit.evaluation.evaluate import TokenisedTask, evaluate_task
+from splade_lit.evaluation.per_query import PER_QUERY, QueryFigures, figures_of_results, write_per_query
+from splade_lit.evaluation.results import TaskResult, flat_metrics
 from splade_lit.files import replace_text
+
+STAGES = ("bm25", "before", "after")
 
 
 class RetrievalEvaluation(L.Callback):
@@ -22,8 +27,8 @@ class RetrievalEvaluation(L.Callback):
 
     `NanoBEIR_mean_dot_ndcg@10`, `NanoNQ_corpus_active_dims` and so on are there for ModelCheckpoint and EarlyStopping
     to watch; loggers get them under `val/`. The figures of the stages `bm25`, `before` and `after` go to `metrics.json`
-    in the folder of the run. A run may have several, of different tasks, such as a small one often and a large one at
-    the end.
+    in the folder of the run, those of each query to `per_query.jsonl`. A run may have several, of different tasks, such
+    as a small one often and a large one at the end.
 
     Args:
         tasks: what to evaluate on: NanoBEIR names (`msmarco`, `nfcorpus`, `nq`, ...), folders of retrieval sets in
@@ -54,6 +59,7 @@ class RetrievalEvaluation(L.Callback):
         self.bm25 = bm25
         self.max_corpus_documents = max_corpus_documents
         self.stages: dict[str, dict[str, float]] = {}
+        self.per_query: dict[str, list[QueryFigures]] = {}
         self._timing = EveryNSteps(every_n_steps)
         self._tokenised: dict[int | None, list[TokenisedTask]] = {}
 
@@ -87,15 +93,18 @@ class RetrievalEvaluation(L.Callback):
         if trainer.ckpt_path is None:
             if self.bm25:
                 with evaluating(trainer):
-                    self.stages["bm25"] = best_bm25(self.tasks, encoder_of(pl_module).tokenizer)
+                    figures, results = best_bm25_results(self.tasks, encoder_of(pl_module).tokenizer)
+                self._keep("bm25", figures, results)
             if self.before:
-                self.stages["before"] = self._evaluate(pl_module, None)
+                results = self._evaluate(pl_module, None)
+                self._keep("before", flat_metrics(results), results)
         self._write(trainer)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Forget the figures that a finished run ended with: it is made longer."""
         if trainer.is_global_zero and "after" in self.stages:
             del self.stages["after"]
+            self.per_query.pop("after", None)
             self._write(trainer)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
@@ -103,29 +112,32 @@ class RetrievalEvaluation(L.Callback):
         last = trainer.global_step >= trainer.estimated_stepping_batches and "after" not in self.stages
         if not (self._timing.due(trainer) or last) or not trainer.is_global_zero:
             return
-        metrics = self._evaluate(pl_module, self.max_corpus_documents)
+        results = self._evaluate(pl_module, self.max_corpus_documents)
+        metrics = flat_metrics(results)
         pl_module.log_dict(metrics, logger=False, rank_zero_only=True)
         self._log(trainer, metrics)
         if last:
-            whole = metrics if self.max_corpus_documents is None else self._evaluate(pl_module, None)
-            self._finish(trainer, whole)
+            self._finish(trainer, results if self.max_corpus_documents is None else self._evaluate(pl_module, None))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Evaluate a model whose run has ended before its last step."""
         if trainer.is_global_zero and "after" not in self.stages:
-            metrics = self._evaluate(pl_module, None)
-            self._log(trainer, metrics)
-            self._finish(trainer, metrics)
+            results = self._evaluate(pl_module, None)
+            self._log(trainer, flat_metrics(results))
+            self._finish(trainer, results)
 
     def state_dict(self) -> dict[str, Any]:
         """Figures of the stages done, so that a resumed run keeps them."""
-        return {"stages": self.stages}
+        per_query = {stage: [asdict(figures) for figures in tasks] for stage, tasks in self.per_query.items()}
+        return {"stages": self.stages, "per_query": per_query}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the stages of a checkpoint."""
         self.stages = state_dict["stages"]
+        per_query = state_dict.get("per_query", {})  # checkpoints of earlier versions have none
+        self.per_query = {stage: [QueryFigures(**figures) for figures in tasks] for stage, tasks in per_query.items()}
 
-    def _evaluate(self, pl_module: L.LightningModule, max_corpus_documents: int | None) -> dict[str, float]:
+    def _evaluate(self, pl_module: L.LightningModule, max_corpus_documents: int | None) -> list[TaskResult]:
         encoder = encoder_of(pl_module)
         if max_corpus_documents not in self._tokenised:
             self._tokenised[max_corpus_documents] = [
@@ -133,18 +145,27 @@ class RetrievalEvaluation(L.Callback):
             ]
         tasks = self._tokenised[max_corpus_documents]
         with evaluating(pl_module.trainer):
-            return evaluate_tasks(encoder, tasks, show_progress_bar=sys.stdout.isatty())
+            return [evaluate_task(encoder, task, show_progress_bar=sys.stdout.isatty()) for task in tasks]
 
     def _log(self, trainer: L.Trainer, metrics: dict[str, float]) -> None:
         log_figures(trainer, {f"val/{name}": value for name, value in metrics.items()})
 
-    def _finish(self, trainer: L.Trainer, metrics: dict[str, float]) -> None:
-        self.stages["after"] = metrics
+    def _finish(self, trainer: L.Trainer, results: list[TaskResult]) -> None:
+        self._keep("after", flat_metrics(results), results)
         self._write(trainer)
 
+    def _keep(self, stage: str, figures: dict[str, float], results: list[TaskResult]) -> None:
+        self.stages[stage] = figures
+        self.per_query[stage] = figures_of_results(self.tasks, results)
+
     def _write(self, trainer: L.Trainer) -> None:
-        text = json.dumps(merged_stages(trainer), indent=2) + "\n"
-        replace_text(Path(trainer.default_root_dir) / "metrics.json", text)
+        folder = Path(trainer.default_root_dir)
+        replace_text(folder / "metrics.json", json.dumps(merged_stages(trainer), indent=2) + "\n")
+        per_query = {
+            stage: [figures for one in retrieval_evaluations(trainer) for figures in one.per_query.get(stage, ())]
+            for stage in STAGES
+        }
+        write_per_query(folder / PER_QUERY, per_query)
 
 
 def retrieval_evaluations(trainer: L.Trainer) -> list[RetrievalEvaluation]:
@@ -155,7 +176,7 @@ def retrieval_evaluations(trainer: L.Trainer) -> list[RetrievalEvaluation]:
 def merged_stages(trainer: L.Trainer) -> dict[str, dict[str, float]]:
     """The figures of all evaluations of a run, by stage."""
     stages: dict[str, dict[str, float]] = {}
-    for name in ("bm25", "before", "after"):
+    for name in STAGES:
         for one in retrieval_evaluations(trainer):
             if name in one.stages:
                 stages[name] = stages.get(name, {}) | one.stages[name]

@@ -37,6 +37,18 @@ def bm25_result(
         UserError: no query has a relevant document, or no document has a word.
     """
     query_ids = judged_query_ids(task)
+    queries, documents = bm25_vectors(task, tokenizer, k1, b)
+    return evaluate_vectors(task, query_ids, queries, list(task.corpus), documents)
+
+
+def bm25_vectors(
+    task: RetrievalTask, tokenizer: PreTrainedTokenizerBase | None = None, k1: float = 1.2, b: float = 0.75
+) -> tuple[csr_array, csr_array]:
+    """Counts of the words of the judged queries, and weights of those of the documents; see `bm25_result`.
+
+    Raises:
+        UserError: no query has a relevant document, or no document has a word.
+    """
     documents = _tokens(list(task.corpus.values()), tokenizer)
     if not any(documents):
         raise UserError(f"{task.name}: BM25 finds no word in any document; give texts.")
@@ -46,9 +58,9 @@ def bm25_result(
         (bm25.scores["data"], bm25.scores["indices"], bm25.scores["indptr"]),
         shape=(len(documents), len(bm25.vocab_dict)),
     )
-    queries = _tokens([task.queries[query_id] for query_id in query_ids], tokenizer)
+    queries = _tokens([task.queries[query_id] for query_id in judged_query_ids(task)], tokenizer)
     counts = _word_counts([bm25.get_tokens_ids(words) for words in queries], len(bm25.vocab_dict))
-    return evaluate_vectors(task, query_ids, counts, list(task.corpus), weights.tocsr())
+    return counts, weights.tocsr()
 
 
 def bm25_metrics(task: RetrievalTask, tokenizer: PreTrainedTokenizerBase | None = None) -> dict[str, float]:
@@ -67,6 +79,13 @@ def best_bm25(tasks: Sequence[RetrievalTask], tokenizer: PreTrainedTokenizerBase
         Figures by full name as `evaluate_tasks` gives them and, to tell which of the two they are, those that they were
         chosen by: `bm25_words_ndcg@10` and `bm25_wordpieces_ndcg@10`, means over the tasks.
     """
+    return best_bm25_results(tasks, tokenizer)[0]
+
+
+def best_bm25_results(
+    tasks: Sequence[RetrievalTask], tokenizer: PreTrainedTokenizerBase
+) -> tuple[dict[str, float], list[TaskResult]]:
+    """The figures of `best_bm25` and the results that they are the means of, in the order of the tasks."""
     results = {
         "words": [bm25_result(task) for task in tasks],
         "wordpieces": [bm25_result(task, tokenizer) for task in tasks],
@@ -75,7 +94,7 @@ def best_bm25(tasks: Sequence[RetrievalTask], tokenizer: PreTrainedTokenizerBase
     best = max(means, key=means.__getitem__)
     logger.info("BM25 over %s: mean nDCG@10 %.4f (%s)", best, means[best], means)
     figures = flat_metrics(results[best], one_vocabulary=False)  # bm25s numbers the words of each task anew
-    return figures | {f"bm25_{name}_ndcg@10": mean for name, mean in means.items()}
+    return figures | {f"bm25_{name}_ndcg@10": mean for name, mean in means.items()}, results[best]
 
 
 def singular(word: str) -> str:

@@ -1,0 +1,153 @@
+"""`python -m splade_lit.compare`: runs and other systems side by side, as a table and as a page.
+
+    python -m splade_lit.compare runs/quickstart
+    python -m splade_lit.compare runs/a runs/b --results peer=peer_metrics.json --output report.html
+
+A run is the folder that `fit` leaves, whole or not, or one with the metrics.json and per_query.jsonl that `evaluate`
+writes. `--results` takes what other systems leave: figures as JSON or CSV, as sentence-transformers' evaluators write
+them, or rankings as TREC runs, named after their tasks. BM25 is there where a run has evaluated it.
+
+Search is measured on the spot for each run that has its model, on a sample of the corpus that it was evaluated on. The
+page is one file without a script; it opens without a network.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from splade_lit.arguments import CommandParser
+from splade_lit.commands import check_writable, pick_device, run_command
+from splade_lit.data.tasks import RetrievalTask, load_tasks
+from splade_lit.errors import UserError
+from splade_lit.evaluation.per_query import METRICS
+from splade_lit.files import replace_text
+from splade_lit.publish.facts import hardware
+from splade_lit.report.comparison import Comparison, compare, with_one_bm25
+from splade_lit.report.measure import find_tasks, measure
+from splade_lit.report.page import finding, html
+from splade_lit.report.results import needs_tasks, read_results
+from splade_lit.report.runs import read_run
+from splade_lit.report.system import System, is_group, members, printable, sets_of
+from splade_lit.report.tables import cost_rows, quality_rows, set_rows, terminal_table, test_rows
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Read, measure, print the tables and write the page.
+
+    Raises:
+        UserError: a folder or file is none of what is compared, or the page cannot be written.
+    """
+    settings = _parser().parse_args(arguments)
+    if not settings.runs and not settings.results:
+        raise UserError("Nothing to compare: give folders of runs, such as runs/quickstart, or --results.")
+    check_writable(settings.output)
+    device = pick_device(settings.device)
+    tasks = load_tasks(settings.tasks, nanobeir_revision=settings.nanobeir_revision) if settings.tasks else None
+    groups = [read_run(path, name) for name, path in _names(settings.runs)]
+    notes: list[str] = []
+    measured = settings.search_documents > 0 and any(group[0].model is not None for group in groups)
+    if tasks is None and (measured or any(needs_tasks(path) for _, path in _named(settings.results))):
+        tasks, notes = find_tasks([group[0] for group in groups])
+    groups += [read_results(path, name, tasks or []) for name, path in _named(settings.results)]
+    systems = with_one_bm25(groups)
+    _check_names(systems)
+    searched = None
+    if measured and tasks:
+        task = _task_to_search(systems, tasks, settings.set)
+        systems, searched = measure(systems, task, settings.search_documents, device)
+    comparison = compare(systems, settings.metric, settings.set, searched, notes)
+    replace_text(settings.output, html(comparison, _machine()))
+    _print(comparison)
+    print(f"report: {settings.output}")
+
+
+def _named(paths: Sequence[str]) -> list[tuple[str, Path]]:
+    """Name and path of each `NAME=PATH` or `PATH`."""
+    named = []
+    for given in paths:
+        name, equals, path = given.partition("=")
+        # A path may hold an equals sign itself.
+        named.append((name, Path(path)) if equals and name and not os.path.exists(given) else ("", Path(given)))
+    return [(printable(name or path.resolve().stem), path) for name, path in named]
+
+
+def _names(folders: Sequence[Path]) -> list[tuple[str, Path]]:
+    """Name and folder of each run: as much of its path as tells it from the others."""
+    paths = [folder.resolve() for folder in folders]
+    if repeated := [str(folder) for folder, path in zip(folders, paths, strict=True) if paths.count(path) > 1]:
+        raise UserError(f"{repeated[0]} is given twice; give each run once.")
+    parts = 1
+    while len({path.parts[-parts:] for path in paths}) < len(paths):
+        parts += 1
+    return [(printable("/".join(path.parts[-parts:])), folder) for path, folder in zip(paths, folders, strict=True)]
+
+
+def _check_names(systems: Sequence[System]) -> None:
+    names = [system.name for system in systems]
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"two systems are called {repeated[0]!r}; name one with --results NAME=PATH.")
+
+
+def _task_to_search(systems: Sequence[System], tasks: Sequence[RetrievalTask], chosen: str | None) -> RetrievalTask:
+    """The task that the charts are about, or the first one of their group, or the first one there is."""
+    sets = sets_of(systems)
+    headline = chosen or (sets[0] if sets else "")
+    of_group = (
+        {headline} if not is_group(headline) else {one for system in systems for one in members(system, headline)}
+    )
+    return next((task for task in tasks if task.name in of_group), tasks[0])
+
+
+def _machine() -> str:
+    facts = hardware([])
+    return facts.cpu_model or "unknown processor"
+
+
+def _print(comparison: Comparison) -> None:
+    console = Console(highlight=False)
+    tables = [quality_rows(comparison)] if comparison.headline else []
+    if len(sets_of(comparison.systems)) > 1:
+        tables.append(set_rows(comparison))
+    tables.append(cost_rows(comparison))
+    if comparison.differences:
+        tables.append(test_rows(comparison))
+    for rows in tables:
+        console.print(terminal_table(rows))
+    for note in comparison.notes:
+        console.print(Text(f"note: {note}"))
+    console.print(Text(f"{finding(comparison)}."))
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser(
+        prog="python -m splade_lit.compare",
+        description="Runs and other systems side by side: quality, sparsity, cost, and which differences are chance.",
+    )
+    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="folder of a run, whole or not")
+    parser.add_argument(
+        "--results",
+        nargs="+",
+        default=[],
+        metavar="[NAME=]PATH",
+        help="other systems: figures as .json or .csv, of queries as .jsonl, rankings as .trec or a folder of them",
+    )
+    parser.add_argument("--output", type=Path, default=Path("compare.html"), help="the page (%(default)s)")
+    parser.add_argument("--metric", choices=METRICS, default=METRICS[0], help="the figure that counts (%(default)s)")
+    parser.add_argument("--set", help="set or group that counts, such as NanoNQ (default: that of most systems)")
+    parser.add_argument("--tasks", nargs="+", help="tasks to search and to judge rankings by (default: the runs' own)")
+    parser.add_argument("--nanobeir-revision", help="branch, tag or commit of NanoBEIR on the Hub, for --tasks")
+    parser.add_argument(
+        "--search-documents",
+        type=int,
+        default=2000,
+        help="documents to measure search on, which are encoded first; 0: measure nothing (%(default)s)",
+    )
+    parser.add_argument("--device", help="device to encode on, such as cpu or cuda (default: cuda where there is one)")
+    return parser
+
+
+if __name__ == "__main__":
+    run_command(main)

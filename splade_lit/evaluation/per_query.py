@@ -1,0 +1,110 @@
+"""Figures query by query as a file, so that two systems can be compared on the same queries.
+
+A line a query of a task at a stage:
+
+    {"stage": "after", "task": "NanoNQ", "query_id": "7", "query": "who wrote ...", "ndcg@10": 0.63, ...}
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from splade_lit.data.tasks import RetrievalTask
+from splade_lit.errors import UserError
+from splade_lit.evaluation.metrics import RankMetrics
+from splade_lit.evaluation.results import TaskResult
+from splade_lit.files import replace_text
+
+PER_QUERY = "per_query.jsonl"
+METRICS = ("ndcg@10", "mrr@10", "recall@10", "map@100")
+
+
+@dataclass(frozen=True)
+class QueryFigures:
+    """Figures of the queries of a task, in one order.
+
+    Attributes:
+        task: name of the task.
+        query_ids: the queries that have a relevant document.
+        queries: their texts.
+        metrics: each of `METRICS` to one value a query.
+    """
+
+    task: str
+    query_ids: list[str]
+    queries: list[str]
+    metrics: dict[str, list[float]] = field(default_factory=dict)
+
+    @property
+    def means(self) -> dict[str, float]:
+        """Metric name to its mean over the queries."""
+        return {name: float(np.mean(values)) for name, values in self.metrics.items()}
+
+
+def query_figures(task: RetrievalTask, metrics: RankMetrics) -> QueryFigures:
+    """What a file keeps of the rank metrics of a task."""
+    return QueryFigures(
+        task=task.name,
+        query_ids=list(metrics.query_ids),
+        queries=[task.queries[query_id] for query_id in metrics.query_ids],
+        metrics={name: metrics.per_query[name].tolist() for name in METRICS},
+    )
+
+
+def figures_of_results(tasks: Sequence[RetrievalTask], results: Sequence[TaskResult]) -> list[QueryFigures]:
+    """What a file keeps of the results of tasks, in their order."""
+    return [query_figures(task, result.rank_metrics) for task, result in zip(tasks, results, strict=True)]
+
+
+def write_per_query(path: Path, stages: Mapping[str, Iterable[QueryFigures]]) -> None:
+    """Write the figures of stages.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    lines = [
+        {"stage": stage, "task": figures.task, "query_id": query_id, "query": query}
+        | {name: values[row] for name, values in figures.metrics.items()}
+        for stage, tasks in stages.items()
+        for figures in tasks
+        for row, (query_id, query) in enumerate(zip(figures.query_ids, figures.queries, strict=True))
+    ]
+    replace_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
+def read_per_query(path: Path) -> dict[str, list[QueryFigures]]:
+    """Stage to the figures of its tasks; none if there is no file.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read ({error}); move it away.") from error
+    stages: dict[str, dict[str, QueryFigures]] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            _add(stages, json.loads(line))
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(
+                f"{path}, line {number}: not figures of a query as an evaluation writes them; move the file away."
+            ) from error
+    return {stage: list(tasks.values()) for stage, tasks in stages.items()}
+
+
+def _add(stages: dict[str, dict[str, QueryFigures]], line: dict[str, Any]) -> None:
+    task = str(line["task"])
+    figures = stages.setdefault(str(line["stage"]), {}).setdefault(task, QueryFigures(task, [], []))
+    figures.query_ids.append(str(line["query_id"]))
+    figures.queries.append(str(line["query"]))
+    for name in METRICS:
+        figures.metrics.setdefault(name, []).append(float(line[name]))

@@ -1,0 +1,113 @@
+"""What an exact search costs here: posting lists of the same documents, searched in turns."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from scipy.sparse import csr_array
+
+from splade_lit.data.tasks import RetrievalTask, load_tasks
+from splade_lit.encoder.model import AsymmetricSparseEncoder
+from splade_lit.encoder.saved import load
+from splade_lit.errors import UserError
+from splade_lit.evaluation.bm25 import bm25_vectors
+from splade_lit.evaluation.evaluate import judged_query_ids, sample_corpus
+from splade_lit.evaluation.search import SearchIndex
+from splade_lit.report.system import Evaluation, SearchCost, System
+
+_TOP = 10
+_QUERIES = 200
+_ROUNDS = 5
+
+
+@dataclass(frozen=True)
+class Searched:
+    """What search was measured on."""
+
+    task: str
+    num_documents: int
+    num_queries: int
+
+
+def measure(
+    systems: Sequence[System], task: RetrievalTask, max_documents: int, device: torch.device
+) -> tuple[list[System], Searched]:
+    """The systems with the cost of an exact search, where their model or BM25 is at hand.
+
+    Args:
+        systems: runs with a model, BM25, others.
+        task: whose corpus is searched with its first 200 judged queries, ten documents a query, on one thread.
+        max_documents: a sample of the corpus, all judged documents and others drawn by chance.
+        device: to encode on.
+
+    Raises:
+        UserError: a model cannot be loaded.
+    """
+    task = sample_corpus(task, max_documents)
+    ids = judged_query_ids(task)[:_QUERIES]
+    task = replace(task, queries={query_id: task.queries[query_id] for query_id in ids})
+    vectors: dict[int, tuple[csr_array, csr_array]] = {}
+    tokenizer = None
+    for number, system in enumerate(systems):
+        if system.model is not None:
+            encoder = load(str(system.model), device=device)
+            tokenizer = tokenizer or encoder.tokenizer
+            vectors[number] = _encode(encoder, task)
+    for number, system in enumerate(systems):
+        if system.kind == "bm25" and (tokenizer is not None or system.stage == "over words"):
+            vectors[number] = bm25_vectors(task, None if system.stage == "over words" else tokenizer)
+    costs = dict(zip(vectors, search_costs(list(vectors.values())), strict=True))
+    measured = [replace(system, search=costs.get(number)) for number, system in enumerate(systems)]
+    return measured, Searched(task.name, len(task.corpus), len(ids))
+
+
+def search_costs(vectors: Sequence[tuple[csr_array, csr_array]]) -> list[SearchCost]:
+    """Bytes of an index of documents, and time of a query, for each pair of queries and documents.
+
+    Each query of each system is searched five times, a round of all systems after another, so that other work on the
+    machine meets all of them alike.
+    """
+    indexes = [SearchIndex(documents) for _, documents in vectors]
+    rows = [[queries[[row]] for row in range(queries.shape[0])] for queries, _ in vectors]
+    times: list[list[float]] = [[] for _ in vectors]
+    for index, queries in zip(indexes, rows, strict=True):  # compiles, and fetches from memory
+        index.search(queries[0], _TOP, num_threads=1)
+    for _ in range(_ROUNDS):
+        for index, queries, seconds in zip(indexes, rows, times, strict=True):
+            for query in queries:
+                start = time.perf_counter()
+                index.search(query, _TOP, num_threads=1)
+                seconds.append(time.perf_counter() - start)
+    return [
+        SearchCost(index.nbytes, 1000 * float(np.median(seconds)), 1000 * float(np.quantile(seconds, 0.95)))
+        for index, seconds in zip(indexes, times, strict=True)
+    ]
+
+
+def tasks_of(evaluation: Evaluation) -> list[RetrievalTask]:
+    """The tasks that a run was evaluated on.
+
+    Raises:
+        UserError: they are not at hand.
+    """
+    source = {} if evaluation.nanobeir_source is None else {"nanobeir_source": evaluation.nanobeir_source}
+    return load_tasks(evaluation.tasks, nanobeir_revision=evaluation.nanobeir_revision, **source)
+
+
+def find_tasks(systems: Sequence[System]) -> tuple[list[RetrievalTask], list[str]]:
+    """The tasks of the runs that are at hand, each once, and a sentence for each run whose tasks are not."""
+    tasks: dict[str, RetrievalTask] = {}
+    notes = []
+    for evaluation in dict.fromkeys(system.evaluation for system in systems if system.evaluation is not None):
+        try:
+            tasks = {task.name: task for task in tasks_of(evaluation)} | tasks
+        except UserError as error:
+            notes.append(f"Tasks {', '.join(evaluation.tasks)} are not at hand: {error}")
+    return list(tasks.values()), notes
+
+
+def _encode(encoder: AsymmetricSparseEncoder, task: RetrievalTask) -> tuple[csr_array, csr_array]:
+    texts = list(task.queries.values()), list(task.corpus.values())
+    return encoder.encode_query(texts[0], convert_to_csr=True), encoder.encode_document(texts[1], convert_to_csr=True)

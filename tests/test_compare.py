@@ -1,0 +1,394 @@
+"""`python -m splade_lit.compare`, as users call it, on real runs."""
+
+import json
+import re
+from collections.abc import Iterator
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command_runs import NDCG, Outcome, call, read_json, rows
+from compared_runs import Page, Runs, copy_run, make_runs, query_rows
+from scipy import stats
+
+from splade_lit import compare, evaluate
+from splade_lit.data.tasks import load_tasks
+from splade_lit.encoder.saved import load
+from splade_lit.evaluation.search import SearchIndex
+from splade_lit.publish.emissions import footprint, read_emissions
+
+GROUP = "NanoBEIR_mean"
+METRICS = {"nDCG@10": "ndcg@10", "MRR@10": "mrr@10", "recall@10": "recall@10", "MAP@100": "map@100"}
+TESTS = "differences in nDCG@10, query by query"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _wide_terminal() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", "200")
+        yield
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, tiny_tokenizer) -> Runs:
+    return make_runs(tmp_path_factory.mktemp("runs"), tiny_tokenizer)
+
+
+@pytest.fixture(scope="module")
+def outcome(runs) -> Outcome:
+    return call(compare.main, runs.dense, runs.sparse, runs.stopped, "--output", runs.world.folder / "report.html")
+
+
+@pytest.fixture(scope="module")
+def page(runs, outcome) -> Page:
+    assert outcome.code == 0, outcome.err
+    return Page(runs.world.folder / "report.html")
+
+
+def compared(tmp_path: Path, *arguments: object) -> tuple[Outcome, Page]:
+    outcome = call(compare.main, *arguments, "--output", tmp_path / "page.html")
+    assert outcome.code == 0, outcome.err
+    return outcome, Page(tmp_path / "page.html")
+
+
+def assert_one_sentence(outcome: Outcome, *parts: str) -> None:
+    assert (outcome.code, len(outcome.errors)) == (2, 1), outcome.err
+    assert "Traceback" not in outcome.err
+    for part in parts:
+        assert part in outcome.errors[0]
+
+
+def test_figures_are_those_of_metrics_json(runs, outcome, page):
+    for run, stage in ((runs.dense, "after"), (runs.sparse, "after"), (runs.dense, "bm25")):
+        name = run.name if stage == "after" else "BM25"
+        figures = read_json(run / "metrics.json")[stage]
+        row = page.row(GROUP, name)
+        for column, metric in METRICS.items():
+            assert row[column] == f"{figures[f'{GROUP}_dot_{metric}']:.4f}"
+        assert row["query dims"] == (f"{figures.get(f'{GROUP}_query_active_dims', 0):.1f}" if run.name == name else "-")
+        for one in ("NanoMSMARCO", "NanoNQ"):
+            assert page.row("nDCG@10", name)[one] == f"{figures[f'{one}_dot_ndcg@10']:.4f}"
+        assert f"{figures[NDCG]:.4f}" in outcome.out
+    assert read_json(runs.dense / "metrics.json")["bm25"] == read_json(runs.sparse / "metrics.json")["bm25"]
+    assert outcome.last_line == f"report: {runs.world.folder / 'report.html'}"
+
+
+def test_the_cost_of_training_is_that_of_emissions_csv(runs, page):
+    for run in (runs.dense, runs.sparse, runs.stopped):
+        used = footprint(read_emissions(run / "emissions.csv"))
+        row = page.row("cost", run.name)
+        assert row["train min"] == f"{used.stages['training'].seconds / 60:.1f}"
+        assert row["g CO2eq"] == f"{1000 * used.total.emissions_kg:.2f}"
+    assert page.row("cost", "BM25")["train min"] == page.row("cost", "BM25")["g CO2eq"] == "-"
+
+
+def test_the_index_is_that_of_the_corpus(runs, page):
+    (task, _) = load_tasks([str(runs.world.tasks)])
+    vectors = load(runs.dense / "model").encode_document(list(task.corpus.values()), convert_to_csr=True)
+    row = page.row("cost", "dense")
+    assert row["index MB"] == f"{SearchIndex(vectors).nbytes / 1e6:.2f}"
+    assert float(row["query ms"]) > 0
+    assert float(page.row("cost", "BM25")["query ms"]) > 0
+    assert page.row("cost", "stopped")["query ms"] == page.row("cost", "stopped")["index MB"] == "-"
+
+
+def test_a_run_that_has_not_ended_shows_its_last_evaluation(runs, outcome, page):
+    last = [row for row in rows(runs.stopped) if row[f"val/{NDCG}"]][-1]
+    row = page.row(GROUP, "stopped")
+    assert (row["figures"], row["nDCG@10"]) == (f"step {int(last['step']) + 1}", f"{float(last[f'val/{NDCG}']):.4f}")
+    assert "stopped has not ended: its figures are those of its last evaluation" in " ".join(outcome.out.split())
+
+
+def test_curves_go_from_before_training_to_the_end(runs, page):
+    before, after = (read_json(runs.sparse / "metrics.json")[stage][NDCG] for stage in ("before", "after"))
+    points = [text for text in page.points if text.startswith("sparse, step ")]
+    assert f"sparse, step 0: {before:.4g}" in points
+    assert f"sparse, step 6: {after:.4g}" in points
+    for row in rows(runs.sparse):
+        assert f"sparse, step {int(row['step']) + 1}: {float(row['train/ranking_loss']):.4g}" in points
+
+
+def test_figures_of_queries_are_those_that_the_means_are_of(runs):
+    for stage, figures in read_json(runs.dense / "metrics.json").items():
+        lines = query_rows(runs.dense, stage)
+        assert len(lines) == 12
+        for task in ("NanoMSMARCO", "NanoNQ"):
+            for metric in METRICS.values():
+                values = [line[metric] for line in lines if line["task"] == task]
+                assert np.mean(values) == pytest.approx(figures[f"{task}_dot_{metric}"], abs=1e-12)
+    texts = {task.name: task.queries for task in load_tasks([str(runs.world.tasks)])}
+    assert all(line["query"] == texts[line["task"]][line["query_id"]] for line in lines)
+
+
+def holm_by_closed_testing(p_values: dict[str, float]) -> dict[str, float]:
+    """The largest Bonferroni p of all families that a hypothesis is in."""
+    families = [family for size in range(1, len(p_values) + 1) for family in combinations(p_values, size)]
+    return {
+        name: max(min(1.0, len(f) * min(p_values[one] for one in f)) for f in families if name in f)
+        for name in p_values
+    }
+
+
+def test_differences_and_t_tests_are_scipys(runs, page):
+    values = {
+        name: np.array([line["ndcg@10"] for line in query_rows(run, stage)])
+        for name, run, stage in (
+            ("dense", runs.dense, "after"),
+            ("sparse", runs.sparse, "after"),
+            ("BM25", runs.dense, "bm25"),
+        )
+    }
+    rows = [dict(zip(page.tables[TESTS][0], row, strict=True)) for row in page.tables[TESTS][1:]]
+    assert {frozenset((row["system"], row["against"])) for row in rows} == set(map(frozenset, combinations(values, 2)))
+    p_values = {}
+    for row in rows:
+        ours, theirs = values[row["system"]], values[row["against"]]
+        test = stats.ttest_rel(ours, theirs)
+        p_values[row["system"] + row["against"]] = test.pvalue
+        assert row["difference"] == f"{np.mean(ours - theirs):+.4f}"
+        interval = test.confidence_interval()
+        assert row["95 % interval"] == f"{interval.low:+.4f} to {interval.high:+.4f}"
+        wins, losses = (ours > theirs).sum(), (ours < theirs).sum()
+        assert row["won, equal, lost"] == f"{wins}/{len(ours) - wins - losses}/{losses}"
+    corrected = holm_by_closed_testing(p_values)
+    for row in rows:
+        p = corrected[row["system"] + row["against"]]
+        assert row["p (t-test)"] == (f"{p:.4f}" if p >= 0.0001 else "< 0.0001")
+
+
+def test_the_front_is_ringed(page):
+    on_front = {
+        text.partition(":")[0] for text in page.points if "active dims of a document" in text and "front" in text
+    }
+    columns, *rows = page.tables[GROUP]
+    points = {row[0]: (float(row[-3].replace(",", "")), float(row[2])) for row in rows if row[-3] != "-"}
+    assert columns[-3:] == ["doc dims", "FLOPS", "front"]
+    better = {
+        name
+        for name, (cost, quality) in points.items()
+        for other_cost, other in points.values()
+        if (other_cost <= cost and other > quality) or (other_cost < cost and other >= quality)
+    }
+    assert on_front == points.keys() - better == {row[0] for row in rows if row[-1] == "*"}
+    assert on_front
+
+
+def test_a_page_needs_nothing_else(runs, page):
+    text = page.path.read_text(encoding="utf-8")
+    assert not page.tags & {"script", "link", "img", "iframe", "object"}
+    assert "http://" not in text.replace("http-equiv", "")
+    assert "https://" not in text
+    assert "@import" not in text
+    assert "url(" not in text
+    assert len(page.captions) == len(set(page.captions)) >= 9
+
+
+@pytest.mark.parametrize(
+    "left_out",
+    [
+        ("model", "metrics.csv", "emissions.csv", "per_query.jsonl", "config.yaml"),
+        ("metrics.json", "per_query.jsonl", "emissions.csv"),
+        ("metrics.json", "metrics.csv", "per_query.jsonl", "model", "emissions.csv"),
+    ],
+    ids=["figures alone", "log and model", "configuration alone"],
+)
+def test_a_part_of_a_run_is_shown_for_what_it_is(runs, tmp_path, left_out):
+    run = copy_run(runs.dense, tmp_path / "part", *left_out)
+    outcome, page = compared(tmp_path, run)
+    after = f"{read_json(runs.dense / 'metrics.json')['after'][NDCG]:.4f}"
+    assert (after in outcome.out) == ("metrics.csv" not in left_out or "metrics.json" not in left_out)
+    cost = page.row("cost", "part")
+    assert (cost["query ms"] == "-") == ("model" in left_out)
+    assert cost["g CO2eq"] == "-"
+    assert (cost["train min"] == "-") == ("model" in left_out)
+    assert ("No system has retrieval figures" in outcome.out) == (after not in outcome.out)
+
+
+def test_search_is_measured_where_asked(runs, tmp_path):
+    _, page = compared(tmp_path, runs.dense, "--search-documents", 0)
+    assert {row[1] for row in page.tables["cost"][1:]} == {"-"}
+    assert "Search was not measured" in page.path.read_text(encoding="utf-8")
+
+
+def test_figures_of_a_sample_are_not_taken_for_those_of_the_corpus(runs, tmp_path):
+    run = copy_run(runs.stopped, tmp_path / "sampled")
+    config = run / "config.yaml"
+    config.write_text(re.sub("max_corpus_documents: null", "max_corpus_documents: 10", config.read_text()))
+    _, page = compared(tmp_path, run)
+    before = read_json(run / "metrics.json")["before"][NDCG]
+    assert (page.row(GROUP, "sampled")["figures"], page.row(GROUP, "sampled")["nDCG@10"]) == ("before", f"{before:.4f}")
+    assert not any("step 0:" in text for text in page.points)
+
+
+@pytest.fixture(scope="module")
+def peer(runs, tmp_path_factory) -> Path:
+    """A folder with what sentence-transformers' evaluator says of a run's model, as JSON and as CSV."""
+    pytest.importorskip("sentence_transformers")
+    from sentence_transformers import SparseEncoder
+    from sentence_transformers.sparse_encoder.evaluation import SparseNanoBEIREvaluator
+
+    folder = tmp_path_factory.mktemp("peer")
+    evaluator = SparseNanoBEIREvaluator(["msmarco", "nq"], dataset_id=str(runs.world.tasks), batch_size=16)
+    (folder / "csv").mkdir()
+    figures = evaluator(SparseEncoder(str(runs.sparse / "model"), device="cpu"), output_path=str(folder / "csv"))
+    (folder / "figures.json").write_text(json.dumps(figures))
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("pattern", ["figures.json", "csv/**/NanoBEIR_evaluation_mean_results.csv"])
+def test_results_of_sentence_transformers(runs, peer, tmp_path, pattern):
+    (path,) = peer.glob(pattern)
+    _, page = compared(tmp_path, runs.dense, "--results", f"the peer={path}", "--search-documents", 0)
+    after = read_json(runs.sparse / "metrics.json")["after"]
+    row = page.row(GROUP, "the peer")
+    for column, metric in METRICS.items():
+        if column != "recall@10":
+            assert float(row[column]) == pytest.approx(after[f"{GROUP}_dot_{metric}"], abs=1e-4)
+    assert float(row["doc dims"].replace(",", "")) == pytest.approx(after[f"{GROUP}_corpus_active_dims"], abs=0.06)
+    assert page.row("cost", "the peer")["train min"] == "-"
+    assert "the peer" in page.path.read_text(encoding="utf-8")
+
+
+def test_rankings_are_judged_by_the_tasks_of_the_runs(runs, tmp_path):
+    model, trec = runs.sparse / "model", tmp_path / "theirs"
+    tasks = ["--tasks", runs.world.tasks]
+    kept = ["--runs", trec, "--output", tmp_path / "eval" / "metrics.json"]
+    outcome = call(evaluate.main, "--model", model, *tasks, *kept, "--per-query", tmp_path / "eval" / "per_query.jsonl")
+    assert outcome.code == 0, outcome.err
+    after = read_json(runs.sparse / "metrics.json")["after"]
+    _, page = compared(
+        tmp_path,
+        *(runs.dense, tmp_path / "eval", "--search-documents", 0),
+        *("--results", trec, f"queries={tmp_path / 'eval' / 'per_query.jsonl'}"),
+    )
+    for name, one in (("theirs", GROUP), ("eval", GROUP), ("theirs", "NanoNQ"), ("queries", "NanoNQ")):
+        assert page.row("nDCG@10", name)[one] == f"{after[f'{one}_dot_ndcg@10']:.4f}"
+    pairs = {frozenset(row[:2]): row for row in page.tables[TESTS][1:]}
+    assert pairs[frozenset(("theirs", "eval"))][2:5] == ["+0.0000", "+0.0000 to +0.0000", "0/12/0"]
+    assert len(pairs) == 10
+
+
+def test_queries_that_rankings_lack_count_as_nothing_found(runs, tmp_path):
+    trec = tmp_path / "NanoNQ.trec"
+    trec.write_text("q0 Q0 d0 1 2.5 x\nq1 Q0 d3 1 1.5 x\n\n")
+    outcome, page = compared(tmp_path, "--results", trec, "--tasks", runs.world.tasks)
+    assert page.row("NanoNQ", "NanoNQ")["MRR@10"] == f"{1 / 6:.4f}"
+    assert "ranks nothing for 4 of 6 queries" in outcome.out
+
+
+def test_one_set_can_be_what_counts(runs, tmp_path):
+    _, page = compared(tmp_path, runs.dense, runs.sparse, "--set", "NanoNQ", "--metric", "mrr@10")
+    values = {
+        run.name: np.array([line["mrr@10"] for line in query_rows(run, "after") if line["task"] == "NanoNQ"])
+        for run in (runs.dense, runs.sparse)
+    }
+    pairs = {frozenset(row[:2]): row for row in page.tables["differences in MRR@10, query by query"][1:]}
+    mean = abs(np.mean(values["dense"] - values["sparse"]))
+    assert pairs[frozenset(values)][2] == f"{mean:+.4f}"
+    assert len(values["dense"]) == 6
+
+
+def test_names_are_text(runs, tmp_path):
+    evil = "<img src=x onerror=alert(1)>[bold]&\x1b[31m"
+    run = copy_run(runs.dense, tmp_path / evil, "model")
+    figures = {"<b>x_dot_ndcg@10": 0.5, "<b>x_corpus_active_dims": 3.0}
+    (tmp_path / "other.json").write_text(json.dumps(figures))
+    outcome, page = compared(tmp_path, run, "--results", f"<i>=\"'={tmp_path / 'other.json'}")
+    assert not page.tags & {"img", "b", "i", "script"}
+    shown = evil.replace("\x1b", "\ufffd")
+    assert page.row(GROUP, shown)["figures"] == "after"
+    assert any(text.startswith(f"{shown}: nDCG@10") for text in page.points)
+    assert "[bold]&" in outcome.out
+    assert "\x1b" not in outcome.out
+
+
+def test_runs_of_one_name_are_told_apart(runs, tmp_path):
+    for parent in ("one", "two"):
+        copy_run(runs.dense, tmp_path / parent / "same", "model")
+    _, page = compared(tmp_path, tmp_path / "one" / "same", tmp_path / "two" / "same")
+    assert [row[0] for row in page.tables["cost"][1:]] == ["one/same", "two/same", "BM25"]
+
+
+def test_bm25_on_other_data_is_another_system(runs, tmp_path):
+    run = copy_run(runs.dense, tmp_path / "other", "model")
+    stages = read_json(run / "metrics.json")
+    stages["bm25"]["NanoNQ_dot_ndcg@10"] += 0.01
+    (run / "metrics.json").write_text(json.dumps(stages))
+    _, page = compared(tmp_path, runs.dense, run, "--search-documents", 0)
+    assert [row[0] for row in page.tables["cost"][1:]] == ["dense", "other", "BM25 (of dense)", "BM25 (of other)"]
+
+
+def test_means_of_other_sets_are_pointed_out(runs, tmp_path):
+    figures = {"NanoBEIR_mean_dot_ndcg@10": 0.9, "NanoFiQA2018_dot_ndcg@10": 0.9}
+    (tmp_path / "peer.json").write_text(json.dumps(figures))
+    outcome, _ = compared(tmp_path, runs.dense, "--results", tmp_path / "peer.json", "--search-documents", 0)
+    assert "NanoBEIR_mean is not the same mean everywhere" in " ".join(outcome.out.split())
+
+
+def broken(name: str, text: str) -> pytest.param:
+    return pytest.param(name, text, id=f"{name}: {text[:12]!r}")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        broken("metrics.json", "{"),
+        broken("metrics.json", "[1]"),
+        broken("metrics.json", '{"after": {"a": "b"}}'),
+        broken("metrics.json", '{"after": 3}'),
+        broken("metrics.csv", "loss\n1.0\n"),
+        broken("metrics.csv", "step,loss\n1,abc\n"),
+        broken("metrics.csv", "step,loss\nx,1\n"),
+        broken("per_query.jsonl", "{\n"),
+        broken("per_query.jsonl", '{"stage": "after", "task": "a"}\n'),
+        broken("per_query.jsonl", "3\n"),
+        broken("config.yaml", "a: [\n"),
+        broken("emissions.csv", "a,b\n1,2\n"),
+    ],
+)
+def test_a_broken_file_is_named_in_one_sentence(runs, tmp_path, name, text):
+    run = copy_run(runs.dense, tmp_path / "run", "model")
+    (run / name).write_text(text)
+    outcome = call(compare.main, run, "--output", tmp_path / "page.html")
+    assert_one_sentence(outcome, str(run / name))
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_bad_input_is_told_in_one_sentence(runs, tmp_path):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    files = {
+        "words.json": "[]",
+        "none.json": "{}",
+        "unnamed.json": '{"loss": 1.0}',
+        "table.csv": "a,b\n1,2\n",
+        "NanoBEIR_evaluation_mean_results.csv": "epoch,steps\n",
+        "NanoNQ.trec": "q0 d0 1.0\n",
+        "NanoFEVER.trec": "q0 Q0 d0 1 2.0 x\n",
+        "NanoMSMARCO.trec": "other Q0 d0 1 2.0 x\n",
+        "nothing.jsonl": "\n",
+        "notes.md": "hello",
+    }
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    output = ["--output", tmp_path / "page.html"]
+    assert_one_sentence(call(compare.main, *output), "Nothing to compare")
+    assert_one_sentence(call(compare.main, tmp_path / "no", *output), f"{tmp_path / 'no'} is not a folder")
+    assert_one_sentence(call(compare.main, empty, *output), f"{empty} holds no run")
+    assert_one_sentence(call(compare.main, runs.dense, runs.dense, *output), "is given twice")
+    assert_one_sentence(call(compare.main, runs.dense, "--set", "NanoFEVER", *output), "'NanoFEVER'", GROUP)
+    assert_one_sentence(call(compare.main, runs.dense, "--output", empty), f"{empty} is a folder")
+    assert_one_sentence(call(compare.main, runs.dense, "--results", tmp_path / "no.json", *output), "no such file")
+    for name in files:
+        path = tmp_path / name
+        assert_one_sentence(call(compare.main, runs.dense, "--results", path, *output), str(path))
+    assert_one_sentence(
+        call(compare.main, runs.dense, "--results", f"dense={tmp_path / 'unnamed.json'}", *output), "unnamed.json"
+    )
+    (tmp_path / "good.json").write_text('{"NanoNQ_dot_ndcg@10": 0.5}')
+    assert_one_sentence(
+        call(compare.main, runs.dense, "--results", f"dense={tmp_path / 'good.json'}", *output), "'dense'"
+    )
+    assert not (tmp_path / "page.html").exists()
