@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from cards import section, table
 from command_runs import RETRIEVAL, World, call, make_world, read_json
@@ -63,6 +64,10 @@ def test_they_share_a_file_and_a_card(world, tmp_path, tasks):
     assert {name.partition("_")[0] for name in stages["before"]} == {"one"}
     assert "one_dot_ndcg@10" in outcome.last_line
     assert "two_dot_ndcg@10" in outcome.last_line
+    lines = list(map(json.loads, (run / "per_query.jsonl").read_text().splitlines()))
+    assert [(line["stage"], line["task"]) for line in lines[::5]] == [
+        *(("bm25", "one"), ("before", "one"), ("after", "one"), ("after", "two")),
+    ]
     with (run / "metrics.csv").open(newline="") as file:
         logged = [(bool(row["val/one_dot_ndcg@10"]), bool(row["val/two_dot_ndcg@10"])) for row in csv.DictReader(file)]
     assert logged == [(True, False), (True, False), (True, True)]
@@ -76,6 +81,9 @@ def test_they_share_a_file_and_a_card(world, tmp_path, tasks):
     assert outcome.code == 0, outcome.err
     longer = read_json(run / "metrics.json")
     assert longer == stages | {"after": pytest.approx(figures(run, one, two), rel=1e-5)}
+    again = list(map(json.loads, (run / "per_query.jsonl").read_text().splitlines()))
+    assert again[:10] == lines[:10]
+    assert np.mean([line["ndcg@10"] for line in again[10:15]]) == pytest.approx(longer["after"]["one_dot_ndcg@10"])
 
 
 def test_what_two_of_them_measure_is_refused(world, tmp_path, tasks):

@@ -9,8 +9,7 @@ from splade_lit.report.measure import Searched
 from splade_lit.report.statistics import Difference, differences, pareto_front
 from splade_lit.report.system import System, is_group, members, sets_of
 
-METRIC_NAMES = {"ndcg@10": "nDCG@10", "mrr@10": "MRR@10", "recall@10": "recall@10", "map@100": "MAP@100"}
-assert tuple(METRIC_NAMES) == METRICS
+METRIC_NAMES = dict(zip(METRICS, ("nDCG@10", "MRR@10", "recall@10", "MAP@100"), strict=True))
 
 
 @dataclass(frozen=True)

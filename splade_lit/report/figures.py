@@ -124,7 +124,7 @@ def _trade_off(comparison: Comparison, quantity: Quantity) -> Figure | None:
         if quality is None:
             continue
         drawn, figure = series[system.name], f"{comparison.metric_name} {quality:.4f}"
-        kind = "  (not a run of these)" if system.kind == "other" else ""
+        kind = " (other system)" if system.kind == "other" else ""
         if cost is not None:
             text = f"{system.name}: {figure}, {quantity.label} {quantity.show(cost)}"
             points.append(Point(drawn, cost, quality, text + (", on the Pareto front" if on_front else ""), on_front))
@@ -169,9 +169,8 @@ def _trade_off_title(
 def _with_start(system: System, comparison: Comparison, column: str) -> Sequence[tuple[int, float]]:
     """The logged quality, led by that before training; not where what was logged is of a sample of the corpus."""
     logged = list(system.log.get(column, ()))
-    sampled = system.evaluation is not None and system.evaluation.max_corpus_documents is not None
     start = system.before.get(comparison.headline, {}).get(comparison.metric)
-    if not logged or start is None or sampled:
+    if not logged or start is None or system.sampled:
         return logged
     return [(0, start), *logged]
 
@@ -191,9 +190,7 @@ def _curves(
     if not lines:
         return None
     sampled = [
-        system.name
-        for system in comparison.systems
-        if higher_is_better and points_of(system) and system.evaluation and system.evaluation.max_corpus_documents
+        system.name for system in comparison.systems if higher_is_better and points_of(system) and system.sampled
     ]
     note = f"Of a sample of the corpus: {', '.join(map(short, sampled))}." if sampled else ""
     ends = {line.name: line.points[-1] for line in lines}

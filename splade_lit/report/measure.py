@@ -100,7 +100,7 @@ def find_tasks(systems: Sequence[System]) -> tuple[list[RetrievalTask], list[str
     """The tasks of the runs that are at hand, each once, and a sentence for each run whose tasks are not."""
     tasks: dict[str, RetrievalTask] = {}
     notes = []
-    for evaluation in dict.fromkeys(system.evaluation for system in systems if system.evaluation is not None):
+    for evaluation in dict.fromkeys(one for system in systems for one in system.evaluations):
         try:
             tasks = {task.name: task for task in tasks_of(evaluation)} | tasks
         except UserError as error:

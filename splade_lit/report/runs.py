@@ -38,9 +38,9 @@ def read_run(folder: Path, name: str) -> list[System]:
         raise UserError(f"{folder} holds no run (none of {', '.join(_FILES)}); give the folder of a run.")
     stages = read_stages(folder / "metrics.json")
     per_query = read_per_query(folder / PER_QUERY)
-    evaluation = read_evaluation(folder / "config.yaml")
+    evaluations = read_evaluations(folder / "config.yaml")
     log = read_log(folder / "metrics.csv")
-    stage, figures, notes = _figures_of(name, stages, log, evaluation)
+    stage, figures, notes = _figures_of(name, stages, log, evaluations)
     seconds, emissions = _cost(folder)
     model = folder / "model"
     run = System(
@@ -53,7 +53,7 @@ def read_run(folder: Path, name: str) -> list[System]:
         log=log,
         training_seconds=seconds,
         emissions_g=emissions,
-        evaluation=evaluation,
+        evaluations=evaluations,
         model=model if (model / "modules.json").is_file() else None,
         notes=notes,
     )
@@ -132,46 +132,49 @@ def read_log(path: Path) -> Log:
     return {name: sorted(values.items()) for name, values in points.items()}
 
 
-def read_evaluation(path: Path) -> Evaluation | None:
-    """What a run was evaluated on, by its configuration; None if that does not tell.
+def read_evaluations(path: Path) -> tuple[Evaluation, ...]:
+    """What a run was evaluated on, as far as its configuration tells.
 
     Raises:
         UserError: the file is not YAML.
     """
     if not path.is_file():
-        return None
+        return ()
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"{path} is not YAML; restore it, or move it away.") from error
     trainer = settings.get("trainer") if isinstance(settings, dict) else None
-    callbacks = (trainer.get("callbacks") if isinstance(trainer, dict) else None) or []
+    callbacks = trainer.get("callbacks") if isinstance(trainer, dict) else None
+    evaluations = []
     for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
         if isinstance(callback, dict) and str(callback.get("class_path")).endswith("RetrievalEvaluation"):
             given = callback.get("init_args") or {}
-            return Evaluation(
-                tasks=tuple(map(str, given.get("tasks") or ())),
-                nanobeir_source=given.get("nanobeir_source"),
-                nanobeir_revision=given.get("nanobeir_revision"),
-                max_corpus_documents=given.get("max_corpus_documents"),
+            evaluations.append(
+                Evaluation(
+                    tasks=tuple(map(str, given.get("tasks") or ())),
+                    nanobeir_source=given.get("nanobeir_source"),
+                    nanobeir_revision=given.get("nanobeir_revision"),
+                    max_corpus_documents=given.get("max_corpus_documents"),
+                )
             )
-    return None
+    return tuple(evaluations)
 
 
 def _figures_of(
-    name: str, stages: Mapping[str, Mapping[str, float]], log: Log, evaluation: Evaluation | None
+    name: str, stages: Mapping[str, Mapping[str, float]], log: Log, evaluations: Sequence[Evaluation]
 ) -> tuple[str, dict[str, dict[str, float]], tuple[str, ...]]:
     """Stage and figures by set: the final ones, else the last of the log, else those before training."""
     for stage in _FINAL:
         if stage in stages:
             return stage, figures_by_set(stages[stage]), ()
     logged = {name.removeprefix("val/"): points[-1] for name, points in log.items() if name.startswith("val/")}
-    last = {name: value for name, (_, value) in logged.items()}
-    if figures := figures_by_set(last):
-        step = max(logged[full][0] for full in logged if full.endswith("_dot_ndcg@10"))
-        if evaluation is None or evaluation.max_corpus_documents is None:
-            note = f"{name} has not ended: its figures are those of its last evaluation, after step {step}."
-            return f"step {step}", figures, (note,)
+    ranked = [step for full, (step, _) in logged.items() if full.endswith("_dot_ndcg@10")]
+    if ranked and all(one.max_corpus_documents is None for one in evaluations):
+        last = max(ranked)
+        note = f"{name} has not ended: its figures are those of its last evaluation, after step {last}."
+        figures = figures_by_set({full: value for full, (step, value) in logged.items() if step == last})
+        return f"step {last}", figures, (note,)
     if "before" in stages:
         note = f"{name} has not ended: its figures are those before training."
         return "before", figures_by_set(stages["before"]), (note,)

@@ -51,7 +51,7 @@ class System:
         log: column of metrics.csv to its points: optimizer steps done, and the value.
         training_seconds: time of training, evaluation not included.
         emissions_g: g CO2eq of the whole run.
-        evaluation: of a run, if its configuration tells.
+        evaluations: of a run, as far as its configuration tells.
         model: folder of its model, if there is one.
         search: cost of search, where it was measured.
         notes: what a reader must know of its figures, a sentence each.
@@ -66,10 +66,15 @@ class System:
     log: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)
     training_seconds: float | None = None
     emissions_g: float | None = None
-    evaluation: Evaluation | None = None
+    evaluations: tuple[Evaluation, ...] = ()
     model: Path | None = None
     search: SearchCost | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def sampled(self) -> bool:
+        """Whether its log has figures of a sample of a corpus."""
+        return any(one.max_corpus_documents is not None for one in self.evaluations)
 
     def figure(self, one: str, name: str) -> float | None:
         """A figure of a set, None if it is not known."""
