@@ -25,12 +25,12 @@ from splade_lit.errors import UserError
 from splade_lit.evaluation.per_query import METRICS
 from splade_lit.files import replace_text
 from splade_lit.publish.facts import hardware
-from splade_lit.report.comparison import Comparison, compare, with_one_bm25
+from splade_lit.report.comparison import Comparison, compare, headline_of, with_one_bm25
 from splade_lit.report.measure import find_tasks, measure
 from splade_lit.report.page import finding, html
 from splade_lit.report.results import needs_tasks, read_results
 from splade_lit.report.runs import read_run
-from splade_lit.report.system import System, is_group, members, printable, sets_of
+from splade_lit.report.system import System, members, printable, sets_of
 from splade_lit.report.tables import cost_rows, quality_rows, set_rows, terminal_table, test_rows
 
 
@@ -54,11 +54,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     groups += [read_results(path, name, tasks or []) for name, path in _named(settings.results)]
     systems = with_one_bm25(groups)
     _check_names(systems)
+    headline = headline_of(systems, settings.set)
     searched = None
     if measured and tasks:
-        task = _task_to_search(systems, tasks, settings.set)
+        task = _task_to_search(systems, tasks, headline)
         systems, searched = measure(systems, task, settings.search_documents, device)
-    comparison = compare(systems, settings.metric, settings.set, searched, notes)
+    comparison = compare(systems, headline, settings.metric, searched, notes)
     replace_text(settings.output, html(comparison, _machine()))
     _print(comparison)
     print(f"report: {settings.output}")
@@ -91,13 +92,9 @@ def _check_names(systems: Sequence[System]) -> None:
         raise UserError(f"two systems are called {repeated[0]!r}; name one with --results NAME=PATH.")
 
 
-def _task_to_search(systems: Sequence[System], tasks: Sequence[RetrievalTask], chosen: str | None) -> RetrievalTask:
+def _task_to_search(systems: Sequence[System], tasks: Sequence[RetrievalTask], headline: str) -> RetrievalTask:
     """The task that the charts are about, or the first one of their group, or the first one there is."""
-    sets = sets_of(systems)
-    headline = chosen or (sets[0] if sets else "")
-    of_group = (
-        {headline} if not is_group(headline) else {one for system in systems for one in members(system, headline)}
-    )
+    of_group = frozenset().union(*(members(system, headline) for system in systems))
     return next((task for task in tasks if task.name in of_group), tasks[0])
 
 
@@ -108,7 +105,8 @@ def _machine() -> str:
 
 def _print(comparison: Comparison) -> None:
     console = Console(highlight=False)
-    tables = [quality_rows(comparison)] if comparison.headline else []
+    shown = [metric for metric in METRICS if metric in ("ndcg@10", "mrr@10", "recall@10", comparison.metric)]
+    tables = [quality_rows(comparison, shown)] if comparison.headline else []
     if len(sets_of(comparison.systems)) > 1:
         tables.append(set_rows(comparison))
     tables.append(cost_rows(comparison))

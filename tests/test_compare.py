@@ -96,7 +96,7 @@ def test_the_index_is_that_of_the_corpus(runs, page):
 def test_a_run_that_has_not_ended_shows_its_last_evaluation(runs, outcome, page):
     last = [row for row in rows(runs.stopped) if row[f"val/{NDCG}"]][-1]
     row = page.row(GROUP, "stopped")
-    assert (row["figures"], row["nDCG@10"]) == (f"step {int(last['step']) + 1}", f"{float(last[f'val/{NDCG}']):.4f}")
+    assert (row["stage"], row["nDCG@10"]) == (f"step {int(last['step']) + 1}", f"{float(last[f'val/{NDCG}']):.4f}")
     assert "stopped has not ended: its figures are those of its last evaluation" in " ".join(outcome.out.split())
 
 
@@ -146,7 +146,7 @@ def test_differences_and_t_tests_are_scipys(runs, page):
         ours, theirs = values[row["system"]], values[row["against"]]
         test = stats.ttest_rel(ours, theirs)
         p_values[row["system"] + row["against"]] = test.pvalue
-        assert row["difference"] == f"{np.mean(ours - theirs):+.4f}"
+        assert row["mean"] == f"{np.mean(ours - theirs):+.4f}"
         interval = test.confidence_interval()
         assert row["95 % interval"] == f"{interval.low:+.4f} to {interval.high:+.4f}"
         wins, losses = (ours > theirs).sum(), (ours < theirs).sum()
@@ -205,6 +205,17 @@ def test_a_part_of_a_run_is_shown_for_what_it_is(runs, tmp_path, left_out):
     assert ("No system has retrieval figures" in outcome.out) == (after not in outcome.out)
 
 
+@pytest.mark.parametrize("columns", [80, 200])
+def test_figures_are_never_broken_over_lines(runs, tmp_path, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    outcome, page = compared(tmp_path, runs.dense, runs.sparse)
+    for table in (GROUP, TESTS, "cost"):
+        headings, *rows = page.tables[table]
+        shown = [number for number, heading in enumerate(headings) if number > 1 and heading != "MAP@100"]
+        assert all(row[number] in outcome.out for row in rows for number in shown)
+    assert max(map(len, outcome.out.splitlines()[:-1])) <= columns
+
+
 def test_search_is_measured_where_asked(runs, tmp_path):
     _, page = compared(tmp_path, runs.dense, "--search-documents", 0)
     assert {row[1] for row in page.tables["cost"][1:]} == {"-"}
@@ -217,7 +228,7 @@ def test_figures_of_a_sample_are_not_taken_for_those_of_the_corpus(runs, tmp_pat
     config.write_text(re.sub("max_corpus_documents: null", "max_corpus_documents: 10", config.read_text()))
     _, page = compared(tmp_path, run)
     before = read_json(run / "metrics.json")["before"][NDCG]
-    assert (page.row(GROUP, "sampled")["figures"], page.row(GROUP, "sampled")["nDCG@10"]) == ("before", f"{before:.4f}")
+    assert (page.row(GROUP, "sampled")["stage"], page.row(GROUP, "sampled")["nDCG@10"]) == ("before", f"{before:.4f}")
     assert not any("step 0:" in text for text in page.points)
 
 
@@ -298,7 +309,7 @@ def test_names_are_text(runs, tmp_path):
     outcome, page = compared(tmp_path, run, "--results", f"<i>\"'={tmp_path / 'other.json'}")
     assert not page.tags & {"img", "b", "i", "script"}
     shown = evil.replace("\x1b", "\ufffd")
-    assert page.row(GROUP, shown)["figures"] == "after"
+    assert page.row(GROUP, shown)["stage"] == "after"
     assert any(text.startswith(f"{shown}: nDCG@10") for text in page.points)
     assert "[bold]&" in outcome.out
     assert "\x1b" not in outcome.out

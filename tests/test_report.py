@@ -105,7 +105,7 @@ def test_all_pairs_are_corrected_together():
 def test_bm25_of_several_runs_is_one_system_where_it_agrees():
     def group(name: str, **sets: float) -> list[System]:
         known = {one: {"ndcg@10": value} for one, value in sets.items()}
-        return [System(name, "run"), System("BM25", "bm25", "over words", known)]
+        return [System(name, "run"), System("BM25", "bm25", "words", known)]
 
     one = with_one_bm25([group("a", x=0.1), group("b", x=0.1, y=0.2), [System("c", "other")]])
     assert [system.name for system in one] == ["a", "b", "c", "BM25"]
@@ -129,8 +129,9 @@ def test_ticks_are_even_and_within(ends):
 
 @given(st.lists(st.floats(1e-3, 1e6), min_size=1, max_size=5))
 def test_scales_keep_all_values_inside(values):
-    for may_log in (False, True):
-        scale = make_scale(values, 50, 350, may_log)
+    for is_cost in (False, True):
+        scale = make_scale(values, 50, 350, is_cost)
+        assert not is_cost or scale.log or scale.low == 0
         assert all(50 <= scale(value) <= 350 for value in values)
         assert scale.low >= 0
         assert [scale(value) for value in sorted(values)] == sorted(map(scale, values))

@@ -13,7 +13,7 @@ from splade_lit.report.scales import Scale, make_scale
 
 COLOURS = 6
 _WIDTH, _HEIGHT = 380, 270
-_LEFT, _RIGHT, _TOP, _BOTTOM = 50, 16, 26, 42
+_LEFT, _RIGHT, _TOP, _BOTTOM = 50, 22, 26, 42
 _SHAPES = (
     "M-5,0A5,5 0 1 0 5,0A5,5 0 1 0 -5,0Z",
     "M-4.6,-4.6H4.6V4.6H-4.6Z",
@@ -103,7 +103,7 @@ def scatter(
         y_label: with its unit.
         levels: series, y and text of each horizontal line.
     """
-    x = make_scale([point.x for point in points], _LEFT, _WIDTH - _RIGHT, may_log=True)
+    x = make_scale([point.x for point in points], _LEFT, _WIDTH - _RIGHT, is_cost=True)
     y = make_scale([*(p.y for p in points), *(level for _, level, _ in levels)], _HEIGHT - _BOTTOM, _TOP)
     parts = [_axes(x, y, x_label, y_label)]
     for series, level, text in levels:

@@ -18,12 +18,16 @@ class Quantity:
 
     Attributes:
         name: short, for the head of a column.
-        label: with its unit, for an axis.
+        title: how the title of a chart begins.
+        unit: of a value in a sentence.
+        label: with the unit, for an axis.
         digits: decimals shown.
         value: of a system on a set, None if not known.
     """
 
     name: str
+    title: str
+    unit: str
     label: str
     digits: int
     value: Callable[[System, str], float | None]
@@ -33,20 +37,31 @@ class Quantity:
         return "-" if value is None else f"{value:,.{self.digits}f}"
 
 
+def _index_mb(system: System, one: str) -> float | None:
+    return system.search.index_bytes / 1e6 if system.search else None
+
+
+def _query_ms(system: System, one: str) -> float | None:
+    return system.search.median_ms if system.search else None
+
+
+def _minutes(system: System, one: str) -> float | None:
+    return None if system.training_seconds is None else system.training_seconds / 60
+
+
+def _figure(name: str) -> Callable[[System, str], float | None]:
+    return lambda system, one: system.figure(one, name)
+
+
+QUERY_DIMS = Quantity("query dims", "Query dims", "dims", "active dims of a query", 1, _figure("query_active_dims"))
 QUANTITIES = (
-    Quantity("doc dims", "active dims of a document", 1, lambda s, one: s.figure(one, "corpus_active_dims")),
-    Quantity("FLOPS", "expected FLOPS: dims that match", 2, lambda s, one: s.figure(one, "avg_flops")),
-    Quantity("query ms", "median time of a query (ms)", 3, lambda s, _: s.search.median_ms if s.search else None),
-    Quantity("index MB", "exact index (MB)", 2, lambda s, _: s.search.index_bytes / 1e6 if s.search else None),
-    Quantity(
-        "train min",
-        "training time (minutes)",
-        1,
-        lambda s, _: None if s.training_seconds is None else s.training_seconds / 60,
-    ),
-    Quantity("g CO2eq", "emissions of the run (g CO2eq)", 2, lambda s, _: s.emissions_g),
+    Quantity("doc dims", "Active dims", "dims", "active dims of a document", 1, _figure("corpus_active_dims")),
+    Quantity("FLOPS", "Expected FLOPS", "FLOPS", "expected FLOPS: dims that match", 2, _figure("avg_flops")),
+    Quantity("query ms", "Query time", "ms", "median time of a query (ms)", 3, _query_ms),
+    Quantity("index MB", "Index size", "MB", "exact index (MB)", 2, _index_mb),
+    Quantity("train min", "Training time", "min", "training time (minutes)", 1, _minutes),
+    Quantity("g CO2eq", "Emissions", "g", "emissions of the run (g CO2eq)", 2, lambda system, _: system.emissions_g),
 )
-QUERY_DIMS = Quantity("query dims", "active dims of a query", 1, lambda s, one: s.figure(one, "query_active_dims"))
 
 
 @dataclass(frozen=True)
@@ -84,10 +99,22 @@ class Comparison:
         return pareto_front(costs, [self.quality(system) for system in self.systems])
 
 
+def headline_of(systems: Sequence[System], given: str | None) -> str:
+    """The set or group that counts: the given one, else that of most systems, groups before sets; empty if none is.
+
+    Raises:
+        UserError: no system has figures of the given one.
+    """
+    sets = sets_of(systems)
+    if given is not None and given not in sets:
+        raise UserError(f"no system has figures of {given!r}; there are {', '.join(sets) or 'none at all'}.")
+    return given or (sets[0] if sets else "")
+
+
 def compare(
     systems: Sequence[System],
+    headline: str,
     metric: str = "ndcg@10",
-    headline: str | None = None,
     searched: Searched | None = None,
     notes: Sequence[str] = (),
 ) -> Comparison:
@@ -95,18 +122,11 @@ def compare(
 
     Args:
         systems: with different names (see `with_one_bm25`).
+        headline: see `headline_of`.
         metric: one of `METRICS`.
-        headline: set or group that counts; that of most systems if not given, groups before sets.
         searched: what search was measured on.
         notes: what a reader must know already.
-
-    Raises:
-        UserError: no system has figures of the headline.
     """
-    sets = sets_of(systems)
-    if headline is not None and headline not in sets:
-        raise UserError(f"no system has figures of {headline!r}; there are {', '.join(sets) or 'none at all'}.")
-    headline = headline or (sets[0] if sets else "")
     told = [*notes, *(note for system in systems for note in system.notes), *_differing_groups(systems, headline)]
     shared = frozenset().union(*(members(system, headline) for system in systems))
     per_query = {system.name: system.per_query for system in systems if system.per_query}

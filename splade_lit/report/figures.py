@@ -156,14 +156,14 @@ def _trade_off_title(
     cheapest = min(shown, key=lambda row: (row[1], -row[2]))
 
     def told(row: tuple[str, float, float, bool]) -> str:
-        return f"{short(row[0])} ({comparison.metric_name} {row[2]:.3f}, {quantity.show(row[1])})"
+        return f"{short(row[0])} ({comparison.metric_name} {row[2]:.3f} at {quantity.show(row[1])} {quantity.unit})"
 
     if len(shown) == 1:
-        return f"{quantity.name}: {told(best)}"
+        return f"{quantity.title}: {told(best)}"
     if best is cheapest:
-        return f"{quantity.name}: {told(best)} is the best and the cheapest"
+        return f"{quantity.title}: {told(best)} is best, and none is cheaper"
     on_front = sum(row[3] for row in shown)
-    return f"{quantity.name}: {on_front} of {len(shown)} on the front, from {told(cheapest)} to {told(best)}"
+    return f"{quantity.title}: {on_front} of {len(shown)} on the front, from {told(cheapest)} to {told(best)}"
 
 
 def _with_start(system: System, comparison: Comparison, column: str) -> Sequence[tuple[int, float]]:

@@ -56,8 +56,8 @@ def measure(
             tokenizer = tokenizer or encoder.tokenizer
             vectors[number] = _encode(encoder, task)
     for number, system in enumerate(systems):
-        if system.kind == "bm25" and (tokenizer is not None or system.stage == "over words"):
-            vectors[number] = bm25_vectors(task, None if system.stage == "over words" else tokenizer)
+        if system.kind == "bm25" and (tokenizer is not None or system.stage == "words"):
+            vectors[number] = bm25_vectors(task, None if system.stage == "words" else tokenizer)
     costs = dict(zip(vectors, search_costs(list(vectors.values())), strict=True))
     measured = [replace(system, search=costs.get(number)) for number, system in enumerate(systems)]
     return measured, Searched(task.name, len(task.corpus), len(ids))

@@ -68,7 +68,7 @@ def bm25_of(stages: Mapping[str, Mapping[str, float]], per_query: Mapping[str, S
     pieces = stages["bm25"].get("bm25_wordpieces_ndcg@10", 0.0)
     over = "words" if words >= pieces else "WordPieces"
     figures = figures_by_set(stages["bm25"])
-    return [System(BM25, "bm25", stage=f"over {over}", figures=figures, per_query=per_query.get("bm25", ()))]
+    return [System(BM25, "bm25", stage=over, figures=figures, per_query=per_query.get("bm25", ()))]
 
 
 def read_stages(path: Path) -> dict[str, dict[str, float]]:

@@ -36,8 +36,11 @@ class Scale:
         return log_ticks(self.low, self.high) if self.log else ticks(self.low, self.high)
 
 
-def make_scale(values: Sequence[float], start: float, end: float, may_log: bool = False) -> Scale:
+def make_scale(values: Sequence[float], start: float, end: float, is_cost: bool = False) -> Scale:
     """A scale with some room around all values; it never begins below 0 if no value does.
+
+    One of costs begins at 0, so that what costs nearly the same lies close together, or is logarithmic where they
+    differ much.
 
     >>> make_scale([10.0, 20.0], 0, 100).low < 10.0
     True
@@ -45,8 +48,10 @@ def make_scale(values: Sequence[float], start: float, end: float, may_log: bool 
     0.0
     """
     low, high = min(values), max(values)
-    if may_log and low > 0 and high / low > _LOG_FROM:
+    if is_cost and low > 0 and high / low > _LOG_FROM:
         return Scale(low / 1.5, high * 1.5, start, end, log=True)
+    if is_cost and low >= 0:
+        return Scale(0.0, 1.1 * high or 1.0, start, end)
     room = 0.12 * (high - low) or 0.1 * abs(high) or 1.0
     return Scale(max(low - room, 0.0) if low >= 0 else low - room, high + room, start, end)
 

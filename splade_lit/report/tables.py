@@ -25,22 +25,28 @@ class Rows:
     names: int = 1
 
 
-def quality_rows(comparison: Comparison) -> Rows:
+def quality_rows(comparison: Comparison, metrics: Sequence[str] = tuple(METRIC_NAMES)) -> Rows:
     """Each system: quality and sparsity on the headline; `*` where it is on the Pareto front of active dims."""
     shown = (QUERY_DIMS, *QUANTITIES[:2])
     rows = []
     for system, on_front in zip(comparison.systems, comparison.front(QUANTITIES[0]), strict=True):
-        metrics = [system.figure(comparison.headline, metric) for metric in METRIC_NAMES]
+        qualities = [system.figure(comparison.headline, metric) for metric in metrics]
         rows.append(
             [
                 system.name,
                 system.stage or "-",
-                *("-" if value is None else f"{value:.4f}" for value in metrics),
+                *("-" if value is None else f"{value:.4f}" for value in qualities),
                 *(quantity.show(quantity.value(system, comparison.headline)) for quantity in shown),
                 _FRONT if on_front else "",
             ]
         )
-    columns = ["system", "figures", *METRIC_NAMES.values(), *(quantity.name for quantity in shown), "front"]
+    columns = [
+        "system",
+        "stage",
+        *(METRIC_NAMES[metric] for metric in metrics),
+        *(quantity.name for quantity in shown),
+        "front",
+    ]
     return Rows(comparison.headline, columns, rows, names=2)
 
 
@@ -77,7 +83,7 @@ def test_rows(comparison: Comparison) -> Rows:
         ]
         for pair in comparison.differences
     ]
-    columns = ["system", "against", "difference", "95 % interval", "won, equal, lost", "p (t-test)", "p (randomised)"]
+    columns = ["system", "against", "mean", "95 % interval", "won, equal, lost", "p (t-test)", "p (random signs)"]
     return Rows(f"differences in {comparison.metric_name}, query by query", columns, rows, names=2)
 
 
@@ -86,7 +92,8 @@ def terminal_table(rows: Rows) -> Table:
     table = Table(title=Text(rows.title), title_justify="left", box=SIMPLE, pad_edge=False, collapse_padding=True)
     for number, column in enumerate(rows.columns):
         name = number < rows.names
-        heading = column.replace("@", " @")  # narrow: a heading may take two lines, a figure may not
+        # A word a line: then the figures alone decide how wide a column is, and they are never broken.
+        heading = column if name else column.replace("@", " @").replace(" ", "\n")
         justify: JustifyMethod = "left" if name or column == "front" else "right"
         table.add_column(heading, justify=justify, overflow="fold", no_wrap=not name)
     for row in rows.rows:
