@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from command_runs import CHECKPOINT, RETRIEVAL, SPARSITY, World, call, make_world
+from command_runs import CHECKPOINT, RETRIEVAL, SPARSITY, Outcome, World, call, make_world
 from transformers import PreTrainedTokenizerBase
 
 from splade_lit import fit
@@ -114,3 +114,11 @@ class Page(HTMLParser):
         columns, *rows = self.tables[table]
         (found,) = [row for row in rows if row[: len(names)] == list(names)]
         return dict(zip(columns, found, strict=True))
+
+
+def assert_one_sentence(outcome: Outcome, *parts: str) -> None:
+    """That a command ended with one sentence, which holds these parts."""
+    assert (outcome.code, len(outcome.errors)) == (2, 1), outcome.err
+    assert "Traceback" not in outcome.err
+    for part in parts:
+        assert part in outcome.errors[0]

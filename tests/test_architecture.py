@@ -93,7 +93,7 @@ def test_public_names_are_there():
 
 @pytest.mark.parametrize("path", [path for path in TEXTS if path.suffix == ".py"], ids=lambda path: str(path.name))
 def test_files_are_small(path):
-    assert len(path.read_text(encoding="utf-8").splitlines()) < 400
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
 
 
 def test_no_file_names_a_registry():

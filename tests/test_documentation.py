@@ -56,6 +56,12 @@ def with_nanobeir_folder(line: str, words: list[str], folder: Path) -> Outcome:
     return run_line(line, [*words, "--nanobeir-source", str(folder / "tasks")], folder)
 
 
+def options_exist(line: str, words: list[str], folder: Path) -> Outcome:
+    outcome = run_line(line, [*words[:3], "--help"], folder)
+    missing = [word for word in words if word.startswith("--") and word not in outcome.out]
+    return Outcome(outcome.code or len(missing), outcome.out, f"no such options: {missing}")
+
+
 def nothing(line: str, words: list[str], folder: Path) -> Outcome:
     return Outcome(0, "", "")
 
@@ -67,6 +73,8 @@ EXEMPT = (
     Exempt(r"python -m splade_lit\.fit .*nq_distilbert", "needs a GPU and the Hub", parsed),
     Exempt(r"python -m splade_lit\.push", "needs an account on the Hub", dry_run),
     Exempt(r"python scripts/wandb_workspace\.py", "needs an account on W&B", printed),
+    Exempt(r"python -m splade_lit\.compare runs/a", "needs runs and files of several systems", options_exist),
+    Exempt(r"python -m splade_lit\.evaluate .*somebody/", "needs the Hub", options_exist),
     Exempt(r"python -m splade_lit\.evaluate .*\b(msmarco|nfcorpus|nq)\b", "needs the Hub", with_nanobeir_folder),
 )
 # Names that Python blocks of a document take as given.
