@@ -87,7 +87,7 @@ FIGURES = [
     (lambda: plots.term_shares(MANY[0], TERMS, RIVAL), r"scores 3.50, above its rival's 1.00; “\$” decides"),
     (
         lambda: plots.term_shares(outcome(1, NO_TERM, None), [], []),
-        "scores 0.00, below its rival's 0.00; no term decides",
+        "scores 0.00, equal to its rival's 0.00; no term decides",
     ),
     (
         lambda: plots.terms_gained_and_lost([CHANGES]),

@@ -188,7 +188,7 @@ class DocumentHistory:
 
     Attributes:
         labels: of the stages.
-        terms: those that moved most; the largest weight at the end first, then what was lost.
+        terms: those that moved most: the largest rise first, the largest fall last.
         weights: `[terms, stages]`, 0 where a term is not active.
         gained: terms that the last stage has and the first has not.
         lost: terms that the first has and the last has not.
@@ -208,13 +208,13 @@ def document_history(stages: Sequence[Stage], row: int, tokens: Sequence[str], n
         stages: in order.
         row: of the document.
         tokens: the token of each dim.
-        n: how many terms: those whose weight differs most between the first and the last stage.
+        n: how many terms: half of them those that rise most from the first to the last stage, half those that fall.
     """
     weights = np.stack([stage.documents[[row]].toarray()[0] for stage in stages], axis=1)
     first, last = weights[:, 0], weights[:, -1]
-    moved = np.argsort(-np.abs(last - first), kind="stable")[:n]
-    moved = moved[(weights[moved] > 0).any(axis=1)]
-    dims = moved[np.argsort(-last[moved], kind="stable")]
+    difference = last - first
+    rises, falls = (np.argsort(sign * difference, kind="stable")[: n // 2] for sign in (-1, 1))
+    dims = [*rises[difference[rises] > 0], *falls[difference[falls] < 0][::-1]]
     return DocumentHistory(
         labels=[stage.label for stage in stages],
         terms=[tokens[dim] for dim in dims],

@@ -1,12 +1,11 @@
 """Figures of stages: which terms documents gain and lose."""
 
-import textwrap
 from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from splade_lit.analysis.plots.style import BLACK, GREEN, GREY, SKY, VERMILLION, label, mean, new_figure, plain
+from splade_lit.analysis.plots.style import BLACK, GREEN, GREY, SKY, VERMILLION, label, mean, new_figure, plain, shorten
 from splade_lit.analysis.stages import DocumentHistory, TermChanges
 
 
@@ -24,11 +23,11 @@ def terms_gained_and_lost(changes: Sequence[TermChanges]) -> Figure:
     places = np.arange(len(changes))
     axes.bar(places, kept, 0.6, color=SKY, label="kept")
     axes.bar(places, gained, 0.6, bottom=kept, color=GREEN, label="gained")
-    axes.bar(places, -lost, 0.6, color=VERMILLION, label="lost")
+    axes.bar(places, -lost, 0.6, color=VERMILLION, label="lost (below 0)")
     axes.axhline(0, color=BLACK, linewidth=0.8)
     axes.set_xticks(places, [plain(f"{one.before}\nto {one.after}") for one in changes])
     axes.set_xlim(-1, len(changes))
-    axes.set(xlabel="stages", ylabel="terms of a document (mean; lost ones below 0)")
+    axes.set(xlabel="stages", ylabel="terms of a document (mean)")
     axes.legend()
     return figure
 
@@ -51,7 +50,7 @@ def most_changed_terms(change: TermChanges, tokens: Sequence[str], n: int = 12) 
     axes.axvline(0, color=BLACK, linewidth=0.8)
     axes.set_yticks(places, [label(tokens[dim]) for dim in dims])
     axes.invert_yaxis()
-    axes.set(xlabel="documents (%; losing ones below 0)", ylabel="term")
+    axes.set(xlabel="documents (%; those that lose the term left of 0)", ylabel="term")
     axes.legend()
     return figure
 
@@ -64,7 +63,7 @@ def document_history(history: DocumentHistory, name: str) -> Figure:
         name: what to call the document.
     """
     title = (
-        f"“{textwrap.shorten(name, 60, placeholder=' ...')}” gains {history.gained} terms and loses {history.lost} "
+        f"“{shorten(name)}” gains {history.gained} terms and loses {history.lost} "
         f"from {history.labels[0]} to {history.labels[-1]}"
     )
     figure, (axes,) = new_figure(plain(title), height=1.8 + 0.25 * len(history.terms))

@@ -23,6 +23,7 @@ from splade_lit.analysis.plots.style import (
     new_figure,
     percent,
     plain,
+    shorten,
 )
 
 _CAUSE_COLOURS = dict(zip(CAUSES, (GREEN, BLUE, YELLOW, ORANGE, VERMILLION, PURPLE, SKY, GREY), strict=True))
@@ -70,7 +71,7 @@ def causes(outcomes: Sequence[Outcome]) -> Figure:
         bars = axes.barh(
             np.arange(len(shown)) + 0.4 * number - 0.2, [counts[c] for c in shown], 0.4, color=colour, label=name
         )
-        axes.bar_label(bars, padding=2)
+        axes.bar_label(bars, [str(counts[c] or "") for c in shown], padding=2)
     axes.set_yticks(range(len(shown)), [textwrap.fill(cause, 36) for cause in shown])
     axes.invert_yaxis()
     axes.set(xlabel="queries", ylabel="what the deciding term is")
@@ -87,15 +88,16 @@ def term_shares(outcome: Outcome, relevant: Sequence[TermShare], rival: Sequence
         rival: terms of the rival.
     """
     below = {term.dim: term for term in rival}
+    shown = [term for term in relevant if term.share or below[term.dim].share]
     scores = [sum(term.share for term in terms) for terms in (relevant, rival)]
     decides = f"“{outcome.term}” decides" if outcome.term else outcome.cause
-    side = "above" if scores[0] > scores[1] else "below"
+    side = "above" if scores[0] > scores[1] else "below" if scores[0] < scores[1] else "equal to"
     title = (
-        f"“{textwrap.shorten(outcome.text, 60, placeholder=' ...')}”: the relevant document scores {scores[0]:.2f}, "
+        f"“{shorten(outcome.text)}”: the relevant document scores {scores[0]:.2f}, "
         f"{side} its rival's {scores[1]:.2f}; {decides}"
     )
-    figure, (axes,) = new_figure(plain(title), height=2 + 0.4 * len(relevant))
-    for number, (terms, colour) in enumerate((([*relevant], BLUE), ([below[term.dim] for term in relevant], ORANGE))):
+    figure, (axes,) = new_figure(plain(title), height=2 + 0.4 * len(shown))
+    for number, (terms, colour) in enumerate(((shown, BLUE), ([below[term.dim] for term in shown], ORANGE))):
         axes.barh(
             np.arange(len(terms)) + 0.4 * number - 0.2,
             [term.share for term in terms],
@@ -104,10 +106,10 @@ def term_shares(outcome: Outcome, relevant: Sequence[TermShare], rival: Sequence
             edgecolor="white",
             hatch=["" if term.in_text else "///" for term in terms],
         )
-    axes.set_yticks(range(len(relevant)), [label(term.token) for term in relevant])
+    axes.set_yticks(range(len(shown)), [label(term.token) for term in shown])
     axes.invert_yaxis()
-    axes.set(xlabel="share of the score (query weight x document weight)", ylabel="term of the query")
-    names = [plain(textwrap.shorten(str(name), 50, placeholder=" ...")) for name in (outcome.relevant, outcome.rival)]
+    axes.set(xlabel="share of the score (query weight x document weight)", ylabel="terms of the query that count")
+    names = [plain(shorten(str(name))) for name in (outcome.relevant, outcome.rival)]
     axes.legend(
         handles=[
             Patch(color=BLUE, label=f"relevant: {names[0]}"),

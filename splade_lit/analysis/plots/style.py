@@ -38,6 +38,17 @@ def plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
+def shorten(text: str, characters: int = 56) -> str:
+    """A text or a name cut in its middle: the end of a name tells most.
+
+    >>> shorten("scipy.stats.norm.rvs", 11)
+    'scip....rvs'
+    """
+    text = " ".join(text.split())
+    tail = (characters - 3) // 2 if " " not in text else 0
+    return text if len(text) <= characters else f"{text[: characters - 3 - tail]}...{text[len(text) - tail :]}"
+
+
 def mean(values: np.ndarray) -> float:
     """The mean, 0 of nothing."""
     return float(np.mean(values)) if len(values) else 0.0
