@@ -9,6 +9,7 @@ sides alike. Nothing here is meant to be called by hand.
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,49 @@ from benchmark_turns import StepTurns, Turns
 
 PAIRS_PER_STEP = 16
 LAMBDA_D = 3e-3
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What all sides train: the reference recipe on the same batches.
+
+    Attributes:
+        base: folder of the base model.
+        pairs: file of pairs.
+        max_tokens: tokens a document is cut to.
+        cache: folder for what is cached or written.
+        precision: Lightning's name.
+        max_steps: optimizer steps; one epoch if -1.
+        seed: of dropout and of the order of batches.
+    """
+
+    base: str
+    pairs: str
+    max_tokens: int
+    cache: str
+    precision: str = "32-true"
+    max_steps: int = -1
+    seed: int = 42
+
+    def data(self) -> Any:
+        """The DataModule."""
+        from splade_lit.data.datamodule import PairsDataModule
+
+        return PairsDataModule(
+            self.base,
+            self.pairs,
+            num_eval_pairs=0,
+            batch_size=PAIRS_PER_STEP,
+            max_document_tokens=self.max_tokens,
+            seed=self.seed,
+            cache_dir=self.cache,
+        )
+
+    def batches(self) -> tuple[Any, list[list[int]]]:
+        """The DataModule, and its batches as row numbers."""
+        data = self.data()
+        data.setup()
+        return data, [batch.tolist() for batch in data.train_dataloader().sampler.batches()]
 
 
 def train_ours(turns: Turns, **settings: Any) -> None:
@@ -31,31 +75,22 @@ def train_ours(turns: Turns, **settings: Any) -> None:
         def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
             trainer.should_stop = not self.steps.step_done()
 
-    fit_ours(TakeTurns(), **settings)
+    fit_ours(TakeTurns(), Recipe(**settings))
 
 
-def fit_ours(
-    callback: Any,
-    base: str,
-    pairs: str,
-    max_tokens: int,
-    cache: str,
-    precision: str = "32-true",
-    max_steps: int = -1,
-    seed: int = 42,
-) -> None:
+def fit_ours(callback: Any, recipe: Recipe) -> None:
     """The reference recipe under Lightning's trainer."""
     import lightning as L
 
     from splade_lit.module import SpladeModule
 
-    L.seed_everything(seed)
+    L.seed_everything(recipe.seed)
     trainer = L.Trainer(
         accelerator="auto",
         devices=1,
-        precision=precision,  # type: ignore[arg-type]
+        precision=recipe.precision,  # type: ignore[arg-type]
         max_epochs=1,
-        max_steps=max_steps,
+        max_steps=recipe.max_steps,
         gradient_clip_val=1.0,
         log_every_n_steps=1,
         logger=False,
@@ -63,10 +98,10 @@ def fit_ours(
         enable_progress_bar=False,
         enable_model_summary=False,
         callbacks=[callback],
-        default_root_dir=cache,
+        default_root_dir=recipe.cache,
     )
-    module = SpladeModule(base, max_document_tokens=max_tokens, lambda_d=LAMBDA_D)
-    trainer.fit(module, _data(base, pairs, max_tokens, cache, seed))
+    module = SpladeModule(recipe.base, max_document_tokens=recipe.max_tokens, lambda_d=LAMBDA_D)
+    trainer.fit(module, recipe.data())
 
 
 def train_peer(turns: Turns, **settings: Any) -> None:
@@ -80,19 +115,10 @@ def train_peer(turns: Turns, **settings: Any) -> None:
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             control.should_training_stop = not self.steps.step_done()
 
-    peer_trainer(TakeTurns(), **settings).train()
+    peer_trainer(TakeTurns(), Recipe(**settings)).train()
 
 
-def peer_trainer(
-    callback: Any,
-    base: str,
-    pairs: str,
-    max_tokens: int,
-    cache: str,
-    precision: str = "32-true",
-    max_steps: int = -1,
-    seed: int = 42,
-) -> Any:
+def peer_trainer(callback: Any, recipe: Recipe) -> Any:
     """The same recipe, batches and order under sentence-transformers' trainer."""
     from sentence_transformers import SparseEncoder, SparseEncoderTrainer, SparseEncoderTrainingArguments
     from sentence_transformers.base.modules import Router, Transformer
@@ -100,12 +126,12 @@ def peer_trainer(
     from sentence_transformers.sparse_encoder.losses import SparseMultipleNegativesRankingLoss, SpladeLoss
     from sentence_transformers.sparse_encoder.modules import SparseStaticEmbedding, SpladePooling
 
-    data, batches = _batches(base, pairs, max_tokens, cache, seed)
-    transformer = Transformer(base, transformer_task="fill-mask")
-    transformer.max_seq_length = max_tokens
+    data, batches = recipe.batches()
+    transformer = Transformer(recipe.base, transformer_task="fill-mask")
+    transformer.max_seq_length = recipe.max_tokens
     query = SparseStaticEmbedding(transformer.tokenizer)
     model = SparseEncoder(modules=[Router.for_query_document([query], [transformer, SpladePooling("max")])])
-    model.max_seq_length = max_tokens
+    model.max_seq_length = recipe.max_tokens
 
     class SameBatches(DefaultBatchSampler):
         def __iter__(self) -> Iterator[list[int]]:
@@ -115,17 +141,17 @@ def peer_trainer(
             return len(batches)
 
     arguments = SparseEncoderTrainingArguments(
-        output_dir=cache,
-        seed=seed,
+        output_dir=recipe.cache,
+        seed=recipe.seed,
         num_train_epochs=1,
-        max_steps=max_steps,
+        max_steps=recipe.max_steps,
         per_device_train_batch_size=PAIRS_PER_STEP,
         learning_rate=2e-5,
         learning_rate_mapping={r"sub_modules\.query\.0\.weight": 1e-3},
         warmup_steps=0.1,
         batch_sampler=lambda *args, **settings: SameBatches(range(1), batch_size=PAIRS_PER_STEP, drop_last=False),
         router_mapping={"query": "query", "document": "document"},
-        fp16=precision == "16-mixed",
+        fp16=recipe.precision == "16-mixed",
         logging_steps=1,
         save_strategy="no",
         report_to="none",
@@ -137,11 +163,12 @@ def peer_trainer(
     return SparseEncoderTrainer(model=model, args=arguments, train_dataset=dataset, loss=loss, callbacks=[callback])
 
 
-def train_floor(turns: Turns, base: str, pairs: str, max_tokens: int, cache: str) -> None:
+def train_floor(turns: Turns, **settings: Any) -> None:
     """The bare matrix products of the same steps: forward and backward of the body, forward of the decoder."""
-    data, batches = _batches(base, pairs, max_tokens, cache)
+    recipe = Recipe(**settings)
+    data, batches = recipe.batches()
     rows = iter(batches)
-    products = MatrixProducts(base)
+    products = MatrixProducts(recipe.base)
 
     def work() -> None:
         lengths = data.documents[0].gather(data.train_rows[next(rows)]).lengths
@@ -149,28 +176,6 @@ def train_floor(turns: Turns, base: str, pairs: str, max_tokens: int, cache: str
         products.decoder(sum(lengths))
 
     turns.timed(work)
-
-
-def _data(base: str, pairs: str, max_tokens: int, cache: str, seed: int = 42) -> Any:
-    """The DataModule that all sides train on."""
-    from splade_lit.data.datamodule import PairsDataModule
-
-    return PairsDataModule(
-        base,
-        pairs,
-        num_eval_pairs=0,
-        batch_size=PAIRS_PER_STEP,
-        max_document_tokens=max_tokens,
-        seed=seed,
-        cache_dir=cache,
-    )
-
-
-def _batches(base: str, pairs: str, max_tokens: int, cache: str, seed: int = 42) -> tuple[Any, list[list[int]]]:
-    """The DataModule, and its batches as row numbers."""
-    data = _data(base, pairs, max_tokens, cache, seed)
-    data.setup()
-    return data, [batch.tolist() for batch in data.train_dataloader().sampler.batches()]
 
 
 class MatrixProducts:

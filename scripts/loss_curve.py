@@ -11,6 +11,7 @@ import argparse
 import json
 import statistics
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,13 +59,15 @@ def main() -> None:
     curves = {}
     with tempfile.TemporaryDirectory(prefix="splade_lit_loss_curve_") as folder:
         base = str(benchmark.make_models(Path(folder))["minilm"] / "document_0_MLMTransformer")
-        settings = {"base": base, "pairs": arguments.pairs, "max_tokens": arguments.max_tokens, "cache": folder}
+        recipe = benchmark_sides.Recipe(
+            base, arguments.pairs, arguments.max_tokens, folder, max_steps=arguments.steps, seed=1
+        )
         for seed in (1, 2):
             ours = OurLosses()
-            benchmark_sides.fit_ours(ours, **settings, max_steps=arguments.steps, seed=seed)
+            benchmark_sides.fit_ours(ours, replace(recipe, seed=seed))
             curves[f"ours, seed {seed}"] = ours.losses
         peer = PeerLosses()
-        benchmark_sides.peer_trainer(peer, **settings, max_steps=arguments.steps, seed=1).train()
+        benchmark_sides.peer_trainer(peer, recipe).train()
         curves["sentence-transformers, seed 1"] = peer.losses
     for name, losses in curves.items():
         print(f"{name}: first {losses[0]:.4f}, mean of the last {_LAST} {statistics.mean(losses[-_LAST:]):.4f}")

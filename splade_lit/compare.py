@@ -20,7 +20,7 @@ from rich.text import Text
 
 from splade_lit.arguments import CommandParser
 from splade_lit.commands import check_writable, pick_device, run_command
-from splade_lit.data.tasks import RetrievalTask, load_tasks
+from splade_lit.data.tasks import NANOBEIR_ID, RetrievalTask, load_tasks
 from splade_lit.errors import UserError
 from splade_lit.evaluation.per_query import METRICS
 from splade_lit.files import replace_text
@@ -45,7 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise UserError("Nothing to compare: give folders of runs, such as runs/quickstart, or --results.")
     check_writable(settings.output)
     device = pick_device(settings.device)
-    tasks = load_tasks(settings.tasks, nanobeir_revision=settings.nanobeir_revision) if settings.tasks else None
+    nanobeir = settings.nanobeir_source, settings.nanobeir_revision
+    tasks = load_tasks(settings.tasks, *nanobeir) if settings.tasks else None
     groups = [read_run(path, name) for name, path in _names(settings.runs)]
     notes: list[str] = []
     measured = settings.search_documents > 0 and any(group[0].model is not None for group in groups)
@@ -136,7 +137,8 @@ def _parser() -> CommandParser:
     parser.add_argument("--metric", choices=METRICS, default=METRICS[0], help="the figure that counts (%(default)s)")
     parser.add_argument("--set", help="set or group that counts, such as NanoNQ (default: that of most systems)")
     parser.add_argument("--tasks", nargs="+", help="tasks to search and to judge rankings by (default: the runs' own)")
-    parser.add_argument("--nanobeir-revision", help="branch, tag or commit of NanoBEIR on the Hub, for --tasks")
+    parser.add_argument("--nanobeir-source", default=NANOBEIR_ID, help="Hub id or folder of NanoBEIR names in --tasks")
+    parser.add_argument("--nanobeir-revision", help="branch, tag or commit of it on the Hub")
     parser.add_argument(
         "--search-documents",
         type=int,

@@ -162,7 +162,10 @@ def test_a_run_resumed_elsewhere_counts_what_it_goes_on_from(stopped, tmp_path):
 
 
 def test_a_start_that_fails_before_its_first_step_loses_nothing(stopped, tmp_path):
+    """Not even what was used after the last checkpoint."""
     run = Path(shutil.copytree(stopped, tmp_path / "run"))
+    later = [row | {"duration": 2 * row["duration"]} for row in read_emissions(run / "emissions.csv")]
+    write_emissions(run / "emissions.csv", later)
     log, before = (run / "metrics.csv").read_text(), rows(run / "emissions.csv")
     arguments = ["--ckpt_path", run / "checkpoints" / "last.ckpt", "--trainer.default_root_dir", run]
     callbacks = json.dumps([CARBON, {"class_path": "test_carbon.FailsAtStart"}])

@@ -84,8 +84,6 @@ class CarbonTracker(PhaseCallback):
             return
         if trainer.num_nodes > 1:
             logger.warning("CarbonTracker counts one of the %d machines of this run.", trainer.num_nodes)
-        if trainer.ckpt_path is not None:
-            self._add_rows(read_emissions(self._path(trainer)))
         self._logged = self._totals()
         self._timing = EveryNSteps(trainer.log_every_n_steps or None)  # type: ignore[attr-defined]
         self._reading.total = None
@@ -133,6 +131,11 @@ class CarbonTracker(PhaseCallback):
         """What the run has used until now."""
         self._read()
         return {"rows": self.rows}
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Go on from emissions.csv, which may be later than the checkpoint; Lightning loads our own state next."""
+        self._add_rows(read_emissions(self._path(trainer)))
+        self._logged = self._totals()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there; what emissions.csv has of the same start is later and counts."""
