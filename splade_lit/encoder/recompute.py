@@ -29,25 +29,26 @@ def set_recompute(model: nn.Module, recompute: Recompute) -> None:
     """
     if recompute == "nothing":
         return
-    context: dict[str, Any] = {}
-    if recompute == "cheap":
-        context = {"context_fn": partial(_cheap_contexts, next(model.parameters()))}
     # Layer by layer: the model's own switch would also warn of a cache of keys and values that encoders do not have.
-    for layer in model.modules():
-        if isinstance(layer, GradientCheckpointingLayer):
-            layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False, **context)  # type: ignore[assignment]
-            layer.gradient_checkpointing = True
+    layers = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]
+    for layer in layers:
+        context: dict[str, Any] = {}
+        if recompute == "cheap":
+            context = {"context_fn": partial(_cheap_contexts, next(layer.parameters()), layer is layers[-1])}
+        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False, **context)  # type: ignore[assignment]
+        layer.gradient_checkpointing = True
 
 
-def _cheap_contexts(weight: nn.Parameter) -> tuple[AbstractContextManager, AbstractContextManager]:
-    """Contexts of a layer's forward pass and of its second one; the weight tells the device."""
+def _cheap_contexts(weight: nn.Parameter, is_last: bool) -> tuple[AbstractContextManager, AbstractContextManager]:
+    """Contexts of a layer's forward pass and of its second one; its weight tells the device."""
     forward, again = create_selective_checkpoint_contexts(_policy)
-    return forward, _after_trimming(again) if weight.is_cpu else again
+    return forward, _after_trimming(again) if is_last and weight.is_cpu else again
 
 
 @contextmanager
 def _after_trimming(inner: AbstractContextManager) -> Iterator[None]:
-    # The backward pass frees a layer's tensors among those that stay; gradients would pile up on top of the holes.
+    # The last layer comes first in the backward pass, right behind the head, whose freed tensors lie among those that
+    # stay. Before each layer takes a quarter less memory still, and a fifth more time: pages come back one by one.
     return_free_memory()
     with inner:
         yield
