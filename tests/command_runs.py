@@ -164,6 +164,10 @@ def command(module: str, *arguments: object, cwd: Path, stdin: str = "", **chang
     return Outcome(done.returncode, done.stdout, done.stderr)
 
 
+def _answer_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the tests themselves may run where it is ignored: in the background
+
+
 def interrupted(config: Path, cwd: Path, ready: Callable[[], bool]) -> Outcome:
     """Run `python -m splade_lit.fit` in a process of its own and press Ctrl-C once `ready` says so."""
     process = subprocess.Popen(
@@ -173,6 +177,7 @@ def interrupted(config: Path, cwd: Path, ready: Callable[[], bool]) -> Outcome:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=_answer_ctrl_c,
     )
     try:
         deadline = time.monotonic() + 500
@@ -197,12 +202,14 @@ class FailsAfter(L.Callback):
 
     Args:
         steps: optimizer steps.
+        hook: where in Lightning's step.
     """
 
-    def __init__(self, steps: int) -> None:
+    def __init__(self, steps: int, hook: str = "on_train_batch_end") -> None:
         self.steps = steps
+        setattr(self, hook, self._fail)
 
-    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+    def _fail(self, trainer: L.Trainer, *args: Any) -> None:
         if trainer.global_step == self.steps:
             raise RuntimeError("the disk is gone")
 

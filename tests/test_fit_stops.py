@@ -210,6 +210,24 @@ def test_an_exception_leaves_a_checkpoint_to_resume_from(world, tmp_path):
     assert steps(run)[-2:] == [4, 5]
 
 
+@pytest.mark.parametrize("hook", ["on_train_batch_start", "on_before_backward", "on_train_batch_end"])
+def test_a_run_that_fails_amid_a_step_goes_on_as_if_it_had_not(world, finished, tmp_path, hook):
+    run = tmp_path / "run"
+    fails = {"class_path": "command_runs.FailsAfter", "init_args": {"steps": 4, "hook": hook}}
+    with pytest.raises(RuntimeError, match="the disk is gone"):
+        call(main, "--config", world.config(run, {"trainer.callbacks": [fails]}))
+    last = run / "checkpoints" / "last.ckpt"
+    outcome = call(main, "--config", run / "config.yaml", "--ckpt_path", last, "--trainer.callbacks", "null")
+    assert outcome.code == 0, outcome.err
+    lost = 3 if hook == "on_train_batch_end" else None  # Lightning logs a step after its callbacks
+    expected = {int(row["step"]): float(row["train/loss"]) for row in rows(finished[0]) if int(row["step"]) != lost}
+    assert {step: float(row["train/loss"]) for step, row in zip(steps(run), rows(run), strict=True)} == pytest.approx(
+        expected
+    )
+    assert len(rows(run)) == len(expected)
+    assert_same_weights(run, finished[0])
+
+
 def test_an_interrupted_run_says_how_to_go_on(world, tmp_path):
     run = tmp_path / "run"
     config = world.config(run, {"trainer.max_steps": 100_000, "trainer.val_check_interval": 1000})

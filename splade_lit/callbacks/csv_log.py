@@ -106,7 +106,6 @@ class CsvLog(Logger):
             return list(csv.DictReader(file))
 
     def _rewrite(self, rows: list[dict[str, Any]], columns: list[str]) -> None:
-        self._columns = columns
         self.path.parent.mkdir(parents=True, exist_ok=True)
         scratch = self.path.with_suffix(".csv.tmp")
         with scratch.open("w", newline="", encoding="utf-8") as file:
@@ -114,3 +113,4 @@ class CsvLog(Logger):
             writer.writeheader()
             writer.writerows(rows)
         os.replace(scratch, self.path)
+        self._columns = columns  # an interrupt before leaves those of the file

@@ -27,6 +27,10 @@ class LastCheckpoint(Checkpoint):
         self.path = Path(folder) / "last.ckpt"
         self.step = 0
 
+    def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
+        """Set Lightning's count for loggers right: it takes a step that the checkpoint was written amid for done."""
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         """Save the last step; later, Lightning takes the epoch for finished, and a longer run would not go on in it."""
         if trainer.global_step >= trainer.estimated_stepping_batches:
