@@ -55,7 +55,7 @@ class Entry:
         unit: of `ours`, `peer` and `floor`.
         ours: median.
         peer: median.
-        ratio: median of peer over ours, turn by turn: how many times faster, or smaller.
+        ratio: median of peer over ours, turn by turn: how many times faster, or smaller; where more is better, larger.
         quartiles: of that ratio.
         floor: median time of the bare matrix products.
         over_floor: median of ours over the floor, turn by turn.
@@ -72,9 +72,11 @@ class Entry:
     turns: int
 
 
-def compare(unit: str, ours: Sequence[float], peer: Sequence[float], floor: Sequence[float] | None = None) -> Entry:
-    """The entry of what was measured in each turn."""
-    ratios = [b / a for a, b in zip(ours, peer, strict=True)]
+def compare(
+    unit: str, ours: Sequence[float], peer: Sequence[float], floor: Sequence[float] | None = None, more: bool = False
+) -> Entry:
+    """The entry of what was measured in each turn; with `more`, more is better."""
+    ratios = [a / b if more else b / a for a, b in zip(ours, peer, strict=True)]
     low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else (ratios[0],) * 3
     over = None if floor is None else statistics.median(a / f for a, f in zip(ours, floor, strict=True))
     return Entry(
@@ -90,10 +92,10 @@ def compare(unit: str, ours: Sequence[float], peer: Sequence[float], floor: Sequ
 
 
 def take_turns(
-    task: str, sides: Sequence[str], turns: int, settings: dict[str, Any]
+    task: str, sides: Sequence[str], turns: int, settings: dict[str, Any], gpu: bool = False
 ) -> dict[str, list[dict[str, float]]]:
     """What each side answered in each turn; the order of the sides changes from turn to turn."""
-    processes = {side: _start(task, side, settings) for side in sides}
+    processes = {side: _start(task, side, settings, gpu=gpu) for side in sides}
     answers: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
     try:
         for turn in range(turns):
@@ -120,7 +122,10 @@ def time_processes(task: str, runs: int, settings: dict[str, Any]) -> dict[str, 
     return seconds
 
 
-def _start(task: str, side: str, settings: dict[str, Any], environment: dict[str, str] | None = None) -> Any:
+def _start(
+    task: str, side: str, settings: dict[str, Any], environment: dict[str, str] | None = None, gpu: bool = False
+) -> Any:
+    devices = os.environ.get("CUDA_VISIBLE_DEVICES", "0") if gpu else ""
     command = [sys.executable, str(SIDES), task, side, json.dumps(settings)]
     log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - read where the process fails
     process = subprocess.Popen(
@@ -129,7 +134,7 @@ def _start(task: str, side: str, settings: dict[str, Any], environment: dict[str
         stdout=subprocess.PIPE,
         stderr=log,
         text=True,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", **(environment or {})},
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": devices, **(environment or {})},
     )
     process.log = log  # type: ignore[attr-defined]
     return process
@@ -175,14 +180,18 @@ def make_texts(tokenizer: Any, number: int, seed: int) -> list[str]:
     return [" ".join(rng.choices(words, k=max(8, int(rng.lognormvariate(4.75, 0.6))))) for _ in range(number)]
 
 
+def write_pairs(folder: Path, number: int) -> Path:
+    """A file of pairs of such texts; the queries are cut to nine words."""
+    tokenizer, path = load_tokenizer(MINILM), folder / f"{number}_pairs.jsonl"
+    rows = zip(make_texts(tokenizer, number, seed=2), make_texts(tokenizer, number, seed=3), strict=True)
+    lines = (json.dumps({"query": " ".join(query.split()[:9]), "answer": text}) + "\n" for query, text in rows)
+    path.write_text("".join(lines), encoding="utf-8")
+    return path
+
+
 def train(models: dict[str, Path], folder: Path, short: bool) -> dict[str, Entry]:
     """Training steps of 16 pairs: time, and peak memory; in the short form of one shape and length."""
-    tokenizer = load_tokenizer(MINILM)
-    pairs = folder / "pairs.jsonl"
-    rows = zip(make_texts(tokenizer, 1600, seed=2), make_texts(tokenizer, 1600, seed=3), strict=True)
-    pairs.write_text(
-        "".join(json.dumps({"query": " ".join(q.split()[:9]), "answer": d}) + "\n" for q, d in rows), encoding="utf-8"
-    )
+    pairs = write_pairs(folder, 1600)
     entries = {}
     shapes = [("minilm", 256, 5)] if short else [(name, cap, 15) for name in models for cap in (256, 512)]
     for name, max_tokens, turns in shapes:
@@ -190,10 +199,44 @@ def train(models: dict[str, Path], folder: Path, short: bool) -> dict[str, Entry
         cache = str(folder / f"train_{name}_{max_tokens}")
         settings = {"base": base, "pairs": str(pairs), "max_tokens": max_tokens, "cache": cache}
         answers = take_turns("train", ["ours", "peer", "floor"], turns, settings)
-        seconds = {side: [answer["seconds"] for answer in each] for side, each in answers.items()}
-        memory = {side: [answer["bytes"] / MIB for answer in answers[side]] for side in ("ours", "peer")}
-        entries[f"train_step_{name}_{max_tokens}"] = compare("seconds", **seconds)
-        entries[f"train_memory_{name}_{max_tokens}"] = compare("MiB", [max(memory["ours"])], [max(memory["peer"])])
+        entries |= _step_entries(f"{name}_{max_tokens}", answers)
+    return entries
+
+
+def _step_entries(name: str, answers: dict[str, list[dict[str, float]]]) -> dict[str, Entry]:
+    seconds = {side: [answer["seconds"] for answer in each] for side, each in answers.items()}
+    memory = {side: max(answer["bytes"] for answer in answers[side]) / MIB for side in ("ours", "peer")}
+    return {
+        f"train_step_{name}": compare("seconds", **seconds),
+        f"train_memory_{name}": compare("MiB", [memory["ours"]], [memory["peer"]]),
+    }
+
+
+def train_gpu(models: dict[str, Path], folder: Path, short: bool) -> dict[str, Entry]:
+    """Training on a GPU in 16-mixed at 512 tokens: time and memory of steps, and the largest batch in 24 GiB."""
+    if not torch.cuda.is_available():
+        print("train_gpu is left out: no CUDA device")
+        return {}
+    pairs, more_pairs = write_pairs(folder, 2048), write_pairs(folder, 8192)
+    entries = {}
+    for name, base in models.items():
+        shared = {
+            "base": str(base / "document_0_MLMTransformer"),
+            "pairs": str(pairs),
+            "max_tokens": 512,
+            "cache": str(folder / f"train_{name}_gpu"),
+            "precision": "16-mixed",
+        }
+        for pairs_per_step in (16, 64):
+            settings = shared | {"pairs_per_step": pairs_per_step}
+            answers = take_turns("train", ["ours", "peer"], 7 if short else 25, settings, gpu=True)
+            entries |= _step_entries(f"{name}_512_gpu_{pairs_per_step}", answers)
+        if not short:
+            sizes = take_turns(
+                "largest_batch", ["ours", "peer"], 1, shared | {"pairs": str(more_pairs), "memory_gib": 24}, gpu=True
+            )
+            ours, peer = ([answer["pairs"] for answer in sizes[side]] for side in ("ours", "peer"))
+            entries[f"largest_batch_{name}_512_gpu"] = compare("pairs", ours, peer, more=True)
     return entries
 
 
@@ -296,7 +339,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure splade_lit beside sentence-transformers.")
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
     parser.add_argument("--short", action="store_true", help="about 5 minutes")
-    parser.add_argument("--only", nargs="+", default=["train", "encode", "evaluate", "search", "start_up"])
+    parser.add_argument("--only", nargs="+", default=["train", "train_gpu", "encode", "evaluate", "search", "start_up"])
     settings = parser.parse_args()
     entries: dict[str, Entry] = {}
     with tempfile.TemporaryDirectory(prefix="splade_lit_benchmark_") as scratch:
@@ -304,6 +347,7 @@ def main() -> None:
         models = make_models(folder)
         measures = {
             "train": lambda: train(models, folder, short),
+            "train_gpu": lambda: train_gpu(models, folder, short),
             "encode": lambda: encode(models, folder, short),
             "evaluate": lambda: evaluate(models, folder, short),
             "search": lambda: search(folder, short),

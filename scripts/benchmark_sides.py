@@ -6,18 +6,19 @@ line of JSON: the seconds of that turn and, where memory is measured, the peak a
 sides alike. Nothing here is meant to be called by hand.
 """
 
+import gc
 import json
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import benchmark_search
+from benchmark_floor import MatrixProducts
 from benchmark_turns import StepTurns, Turns
 
-PAIRS_PER_STEP = 16
 LAMBDA_D = 3e-3
 
 
@@ -30,6 +31,7 @@ class Recipe:
         pairs: file of pairs.
         max_tokens: tokens a document is cut to.
         cache: folder for what is cached or written.
+        pairs_per_step: queries with their documents in a batch.
         precision: Lightning's name.
         max_steps: optimizer steps; one epoch if -1.
         seed: of dropout and of the order of batches.
@@ -39,6 +41,7 @@ class Recipe:
     pairs: str
     max_tokens: int
     cache: str
+    pairs_per_step: int = 16
     precision: str = "32-true"
     max_steps: int = -1
     seed: int = 42
@@ -51,7 +54,7 @@ class Recipe:
             self.base,
             self.pairs,
             num_eval_pairs=0,
-            batch_size=PAIRS_PER_STEP,
+            batch_size=self.pairs_per_step,
             max_document_tokens=self.max_tokens,
             seed=self.seed,
             cache_dir=self.cache,
@@ -145,11 +148,13 @@ def peer_trainer(callback: Any, recipe: Recipe) -> Any:
         seed=recipe.seed,
         num_train_epochs=1,
         max_steps=recipe.max_steps,
-        per_device_train_batch_size=PAIRS_PER_STEP,
+        per_device_train_batch_size=recipe.pairs_per_step,
         learning_rate=2e-5,
         learning_rate_mapping={r"sub_modules\.query\.0\.weight": 1e-3},
         warmup_steps=0.1,
-        batch_sampler=lambda *args, **settings: SameBatches(range(1), batch_size=PAIRS_PER_STEP, drop_last=False),
+        batch_sampler=lambda *args, **settings: SameBatches(
+            range(1), batch_size=recipe.pairs_per_step, drop_last=False
+        ),
         router_mapping={"query": "query", "document": "document"},
         fp16=recipe.precision == "16-mixed",
         logging_steps=1,
@@ -161,6 +166,55 @@ def peer_trainer(callback: Any, recipe: Recipe) -> Any:
     loss = SpladeLoss(model, ranking, document_regularizer_weight=LAMBDA_D)
     dataset = data.train_pairs.dataset
     return SparseEncoderTrainer(model=model, args=arguments, train_dataset=dataset, loss=loss, callbacks=[callback])
+
+
+def largest_batch_ours(turns: Turns, memory_gib: float, **settings: Any) -> None:
+    """The most pairs of which two steps run in so much memory of a GPU."""
+    import lightning as L
+
+    recipe = Recipe(max_steps=2, **settings)
+    size = _largest_batch(lambda pairs: fit_ours(L.Callback(), replace(recipe, pairs_per_step=pairs)), memory_gib)
+    turns.wait()
+    turns.answer(pairs=size)
+
+
+def largest_batch_peer(turns: Turns, memory_gib: float, **settings: Any) -> None:
+    """The same of sentence-transformers' trainer."""
+    from transformers import TrainerCallback
+
+    recipe = Recipe(max_steps=2, **settings)
+    size = _largest_batch(
+        lambda pairs: peer_trainer(TrainerCallback(), replace(recipe, pairs_per_step=pairs)).train(), memory_gib
+    )
+    turns.wait()
+    turns.answer(pairs=size)
+
+
+def _largest_batch(train: Callable[[int], Any], memory_gib: float) -> int:
+    """Largest batch that fits, to an eighth: doubled until it does not, then three times half way."""
+    import torch
+
+    torch.cuda.set_per_process_memory_fraction(memory_gib * (1 << 30) / torch.cuda.mem_get_info()[1])
+
+    def fits(pairs: int) -> bool:
+        try:
+            train(pairs)
+        except torch.OutOfMemoryError:
+            return False
+        finally:
+            gc.collect()
+            torch.cuda.empty_cache()
+        return True
+
+    size, step = 16, 16
+    while fits(size + step):
+        size += step
+        step = size
+    for _ in range(3):
+        step //= 2
+        if fits(size + step):
+            size += step
+    return size
 
 
 def train_floor(turns: Turns, **settings: Any) -> None:
@@ -176,66 +230,6 @@ def train_floor(turns: Turns, **settings: Any) -> None:
         products.decoder(sum(lengths))
 
     turns.timed(work)
-
-
-class MatrixProducts:
-    """The matrix products of a model, on random numbers of the right shapes."""
-
-    def __init__(self, base: str) -> None:
-        import torch
-        from transformers import AutoConfig
-
-        config = AutoConfig.from_pretrained(base)
-        self.hidden = config.hidden_size
-        self.intermediate = getattr(config, "intermediate_size", None) or config.hidden_dim
-        self.num_layers, self.num_heads = config.num_hidden_layers, config.num_attention_heads
-        self.vocab_size = config.vocab_size
-        self.weights = {
-            shape: torch.randn(shape)
-            for shape in (
-                (self.hidden, self.hidden),
-                (self.hidden, self.intermediate),
-                (self.intermediate, self.hidden),
-                (self.hidden, self.vocab_size),
-            )
-        }
-
-    def body(self, lengths: tuple[int, ...], backward: bool) -> None:
-        """All layers and the dense layer of the head, over real tokens; attention inside each document."""
-        shapes = [(self.hidden, self.hidden)] * 4
-        shapes += [(self.hidden, self.intermediate), (self.intermediate, self.hidden)]
-        for _ in range(self.num_layers):
-            for shape in shapes:
-                self._linear(sum(lengths), shape, backward)
-            for length in lengths:
-                self._attention(length, backward)
-        self._linear(sum(lengths), (self.hidden, self.hidden), backward)
-
-    def decoder(self, tokens: int) -> None:
-        """Logits of all tokens, a tile of the vocabulary at a time into the same memory."""
-        import torch
-
-        states, weight = torch.randn(tokens, self.hidden), self.weights[self.hidden, self.vocab_size]
-        columns = max(512, (1 << 22) // tokens)
-        for left in range(0, self.vocab_size, columns):
-            torch.mm(states, weight[:, left : left + columns])
-
-    def _linear(self, tokens: int, shape: tuple[int, int], backward: bool) -> None:
-        import torch
-
-        states, weight = torch.randn(1, shape[0]).expand(tokens, -1).contiguous(), self.weights[shape]
-        output = torch.mm(states, weight)
-        if backward:
-            torch.mm(output, weight.T)
-            torch.mm(states.T, output)
-
-    def _attention(self, length: int, backward: bool) -> None:
-        import torch
-
-        query = torch.ones(self.num_heads, length, self.hidden // self.num_heads)
-        for _ in range(3 if backward else 1):
-            scores = torch.bmm(query, query.transpose(1, 2))
-            torch.bmm(scores, query)
 
 
 def encode_documents_ours(turns: Turns, model: str, texts: str, chunk: int) -> None:

@@ -30,9 +30,11 @@ class Turns:
     def timed(self, work: Callable[[], Any], **figures: float) -> None:
         """Take all turns with the same work, after one run that does not count."""
         work()
+        finish()
         while self.wait():
             start = time.perf_counter()
             work()
+            finish()
             self.answer(seconds=time.perf_counter() - start, **figures)
 
 
@@ -52,6 +54,7 @@ class StepTurns:
         The first two steps warm up: the optimizer makes its state in the first. The next one is measured for memory,
         from a heap without free pages, all others for time, each as the one before left the heap.
         """
+        finish()
         seconds = time.perf_counter() - self.start
         self.steps += 1
         if self.steps == 3:
@@ -60,23 +63,46 @@ class StepTurns:
             self.turns.answer(seconds=seconds, bytes=self.peak_bytes)
         if self.steps == 2:
             gradients = sum(p.grad.nbytes for p in self.parameters if p.grad is not None)
-            gc.collect()
-            ctypes.CDLL("libc.so.6").malloc_trim(0)
-            self.resting_bytes = resident_bytes() - gradients
-            Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+            self.resting_bytes = bytes_from_here() - gradients
         if self.steps >= 3 and not self.turns.wait():
             return False
         self.start = time.perf_counter()
         return True
 
 
-def resident_bytes() -> int:
-    """Memory of this process."""
-    return _status("VmRSS")
+def finish() -> None:
+    """Wait until a GPU has done what it was given."""
+    if on_gpu():
+        import torch
+
+        torch.cuda.synchronize()
+
+
+def on_gpu() -> bool:
+    """Whether this side works on a GPU; the others see none."""
+    return os.environ["CUDA_VISIBLE_DEVICES"] != ""
+
+
+def bytes_from_here() -> int:
+    """Memory of this process, or of its tensors on the GPU; the peak counts from here."""
+    gc.collect()
+    if on_gpu():
+        import torch
+
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    resident = _status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
+    return resident
 
 
 def peak_bytes() -> int:
-    """Largest memory of this process since it was last reset."""
+    """Largest memory since `bytes_from_here`."""
+    if on_gpu():
+        import torch
+
+        return torch.cuda.max_memory_allocated()
     return _status("VmHWM")
 
 

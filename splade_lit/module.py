@@ -72,7 +72,8 @@ class SpladeModule(L.LightningModule):
         lambda_ramp_ratio: fraction of all optimizer steps until they are reached.
         l0_threshold: leave documents with this many active dims or fewer out of the penalty; none if not given.
         recompute: what the backward pass makes again instead of keeping it: `nothing`, `cheap` (what takes much memory
-            and little time), or `layers` (all of each layer: least memory, most time).
+            and little time), or `layers` (all of each layer: least memory, most time). If not given, `cheap` on a CPU
+            and `nothing` on a GPU, where looking at each operation takes longer than most of them.
         compile_body: run the body through torch.compile.
         trust_remote_code: run code that comes with the base model.
 
@@ -104,7 +105,7 @@ class SpladeModule(L.LightningModule):
         lambda_schedule: Schedule = "quadratic",
         lambda_ramp_ratio: float = 1 / 3,
         l0_threshold: int | None = None,
-        recompute: Recompute = "cheap",
+        recompute: Recompute | None = None,
         compile_body: bool = False,
         trust_remote_code: bool = False,
     ) -> None:
@@ -124,20 +125,21 @@ class SpladeModule(L.LightningModule):
             revision=base_revision,
             trust_remote_code=trust_remote_code,
         )
-        set_recompute(self.encoder.document.model, recompute)
         if compile_body:
             self.encoder.document.model.compile()
         self._divergence = DivergenceWatch()
         self._random_state: dict[str, Tensor] | None = None
 
     def setup(self, stage: str) -> None:
-        """Set what the training corpus decides: first query weights, decoder bias; warn of a bad start."""
+        """Set what the training corpus decides: first query weights, decoder bias; and what the device decides."""
         if stage != "fit":
             return
         corpus = cast(TrainingCorpus, self.trainer.datamodule)  # type: ignore[attr-defined]
         warning = set_start(self.encoder, corpus, self.hparams["idf"], self.hparams["start_active_dims"])
         if warning:
             logger.warning("%s: %s", self.hparams["base_model"], warning)
+        default: Recompute = "cheap" if self.trainer.strategy.root_device.type == "cpu" else "nothing"
+        set_recompute(self.encoder.document.model, self.hparams["recompute"] or default)
         self.encoder.document.train()
 
     def losses(self, batch: PairBatch, documents: Tensor) -> Losses:
@@ -199,7 +201,8 @@ class SpladeModule(L.LightningModule):
         self.log_dict(values, batch_size=len(batch.queries), sync_dist=True)
 
     def _log_step(self, batch: PairBatch, documents: Tensor, losses: Losses) -> None:
-        # Tensors only, so that nothing waits for the device: Lightning reads them when it writes a row.
+        # Tensors only, numbers in the host's memory, so that nothing waits for the device: Lightning would copy a float
+        # there, and reads tensors when it writes a row.
         lambda_d, lambda_q = self.lambdas
         values: dict[str, Any] = {
             "train/loss": losses.loss,
@@ -213,7 +216,7 @@ class SpladeModule(L.LightningModule):
             values |= {"train/query_penalty": losses.query_penalty, "train/lambda_q": lambda_q}
         for group in self.optimizers(use_pl_optimizer=False).param_groups:  # type: ignore[union-attr]
             values[f"train/learning_rate_{group['name']}"] = group["lr"]
-        self.log_dict({name: value.detach() if isinstance(value, Tensor) else value for name, value in values.items()})
+        self.log_dict({name: torch.as_tensor(value).detach() for name, value in values.items()})
 
     def parameter_groups(self) -> dict[str, list[torch.nn.Parameter]]:
         """Trainable parameters by group, `idf` and `transformer`: every one of them, once.
@@ -234,9 +237,9 @@ class SpladeModule(L.LightningModule):
             "transformer": {"lr": self.hparams["learning_rate"], "weight_decay": self.hparams["weight_decay"]},
         }
         groups = [{"name": name, "params": ps, **settings[name]} for name, ps in self.parameter_groups().items()]
-        # Lightning clips gradients itself under a GradScaler, which the fused form does not allow.
-        fused = self.trainer.precision != "16-mixed"
-        optimizer = torch.optim.AdamW(groups, fused=fused)
+        # Lightning clips gradients itself under a GradScaler, which the fused form does not allow; None lets torch take
+        # the next best, where False would take parameters one by one.
+        optimizer = torch.optim.AdamW(groups, fused=None if self.trainer.precision == "16-mixed" else True)
         total_steps = self.total_steps
         warmup_steps = int(np.ceil(total_steps * self.hparams["warmup_ratio"]))
         scheduler = LambdaLR(optimizer, lambda step: learning_rate_factor(step, warmup_steps, total_steps))

@@ -4,7 +4,9 @@ from collections import Counter
 
 import pytest
 import torch
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from splade_lit.encoder.document import MlmDocumentEncoder
 from splade_lit.encoder.recompute import set_recompute
@@ -63,3 +65,35 @@ def test_cheap_runs_neither_attention_nor_narrow_products_again(make_masked_lm):
         "cheap": 0,
         "layers": layers,
     }
+
+
+@torch.library.custom_op("splade_lit_tests::random_attention", mutates_args=())
+def random_attention(states: Tensor) -> Tensor:
+    return states * torch.rand(1)
+
+
+random_attention.register_autograd(lambda ctx, grad: grad)
+
+
+class RandomLayer(GradientCheckpointingLayer):
+    """What a layer does on a GPU: dropout in the attention, which is kept, and dropout as one operation after it."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(64, 64)
+
+    def forward(self, states):
+        return torch.native_dropout(random_attention(self.linear(states)), 0.5, True)[0]
+
+
+def test_what_is_drawn_behind_a_kept_attention_is_drawn_once():
+    def gradients(recompute):
+        torch.manual_seed(0)
+        model = nn.Sequential(RandomLayer(), RandomLayer()).train()
+        set_recompute(model, recompute)
+        torch.manual_seed(7)
+        model(torch.ones(50, 64)).sum().backward()
+        return [p.grad for p in model.parameters()]
+
+    for ours, expected in zip(gradients("cheap"), gradients("nothing"), strict=True):
+        torch.testing.assert_close(ours, expected)

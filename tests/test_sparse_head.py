@@ -6,12 +6,19 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from splade_lit.encoder import sparse_head
+from splade_lit.encoder import sparse_head, winners
 from splade_lit.encoder.document import MlmDocumentEncoder
 from splade_lit.encoder.sparse_head import max_logits, splade_pool
 from splade_lit.tokens import Tokens
 
 OFFSETS = (0, 7, 7, 8, 20, 20)  # an empty document, one of one token, an empty one at the end
+
+
+@pytest.fixture(params=[False, True], ids=["by_document", "together"], autouse=True)
+def together(request, monkeypatch) -> bool:
+    """Whether all documents go through each operation together, as they do on a GPU."""
+    monkeypatch.setattr(sparse_head, "_BATCHED_DEVICES", {"cpu"} if request.param else set())
+    return request.param
 
 
 def dense_pool(hidden, weight, bias, offsets, pooling="max", activation="relu") -> Tensor:
@@ -78,6 +85,8 @@ def test_any_tile_gives_the_same(pooling, columns, monkeypatch):
     inputs = operands()
     expected = gradients(dense_pool, inputs, OFFSETS, pooling)
     monkeypatch.setattr(sparse_head, "_BACKWARD_COLUMNS", columns)
+    monkeypatch.setattr(sparse_head, "_BLOCK_ELEMENTS", columns * 16)
+    monkeypatch.setattr(winners, "_ELEMENTS", columns * 60)
     assert_same(gradients(splade_pool, inputs, OFFSETS, pooling, tile_columns=columns), expected, 1e-10)
 
 

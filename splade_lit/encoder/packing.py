@@ -10,6 +10,7 @@ documents packed against the same two padded.
 import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -60,8 +61,12 @@ def packed_attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=False, **kwargs
         )
-    if _varlen_applies(query, dropout):
-        return _varlen_attention(query, key, value, document_offsets, scaling, sliding_window), None
+    if query.is_cuda:
+        query, key, value = _autocast(query, key, value)
+        if _flash_applies(query):
+            return _flash_attention(query, key, value, document_offsets, dropout, scaling, sliding_window), None
+        if query.dtype == torch.float32 and query.shape[-1] % 8 == 0 and sliding_window is None:
+            return _efficient_attention(query, key, value, document_offsets, dropout, scaling), None
     lengths = [end - start for start, end in pairwise(document_offsets)]
     if dropout and query.is_cpu and query.dtype in (torch.float32, torch.float64):
         return dropout_attention(query, key, value, lengths, dropout, scaling, sliding_window), None
@@ -80,36 +85,75 @@ def _local_mask(length: int, sliding_window: int | None, device: torch.device) -
     return None if outside is None else ~outside
 
 
-def _varlen_applies(query: Tensor, dropout: float) -> bool:
-    # torch's variable-length flash attention: newer releases, CUDA from Ampere on, half precision, no dropout.
+def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    # What follows goes past the door at which torch's own attention is cast.
+    if not torch.is_autocast_enabled("cuda"):
+        return tensors
+    return tuple(tensor.to(torch.get_autocast_dtype("cuda")) for tensor in tensors)
+
+
+def _flash_applies(query: Tensor) -> bool:
+    # CUDA from Ampere on, half precision.
     return (
-        query.is_cuda
-        and dropout == 0
-        and query.dtype in (torch.float16, torch.bfloat16)
+        query.dtype in (torch.float16, torch.bfloat16)
         and query.shape[-1] % 8 == 0
         and query.shape[-1] <= 256
         and torch.cuda.get_device_capability(query.device) >= (8, 0)
-        and _HAS_VARLEN
     )
 
 
-def _varlen_attention(
+@lru_cache(maxsize=4)  # all layers of a batch share it
+def _cuts(offsets: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.tensor(offsets, dtype=torch.int32).to(device, non_blocking=True)
+
+
+def _flash_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
     offsets: tuple[int, ...],
+    dropout: float,
     scaling: float | None,
     sliding_window: int | None,
 ) -> Tensor:
-    from torch.nn.attention.varlen import varlen_attn
-
-    cuts = torch.tensor(offsets, dtype=torch.int32).to(query.device, non_blocking=True)
+    cuts = _cuts(offsets, query.device)
     longest = max(end - start for start, end in pairwise(offsets))
     window = (-1, -1) if sliding_window is None else (sliding_window - 1, sliding_window - 1)
     query, key, value = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))
-    output = varlen_attn(query, key, value, cuts, cuts, longest, longest, scale=scaling, window_size=window)
-    assert isinstance(output, Tensor)
-    return output[None]
+    if _HAS_VARLEN and not dropout:
+        from torch.nn.attention.varlen import varlen_attn
+
+        output = varlen_attn(query, key, value, cuts, cuts, longest, longest, scale=scaling, window_size=window)
+        assert isinstance(output, Tensor)
+        return output[None]
+    # What `varlen_attn` calls too, but that it leaves dropout out.
+    return torch.ops.aten._flash_attention_forward(
+        query,
+        key,
+        value,
+        cuts,
+        cuts,
+        longest,
+        longest,
+        dropout,
+        False,
+        False,
+        scale=scaling,
+        window_size_left=window[0],
+        window_size_right=window[1],
+    )[0][None]
+
+
+def _efficient_attention(
+    query: Tensor, key: Tensor, value: Tensor, offsets: tuple[int, ...], dropout: float, scaling: float | None
+) -> Tensor:
+    # Of torch's kernels the one for single precision; its attention of jagged tensors calls it so.
+    cuts = _cuts(offsets, query.device)
+    longest = max(end - start for start, end in pairwise(offsets))
+    query, key, value = (x.transpose(1, 2).contiguous() for x in (query, key, value))
+    return torch.ops.aten._efficient_attention_forward(
+        query, key, value, None, cuts, cuts, longest, longest, dropout, 0, True, scale=scaling
+    )[0]
 
 
 def _packed_mask(attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:

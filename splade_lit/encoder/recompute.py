@@ -61,5 +61,7 @@ def _policy(context: Any, operation: Any, *args: Any, **kwargs: Any) -> Checkpoi
         inner, columns = args[_PRODUCTS[operation] + 1].shape
         keep = columns <= inner
     else:
-        keep = "attention" in operation.name() or "varlen_attn" in operation.name()
+        # Dropout too, where it is one operation: attention that is kept draws no numbers in the second pass, and all
+        # that are drawn after it there would be others.
+        keep = any(name in operation.name() for name in ("attention", "varlen_attn", "native_dropout"))
     return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE

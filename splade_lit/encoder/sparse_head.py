@@ -18,17 +18,23 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from splade_lit.encoder.winners import first_maximum, winning_rows
+
 Pooling = Literal["max", "sum"]
 Activation = Literal["relu", "log1p_relu"]
 
-# Elements of one tile of logits: large enough for full speed of the matrix product, small enough to stay in the cache.
-_TILE_ELEMENTS = 1 << 22
+# Elements of one tile of logits: large enough for full speed of the matrix product, small enough to stay in the cache
+# of a CPU. A GPU wants few operations.
+_TILE_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 26}
 _TILE_COLUMNS = 512
+# Rows that do not start at round addresses take a GPU's slowest kernels, and 30,522 is no round number.
+_ALIGNED_COLUMNS = 64
 # Columns of one backward tile at most, so that a dense document does not need its whole [tokens, vocab] at once.
 _BACKWARD_COLUMNS = 4096
-# Logits this close (relative) to the maximum count as ties, which go to the first token: rounding of a matrix product
-# depends on the shape of its operands, and two equal tokens must not swap places between forward and backward.
-_TIE_ULPS = 8
+# Numbers in a block of states gathered for the active dims of all documents.
+_BLOCK_ELEMENTS = 1 << 25
+# Devices on which all documents go through each operation together, as each takes longer to start than to run.
+_BATCHED_DEVICES = {"cuda"}
 
 
 def splade_pool(
@@ -145,9 +151,14 @@ def _max_logits(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, offsets: tuple[int, ...], tile_columns: int | None
 ) -> Tensor:
     pooled = _new_output(hidden, weight, offsets, fill=-torch.inf)
-    for left, right, logits in _tiles(hidden, weight, tile_columns):
-        for i, (start, end) in _documents(offsets):
-            pooled[i, left:right] = logits[start:end].amax(0)
+    if hidden.device.type in _BATCHED_DEVICES and len(pooled):
+        cuts = torch.tensor(offsets).to(hidden.device, non_blocking=True)
+        for left, right, logits in _tiles(hidden, weight, tile_columns):
+            pooled[:, left:right] = torch.segment_reduce(logits, "max", offsets=cuts, unsafe=True)
+    else:
+        for left, right, logits in _tiles(hidden, weight, tile_columns):
+            for i, (start, end) in _documents(offsets):
+                pooled[i, left:right] = logits[start:end].amax(0)
     # One bias for all tokens: adding it after the maximum is the same, and happens in fp32.
     return pooled if bias is None else pooled.add_(bias)
 
@@ -155,7 +166,10 @@ def _max_logits(
 def _tiles(hidden: Tensor, weight: Tensor, tile_columns: int | None) -> Iterator[tuple[int, int, Tensor]]:
     """`(left, right, hidden @ weight[left:right].T)` over the vocabulary; the memory of a tile is used again."""
     tokens, vocab = len(hidden), len(weight)
-    columns = min(vocab, tile_columns or max(_TILE_COLUMNS, _TILE_ELEMENTS // max(tokens, 1)))
+    elements = _TILE_ELEMENTS.get(hidden.device.type, _TILE_ELEMENTS["cpu"])
+    columns = min(vocab, tile_columns or max(_TILE_COLUMNS, elements // max(tokens, 1)))
+    if tile_columns is None and columns > _ALIGNED_COLUMNS:
+        columns -= columns % _ALIGNED_COLUMNS
     memory = hidden.new_empty(tokens * columns)
     for left in range(0, vocab, columns):
         right = min(left + columns, vocab)
@@ -184,14 +198,45 @@ def _backward(
     pooling: Pooling,
     activation: Activation,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    # One wait for the device: the number of active dims of each document decides the shapes below.
     # What is not a number flows too, so that a broken step shows in the gradients.
     flowing = (grad_pooled != 0) & ~(pooled <= 0)
-    documents, dims = flowing.nonzero(as_tuple=True)
-    counts = torch.bincount(documents, minlength=len(pooled)).tolist()
     grad_hidden = torch.zeros_like(hidden, dtype=pooled.dtype)
     grad_weight = torch.zeros_like(weight, dtype=pooled.dtype) if needed[1] else None
     grad_bias = torch.zeros_like(bias, dtype=pooled.dtype) if bias is not None and needed[2] else None
+    grads = grad_hidden, grad_weight, grad_bias
+    if pooling == "max" and hidden.device.type in _BATCHED_DEVICES and len(hidden):
+        _add_gradients_together(grads, flowing, grad_pooled, hidden, weight, pooled, offsets, activation)
+    else:
+        _add_gradients_by_document(
+            grads, flowing, grad_pooled, hidden, weight, bias, pooled, offsets, pooling, activation
+        )
+    return (
+        grad_hidden.to(hidden.dtype) if needed[0] else None,
+        None if grad_weight is None else grad_weight.to(weight.dtype),
+        None if grad_bias is None or bias is None else grad_bias.to(bias.dtype),
+    )
+
+
+# Gradients of states, weight and bias; None where not needed.
+_Grads = tuple[Tensor, Tensor | None, Tensor | None]
+
+
+def _add_gradients_by_document(
+    grads: _Grads,
+    flowing: Tensor,
+    grad_pooled: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    pooled: Tensor,
+    offsets: tuple[int, ...],
+    pooling: Pooling,
+    activation: Activation,
+) -> None:
+    grad_hidden, grad_weight, grad_bias = grads
+    # A wait for the device: the number of active dims of each document decides the shapes below.
+    documents, dims = flowing.nonzero(as_tuple=True)
+    counts = torch.bincount(documents, minlength=len(pooled)).tolist()
     for i, active in enumerate(dims.split(counts)):
         states = hidden[offsets[i] : offsets[i + 1]]
         grad_states = grad_hidden[offsets[i] : offsets[i + 1]]
@@ -201,7 +246,7 @@ def _backward(
             upstream = grad_pooled[i, columns]
             if pooling == "max":
                 slope = upstream * _slope_from_value(pooled[i, columns], activation)
-                winner = _first_maximum(logits)
+                winner = first_maximum(logits)
                 grad_states.index_add_(0, winner, slope[:, None] * vectors)
                 grad_vectors = slope[:, None] * states[winner]
             else:
@@ -217,11 +262,28 @@ def _backward(
                 grad_weight.index_add_(0, columns, grad_vectors.to(grad_weight.dtype))
             if grad_bias is not None:
                 grad_bias.index_add_(0, columns, slope)
-    return (
-        grad_hidden.to(hidden.dtype) if needed[0] else None,
-        None if grad_weight is None else grad_weight.to(weight.dtype),
-        None if grad_bias is None or bias is None else grad_bias.to(bias.dtype),
-    )
+
+
+def _add_gradients_together(
+    grads: _Grads,
+    flowing: Tensor,
+    grad_pooled: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    pooled: Tensor,
+    offsets: tuple[int, ...],
+    activation: Activation,
+) -> None:
+    """The same for max pooling, in operations over all documents."""
+    grad_hidden, grad_weight, grad_bias = grads
+    pairs = winning_rows(hidden, weight, offsets, flowing, pooled.dtype)
+    for documents, dims, rows in zip(*(x.split(_BLOCK_ELEMENTS // weight.shape[1]) for x in pairs), strict=True):
+        slope = grad_pooled[documents, dims] * _slope_from_value(pooled[documents, dims], activation)
+        grad_hidden.index_add_(0, rows, slope[:, None] * weight[dims])
+        if grad_weight is not None:
+            grad_weight.index_add_(0, dims, slope[:, None] * hidden[rows])
+        if grad_bias is not None:
+            grad_bias.index_add_(0, dims, slope)
 
 
 def _activate(x: Tensor, activation: Activation) -> Tensor:
@@ -241,13 +303,3 @@ def _slope_from_logit(logits: Tensor, activation: Activation) -> Tensor:
     x = logits.relu()
     slope = (logits > 0) / (1 + x)
     return slope / (1 + torch.log1p(x)) if activation == "log1p_relu" else slope
-
-
-def _first_maximum(logits: Tensor) -> Tensor:
-    """Row number of the maximum of each column, the first row where several share it."""
-    top = logits.amax(0)
-    tolerance = _TIE_ULPS * torch.finfo(logits.dtype).eps * top.abs()
-    # A maximum over row numbers that count down: several times faster than argmax over the rows.
-    countdown = torch.arange(len(logits), 0, -1, dtype=torch.int32, device=logits.device)
-    first = ((logits >= top - tolerance) * countdown[:, None]).amax(0)
-    return (len(logits) - first).clamp_(max=len(logits) - 1).long()

@@ -1,0 +1,70 @@
+"""Which token of a document holds the maximum of each active dim, found again for the backward pass of the head."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+# Logits this close (relative) to the maximum count as ties, which go to the first token: rounding of a matrix product
+# depends on the shape of its operands, and two equal tokens must not swap places between forward and backward.
+_TIE_ULPS = 8
+# Logits made at a time where all documents go together.
+_ELEMENTS = 1 << 25
+
+
+def first_maximum(logits: Float[Tensor, "*documents tokens dims"]) -> Int64[Tensor, "*documents dims"]:
+    """Number of the token that holds the maximum of each dim, the first one where several share it."""
+    top = logits.amax(-2, keepdim=True)
+    tolerance = _TIE_ULPS * torch.finfo(logits.dtype).eps * top.abs()
+    # A maximum over token numbers that count down: several times faster than argmax over the tokens.
+    tokens = logits.shape[-2]
+    countdown = torch.arange(tokens, 0, -1, dtype=torch.int32, device=logits.device)
+    first = ((logits >= top - tolerance) * countdown[:, None]).amax(-2)
+    return (tokens - first).clamp_(max=tokens - 1).long()
+
+
+def winning_rows(
+    hidden: Float[Tensor, "tokens hidden"],
+    weight: Float[Tensor, "vocab hidden"],
+    offsets: Sequence[int],
+    active: Bool[Tensor, "documents vocab"],
+    dtype: torch.dtype,
+) -> tuple[Int64[Tensor, " pairs"], Int64[Tensor, " pairs"], Int64[Tensor, " pairs"]]:
+    """Where the maxima of the active dims of all documents lie, in a few large operations.
+
+    For devices where many small operations take longer than some arithmetic for nothing: documents are padded to the
+    longest, and active dims to the most of a document.
+
+    Args:
+        hidden: states of all tokens, of one document at least.
+        weight: output embeddings.
+        offsets: `documents + 1` row numbers.
+        active: which dims to look at.
+        dtype: of the comparison.
+
+    Returns:
+        `(document, dim, row)` of each active dim, by document and dim; row is one of `hidden`.
+    """
+    documents, dims = active.nonzero(as_tuple=True)  # the device is waited for here,
+    counts = active.sum(1)
+    most = int(counts.max())  # and here
+    longest = max(end - start for start, end in pairwise(offsets))
+    cuts = torch.tensor(offsets).to(hidden.device, non_blocking=True)
+    rows = cuts[:-1, None] + torch.arange(longest, device=hidden.device)
+    outside = rows >= cuts[1:, None]
+    states = hidden[rows.clamp_(max=len(hidden) - 1)]
+    # The active dims of a document side by side; what fills the others up is computed and never read.
+    places = torch.arange(len(dims), device=dims.device) - (counts.cumsum(0) - counts)[documents]
+    columns = dims.new_zeros(len(active), most)
+    columns[documents, places] = dims
+    winners = torch.empty_like(columns)
+    step = max(1, _ELEMENTS // outside.numel())
+    for left in range(0, most, step):
+        chosen = columns[:, left : left + step]
+        logits = torch.bmm(states, weight[chosen].transpose(1, 2)).to(dtype)
+        winners[:, left : left + step] = first_maximum(logits.masked_fill_(outside[:, :, None], -torch.inf))
+    # Where nothing compares, as with NaN, the last token is told: that of the document, not of the longest.
+    last = cuts[1:][documents] - 1
+    return documents, dims, torch.minimum(cuts[documents] + winners[documents, places], last)
