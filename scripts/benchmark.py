@@ -176,8 +176,12 @@ def make_models(folder: Path) -> dict[str, Path]:
 def make_texts(tokenizer: Any, number: int, seed: int) -> list[str]:
     """Texts of random words whose lengths are like those of Natural Questions' answers: 140 tokens on average."""
     rng = random.Random(seed)
-    words = sorted(word for word in tokenizer.get_vocab() if word.isascii() and word.isalpha() and len(word) > 2)
+    words = _words(tokenizer)
     return [" ".join(rng.choices(words, k=max(8, int(rng.lognormvariate(4.75, 0.6))))) for _ in range(number)]
+
+
+def _words(tokenizer: Any) -> list[str]:
+    return sorted(word for word in tokenizer.get_vocab() if word.isascii() and word.isalpha() and len(word) > 2)
 
 
 def write_pairs(folder: Path, number: int) -> Path:
@@ -241,24 +245,30 @@ def train_gpu(models: dict[str, Path], folder: Path, short: bool) -> dict[str, E
 
 
 def encode(models: dict[str, Path], folder: Path, short: bool) -> dict[str, Entry]:
-    """Documents and queries of NFCorpus."""
+    """Documents and queries of NFCorpus, and queries of words that were never met before."""
     if not (DATA / "beir" / "nfcorpus").is_dir():
         print(f"encode_documents and encode_queries are left out: no beir/nfcorpus in {DATA}")
         return {}
     (task,) = load_tasks([str(DATA / "beir" / "nfcorpus")])
-    entries = {}
-    for name, texts, chunk, turns, sides in (
-        ("documents", list(task.corpus.values()), 32 if short else 256, 3 if short else 11, ["ours", "peer", "floor"]),
-        ("queries", list(task.queries.values()), 300, 7 if short else 15, ["ours", "peer"]),
-    ):
-        random.Random(0).shuffle(texts)
-        path = folder / f"{name}.json"
-        path.write_text(json.dumps(texts), encoding="utf-8")
-        settings = {"model": str(models["minilm"]), "texts": str(path), "chunk": chunk}
-        answers = take_turns(f"encode_{name}", sides, turns, settings)
-        seconds = {side: [answer["seconds"] / chunk for answer in each] for side, each in answers.items()}
-        entries[f"encode_{name}"] = compare(f"seconds a {name.rstrip('s').replace('querie', 'query')}", **seconds)
+    documents, queries = list(task.corpus.values()), list(task.queries.values())
+    random.Random(0).shuffle(documents)
+    words = _words(load_tokenizer(MINILM))
+    random.Random(0).shuffle(words)
+    new_queries = [" ".join(words[i : i + 3]) for i in range(0, len(words) - 2, 3)]
+    sides, chunk, turns = ["ours", "peer", "floor"], 32 if short else 256, 3 if short else 11
+    entries = {"encode_documents": _encode("documents", documents, sides, chunk, turns, models["minilm"], folder)}
+    for name, texts in (("queries", queries), ("new_queries", new_queries)):
+        turns = 7 if short else 15
+        entries[f"encode_{name}"] = _encode("queries", texts, sides[:2], 300, turns, models["minilm"], folder)
     return entries
+
+
+def _encode(task: str, texts: list[str], sides: list[str], chunk: int, turns: int, model: Path, folder: Path) -> Entry:
+    path = folder / "texts.json"
+    path.write_text(json.dumps(texts), encoding="utf-8")
+    answers = take_turns(f"encode_{task}", sides, turns, {"model": str(model), "texts": str(path), "chunk": chunk})
+    seconds = {side: [answer["seconds"] / chunk for answer in each] for side, each in answers.items()}
+    return compare("seconds a text", **seconds)
 
 
 def evaluate(models: dict[str, Path], folder: Path, short: bool) -> dict[str, Entry]:

@@ -1,10 +1,14 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tokenizers import normalizers, pre_tokenizers
+from transformers import AutoTokenizer
 
 from splade_lit.errors import UserError
 from splade_lit.sources import resolve_source
-from splade_lit.tokens import PairBatch, Tokens, tokenize_documents, tokenize_queries
+from splade_lit.tokens import KnownWords, PairBatch, Tokens, tokenize_documents, tokenize_queries
 
 LISTS = [[5, 6, 7], [], [8], [9, 10]]
 
@@ -67,6 +71,45 @@ def test_queries_are_cut_by_tokens_not_by_distinct_ones(tiny_tokenizer):
     (ids,) = tokenize_queries(tiny_tokenizer, ["the the the song river"], 4)
     assert set(ids) == {vocabulary["the"], vocabulary["song"]}
     assert tokenize_queries(tiny_tokenizer, [], 4) == []
+
+
+PIECES = ["the", "song", "Éa", "é", "[SEP]", "[MASK]", "don't", "日本", "x" * 120]
+PIECES += [" ", "  ", "\t", "\n", "\x1f", "\x00", "\u00a0", "\u3000"]
+
+
+@given(texts=st.lists(st.lists(st.sampled_from(PIECES) | st.text(max_size=6), max_size=8).map("".join), max_size=6))
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_known_words_give_the_tokens_of_whole_texts(tiny_tokenizer, texts):
+    engine = tiny_tokenizer.backend_tokenizer
+    engine.no_truncation()
+    expected = [engine.encode(text, add_special_tokens=False).ids for text in texts]
+    words = KnownWords(tiny_tokenizer)
+    assert words.token_ids(texts) == expected
+    assert words.token_ids(texts[::-1]) == expected[::-1]  # from memory
+
+
+def test_words_are_forgotten_when_there_are_too_many(tiny_tokenizer, monkeypatch):
+    monkeypatch.setattr(KnownWords, "_MAX_WORDS", 3)
+    words, texts = KnownWords(tiny_tokenizer), ["the song", "river of music", "a the", "song of"]
+    expected = [KnownWords(tiny_tokenizer).token_ids([text])[0] for text in texts]
+    for _ in range(3):
+        assert [words.token_ids([text])[0] for text in texts] == expected
+        assert len(words._known) <= 3 + 3
+
+
+@pytest.mark.parametrize("change", ["pre_tokenizer", "normalizer", "added"])
+def test_tokenizers_that_look_past_spaces_get_whole_texts(tiny_tokenizer_dir, change):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer_dir)
+    if change == "pre_tokenizer":
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.CharDelimiterSplit("_")
+    elif change == "normalizer":
+        tokenizer.backend_tokenizer.normalizer = normalizers.Replace("the song", "music")
+    else:
+        tokenizer.add_tokens(["the song"])
+    engine, text = tokenizer.backend_tokenizer, "of the song river"
+    expected = engine.encode(text, add_special_tokens=False).ids
+    assert KnownWords(tokenizer).token_ids([text]) == [expected]
+    assert [id for word in text.split() for id in engine.encode(word, add_special_tokens=False).ids] != expected
 
 
 def test_what_a_tokenizer_was_used_for_before_does_not_matter(tiny_tokenizer):

@@ -17,7 +17,7 @@ from splade_lit.encoder.document import MlmDocumentEncoder
 from splade_lit.encoder.packing import evaluation_mode
 from splade_lit.encoder.query import IdfQueryEncoder
 from splade_lit.encoder.vectors import Vectors, as_csr, csr_to_torch, keep_largest, split_rows
-from splade_lit.tokens import Tokens, tokenize_documents, tokenize_queries
+from splade_lit.tokens import KnownWords, Tokens, tokenize_documents, tokenize_queries
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +67,7 @@ class AsymmetricSparseEncoder(nn.Module):
         self.max_document_tokens = min(max_document_tokens or limit, document.max_positions)
         self.prompts = {"query": "", "document": ""} | (prompts or {})
         self.max_active_dims = max_active_dims
+        self._known_words = KnownWords(tokenizer)
 
     @classmethod
     def from_base(cls, source: str, **settings: Any) -> "AsymmetricSparseEncoder":
@@ -140,7 +141,7 @@ class AsymmetricSparseEncoder(nn.Module):
             ValueError: unknown prompt name, or `max_active_dims` below 1.
         """
         texts = self._texts(inputs, prompt, prompt_name or "query")
-        token_ids = tokenize_queries(self.tokenizer, texts, self.max_query_tokens)
+        token_ids = tokenize_queries(self.tokenizer, texts, self.max_query_tokens, self._known_words)
         matrix = self.encode_query_tokens(token_ids, max_active_dims=max_active_dims)
         return self._converted(
             matrix, inputs, convert_to_csr, convert_to_tensor, convert_to_sparse_tensor, save_to_cpu, device
