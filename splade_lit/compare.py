@@ -25,13 +25,15 @@ from splade_lit.errors import UserError
 from splade_lit.evaluation.per_query import METRICS
 from splade_lit.files import replace_text
 from splade_lit.publish.facts import hardware
-from splade_lit.report.comparison import Comparison, compare, headline_of, with_one_bm25
+from splade_lit.report.comparison import QUANTITIES, Comparison, compare, headline_of, with_one_bm25
 from splade_lit.report.measure import find_tasks, measure
 from splade_lit.report.page import finding, html
 from splade_lit.report.results import needs_tasks, read_results
 from splade_lit.report.runs import read_run
 from splade_lit.report.system import System, members, printable, sets_of
 from splade_lit.report.tables import cost_rows, quality_rows, set_rows, terminal_table, test_rows
+
+_WIDTH = 120  # columns of the tables where no terminal says
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -105,7 +107,10 @@ def _machine() -> str:
 
 
 def _print(comparison: Comparison) -> None:
+    # A file or a pipe has no width of its own; what is asked for in COLUMNS counts.
     console = Console(highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = _WIDTH
     shown = [metric for metric in METRICS if metric in ("ndcg@10", "mrr@10", "recall@10", comparison.metric)]
     tables = [quality_rows(comparison, shown)] if comparison.headline else []
     if len(sets_of(comparison.systems)) > 1:
@@ -115,6 +120,8 @@ def _print(comparison: Comparison) -> None:
         tables.append(test_rows(comparison))
     for rows in tables:
         console.print(terminal_table(rows))
+    if any(comparison.front(QUANTITIES[0])):
+        console.print(Text("* front: no other system is both better and sparser"))
     for note in comparison.notes:
         console.print(Text(f"note: {note}"))
     console.print(Text(f"{finding(comparison)}."))

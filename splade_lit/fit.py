@@ -31,7 +31,7 @@ from splade_lit.arguments import parse_settings
 from splade_lit.callbacks.csv_log import CsvLog
 from splade_lit.callbacks.last_checkpoint import LastCheckpoint
 from splade_lit.callbacks.model_card import ModelCard
-from splade_lit.callbacks.progress import StepProgressBar
+from splade_lit.callbacks.progress import ProgressLines, StepProgressBar
 from splade_lit.callbacks.retrieval import RetrievalEvaluation
 from splade_lit.callbacks.wandb_log import WandbLog
 from splade_lit.commands import run_command
@@ -154,7 +154,7 @@ class FitCLI(LightningCLI):
         if not any(isinstance(callback, ModelCard) for callback in callbacks):
             callbacks.append(ModelCard())
         if settings["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
-            callbacks.append(StepProgressBar())
+            callbacks.append(StepProgressBar() if sys.stdout.isatty() else ProgressLines())
         try:
             return super().instantiate_trainer(callbacks=callbacks, **kwargs)
         except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:

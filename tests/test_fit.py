@@ -1,6 +1,7 @@
 """`python -m splade_lit.fit`: what a run leaves, how it is set, which folders it takes, and W&B."""
 
 import json
+import logging
 import re
 import shutil
 import socketserver
@@ -153,13 +154,32 @@ def test_switches_of_the_trainer(world, tmp_path, setting):
         assert (run / "metrics.csv").exists() == (setting != "fast_dev_run")
 
 
-def test_progress_is_shown_by_steps(world, tmp_path):
-    changes = {"trainer.enable_progress_bar": True, "trainer.max_steps": 3, "trainer.callbacks": None}
-    outcome = call(main, "--config", world.config(tmp_path / "run", changes))
+def test_progress_is_shown_by_steps(world, tmp_path, caplog):
+    progress = "splade_lit.callbacks.progress"
+    changes = {"trainer.enable_progress_bar": True, "trainer.max_steps": 3}
+    bar = {"trainer.callbacks": [{"class_path": f"{progress}.StepProgressBar"}]}
+    outcome = call(main, "--config", world.config(tmp_path / "bar", changes | bar))
     assert re.search(r"^Epoch 0 .* 3/3 ", outcome.out, re.MULTILINE)
-    assert outcome.last_line == f"model: {tmp_path / 'run' / 'model'}"
-    quiet = call(main, "--config", world.config(tmp_path / "quiet", changes), "--trainer.enable_progress_bar", "false")
-    assert "Epoch" not in quiet.out
+    assert outcome.last_line == f"model: {tmp_path / 'bar' / 'model'}"
+    lines = {"trainer.callbacks": [{"class_path": f"{progress}.ProgressLines", "init_args": {"seconds": 0}}]}
+    with caplog.at_level(logging.INFO, "splade_lit"):
+        assert call(main, "--config", world.config(tmp_path / "lines", changes | lines)).code == 0
+    pattern = re.compile(r"step (\d) of 3: loss \d+\.\d+, [\d.e-]+ s a step with evaluations, about .* left")
+    told = [found[1] for record in caplog.records if (found := pattern.fullmatch(record.getMessage()))]
+    assert told == ["1", "2", "3"]
+    # Without a terminal lines are what there is, and a run this short has none.
+    caplog.clear()
+    none = call(main, "--config", world.config(tmp_path / "none", changes | {"trainer.callbacks": None}))
+    assert "Epoch" not in none.out
+    assert "of 3" not in caplog.text
+
+
+def test_evaluations_are_told(finished):
+    _, outcome = finished
+    told = re.findall(
+        r"^INFO: step (\d): mean nDCG@10 0\.\d{4}, \d+\.\d active dims a document$", outcome.err, re.MULTILINE
+    )
+    assert told == ["0", "6"]
 
 
 def test_a_later_file_wins_over_an_earlier_one(world, tmp_path):

@@ -1,9 +1,11 @@
 """Retrieval metrics while training: before the first step, every so many steps, and at the end."""
 
 import json
+import logging
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import lightning as L
@@ -18,6 +20,8 @@ from splade_lit.evaluation.evaluate import TokenisedTask, evaluate_task
 from splade_lit.evaluation.per_query import PER_QUERY, QueryFigures, figures_of_results, write_per_query
 from splade_lit.evaluation.results import TaskResult, flat_metrics
 from splade_lit.files import replace_text
+
+logger = logging.getLogger(__name__)
 
 STAGES = ("bm25", "before", "after")
 
@@ -145,7 +149,13 @@ class RetrievalEvaluation(L.Callback):
             ]
         tasks = self._tokenised[max_corpus_documents]
         with evaluating(pl_module.trainer):
-            return [evaluate_task(encoder, task, show_progress_bar=sys.stdout.isatty()) for task in tasks]
+            results = [evaluate_task(encoder, task, show_progress_bar=sys.stdout.isatty()) for task in tasks]
+        logger.info(
+            "step %d: mean nDCG@10 %.4f, %.1f active dims a document",
+            pl_module.trainer.global_step,
+            *(mean(result.metrics[name] for result in results) for name in ("ndcg@10", "corpus_active_dims")),
+        )
+        return results
 
     def _log(self, trainer: L.Trainer, metrics: dict[str, float]) -> None:
         log_figures(trainer, {f"val/{name}": value for name, value in metrics.items()})

@@ -166,6 +166,7 @@ def choose_settings(
         callbacks=(
             ("splade_lit.callbacks.retrieval.RetrievalEvaluation", tuple(retrieval)),
             ("splade_lit.callbacks.sparsity.SparsityMonitor", (Setting("every_n_steps", interval),)),
+            ("splade_lit.callbacks.terms.TermTable", (Setting("every_n_steps", interval),)),
             ("splade_lit.callbacks.carbon.CarbonTracker", ()),
         ),
     )

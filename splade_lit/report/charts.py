@@ -169,17 +169,18 @@ def intervals(rows: Sequence[Interval], x_label: str) -> Markup:
     ends = [end for row in rows for end in (row.low, row.high)]
     x = make_scale([*ends, 0.0, -0.05 * max(map(abs, ends))], 16, _WIDTH - _RIGHT)
     parts = [_x_axis(x, x_label, 6, bottom)]
-    parts.append(Markup('<path class="zero" d="M{:.1f},6V{:.1f}"/>').format(x(0.0), bottom))
     for number, row in enumerate(rows):
         middle = 34 + 38 * number
         css = "s0" if row.significant else "ref"
         parts.append(
             Markup(
-                '<g><text class="name" x="16" y="{:.1f}">{}</text>'
+                '<g><text class="name" x="16" y="{:.1f}">{}</text><path class="zero" d="M{:.1f},{}v16"/>'
                 '<path class="line {}" d="M{:.1f},{:.1f}H{:.1f}"/>{}<title>{}</title></g>'
             ).format(
                 middle - 11,
                 row.label,
+                x(0.0),
+                middle - 8,
                 css,
                 x(row.low),
                 middle,

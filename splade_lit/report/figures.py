@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import mean
 
 from markupsafe import Markup
 
@@ -11,6 +12,9 @@ from splade_lit.report.statistics import ALPHA, Difference
 from splade_lit.report.system import System
 
 _LONGEST_NAME = 28
+
+# Optimizer steps and values.
+Points = Sequence[tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -46,17 +50,25 @@ def trade_offs(comparison: Comparison) -> list[Figure]:
 
 def learning_curves(comparison: Comparison) -> list[Figure]:
     """Quality, active dims and ranking loss over the optimizer steps of the runs."""
-    metric = f"val/{comparison.headline}_dot_{comparison.metric}"
-    kinds = (
-        (
-            lambda system: _with_start(system, comparison, metric),
-            f"{comparison.metric_name} of {comparison.headline}",
-            True,
+    one, metric = comparison.headline, comparison.metric
+
+    def active_dims(system: System) -> Points:
+        return _with_start(system, one, "corpus_active_dims", f"val/{one}_corpus_active_dims") or system.log.get(
+            "sparsity/document_active_dims", ()
+        )
+
+    figures = [
+        _curves(
+            comparison,
+            lambda system: _with_start(system, one, metric, f"val/{one}_dot_{metric}"),
+            f"{comparison.metric_name} of {one}",
+            higher_is_better=True,
         ),
-        (lambda system: system.log.get("sparsity/document_active_dims", ()), "active dims of a document", False),
-        (lambda system: system.log.get("train/ranking_loss", ()), "ranking loss of a batch", False),
-    )
-    figures = [_curves(comparison, points, label, higher) for points, label, higher in kinds]
+        _curves(comparison, active_dims, "active dims of a document"),
+        _curves(
+            comparison, lambda system: system.log.get("train/ranking_loss", ()), "ranking loss of a batch", noisy=True
+        ),
+    ]
     return [figure for figure in figures if figure is not None]
 
 
@@ -77,10 +89,12 @@ def tests_figure(comparison: Comparison) -> Figure | None:
         for pair in pairs
         if pair.interval is not None
     ]
-    legend = [
-        Legend(legend_mark(Series(0)), f"p < {ALPHA} (randomisation test, Holm)"),
-        Legend(legend_mark(Series(0, reference=True)), "could be chance"),
-    ]
+    marks = (
+        (True, Legend(legend_mark(Series(0)), f"p < {ALPHA} (randomisation test, Holm)")),
+        (False, Legend(legend_mark(Series(0, reference=True)), "could be chance")),
+    )
+    drawn = {row.significant for row in rows}
+    legend = [line for significant, line in marks if significant in drawn]
     label = f"mean difference in {comparison.metric_name}, with 95 % interval"
     return Figure(_tests_title(pairs, comparison), intervals(rows, label), legend)
 
@@ -166,10 +180,10 @@ def _trade_off_title(
     return f"{quantity.title}: {on_front} of {len(shown)} on the front, from {told(cheapest)} to {told(best)}"
 
 
-def _with_start(system: System, comparison: Comparison, column: str) -> Sequence[tuple[int, float]]:
-    """The logged quality, led by that before training; not where what was logged is of a sample of the corpus."""
+def _with_start(system: System, one: str, figure: str, column: str) -> Points:
+    """A logged figure of a set, led by that before training; not where what was logged is of a sample of the corpus."""
     logged = list(system.log.get(column, ()))
-    start = system.before.get(comparison.headline, {}).get(comparison.metric)
+    start = system.before.get(one, {}).get(figure)
     if not logged or start is None or system.sampled:
         return logged
     return [(0, start), *logged]
@@ -177,9 +191,10 @@ def _with_start(system: System, comparison: Comparison, column: str) -> Sequence
 
 def _curves(
     comparison: Comparison,
-    points_of: Callable[[System], Sequence[tuple[int, float]]],
+    points_of: Callable[[System], Points],
     label: str,
-    higher_is_better: bool,
+    higher_is_better: bool = False,
+    noisy: bool = False,
 ) -> Figure | None:
     series = series_of(comparison)
     lines = [
@@ -193,16 +208,25 @@ def _curves(
         system.name for system in comparison.systems if higher_is_better and points_of(system) and system.sampled
     ]
     note = f"Of a sample of the corpus: {', '.join(map(short, sampled))}." if sampled else ""
-    ends = {line.name: line.points[-1] for line in lines}
-    best = (max if higher_is_better else min)(ends, key=lambda name: ends[name][1])
-    step, value = ends[best]
+    ends = {line.name: _ends(line.points, noisy) for line in lines}
+    best = (max if higher_is_better else min)(ends, key=lambda name: ends[name][1][0])
+    (start, when), (value, then) = ends[best]
     if len(lines) == 1:
-        first, start = lines[0].points[0]
-        title = f"{label}: {short(best)} goes from {start:.4g} at step {first} to {value:.4g} at step {step}"
+        title = f"{label}: {short(best)} goes from {start:.4g} {when} to {value:.4g} {then}"
     else:
-        title = f"{label}: {short(best)} ends {'highest' if higher_is_better else 'lowest'}, {value:.4g} at step {step}"
+        title = f"{label}: {short(best)} ends {'highest' if higher_is_better else 'lowest'}, {value:.4g} {then}"
     legend = [Legend(legend_mark(line.series), line.name) for line in lines]
     return Figure(title, curves(lines, "optimizer steps", label), legend, note)
+
+
+def _ends(points: Points, noisy: bool) -> tuple[tuple[float, str], tuple[float, str]]:
+    """Value at the start and at the end with words that say when: means of tenths where single points are chance."""
+    tenth = len(points) // 10
+    if noisy and tenth > 1:
+        first, last = ([value for _, value in part] for part in (points[:tenth], points[-tenth:]))
+        return (mean(first), "in the first tenth"), (mean(last), "in the last")
+    (first_step, start), (last_step, end) = points[0], points[-1]
+    return (start, f"at step {first_step:g}"), (end, f"at step {last_step:g}")
 
 
 def _interval(ends: tuple[float, float]) -> str:

@@ -65,11 +65,15 @@ def finding(comparison: Comparison) -> str:
     if not known:
         return "No system has retrieval figures yet"
     quality, best = max(known, key=lambda row: row[0])
-    sentence = f"{figures.short(best.name)} ranks best on {comparison.headline}: {comparison.metric_name} {quality:.4f}"
+    task = "its task" if comparison.headline == best.name else comparison.headline
+    sentence = f"{figures.short(best.name)} ranks best on {task}: {comparison.metric_name} {quality:.4f}"
     others = [(quality, system) for quality, system in known if system.kind == "bm25" and system is not best]
     if others:
         bm25_quality, bm25 = max(others, key=lambda row: row[0])
         sentence += f", {quality - bm25_quality:.4f} above {bm25.name}"
+    start = best.before.get(comparison.headline, {}).get(comparison.metric)
+    if start is not None and best.stage != "before":
+        sentence += f"; {start:.4f} before training"
     return sentence
 
 

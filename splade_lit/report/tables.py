@@ -83,7 +83,7 @@ def test_rows(comparison: Comparison) -> Rows:
         ]
         for pair in comparison.differences
     ]
-    columns = ["system", "against", "mean", "95 % interval", "won, equal, lost", "p (t-test)", "p (random signs)"]
+    columns = ["system", "against", "mean", "95 % interval", "won, equal, lost", "p (t-test)", "p (randomisation)"]
     return Rows(f"differences in {comparison.metric_name}, query by query", columns, rows, names=2)
 
 
