@@ -220,11 +220,11 @@ def _curves(
 
 
 def _ends(points: Points, noisy: bool) -> tuple[tuple[float, str], tuple[float, str]]:
-    """Value at the start and at the end with words that say when: means of tenths where single points are chance."""
-    tenth = len(points) // 10
-    if noisy and tenth > 1:
-        first, last = ([value for _, value in part] for part in (points[:tenth], points[-tenth:]))
-        return (mean(first), "in the first tenth"), (mean(last), "in the last")
+    """Value at the start and at the end with words that say when: means of quarters where single points are chance."""
+    quarter = len(points) // 4
+    if noisy and quarter > 1:
+        first, last = ([value for _, value in part] for part in (points[:quarter], points[-quarter:]))
+        return (mean(first), "in the first quarter"), (mean(last), "in the last")
     (first_step, start), (last_step, end) = points[0], points[-1]
     return (start, f"at step {first_step:g}"), (end, f"at step {last_step:g}")
 
