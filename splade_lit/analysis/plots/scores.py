@@ -47,7 +47,13 @@ def wins_and_losses(outcomes: Sequence[Outcome], num_queries: int) -> Figure:
     axes.axhline(0, color=BLACK, linewidth=0.8)
     axes.set(xlabel="queries, our largest win first (rank)", ylabel="our nDCG@10 less BM25's", ylim=(-1.05, 1.05))
     found = {one.cause for one in outcomes}
-    axes.legend(handles=[Patch(color=_CAUSE_COLOURS[cause], label=cause) for cause in CAUSES if cause in found])
+    # Below: bars may be anywhere in the axes.
+    axes.legend(
+        handles=[Patch(color=_CAUSE_COLOURS[cause], label=cause) for cause in CAUSES if cause in found],
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.18),
+        ncols=2,
+    )
     return figure
 
 
