@@ -172,6 +172,10 @@ def test_progress_is_shown_by_steps(world, tmp_path, caplog):
     none = call(main, "--config", world.config(tmp_path / "none", changes | {"trainer.callbacks": None}))
     assert "Epoch" not in none.out
     assert "of 3" not in caplog.text
+    off = changes | {"trainer.enable_progress_bar": False, "trainer.callbacks": None}
+    quiet = call(main, "--config", world.config(tmp_path / "quiet", off))
+    assert quiet.code == 0
+    assert "Epoch" not in quiet.out
 
 
 def test_evaluations_are_told(finished):
