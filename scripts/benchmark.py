@@ -252,14 +252,14 @@ def encode(models: dict[str, Path], folder: Path, short: bool) -> dict[str, Entr
     (task,) = load_tasks([str(DATA / "beir" / "nfcorpus")])
     documents, queries = list(task.corpus.values()), list(task.queries.values())
     random.Random(0).shuffle(documents)
-    words = _words(load_tokenizer(MINILM))
+    words = sorted({word for text in documents for word in text.split()})
     random.Random(0).shuffle(words)
     new_queries = [" ".join(words[i : i + 3]) for i in range(0, len(words) - 2, 3)]
     sides, chunk, turns = ["ours", "peer", "floor"], 32 if short else 256, 3 if short else 11
     entries = {"encode_documents": _encode("documents", documents, sides, chunk, turns, models["minilm"], folder)}
     for name, texts in (("queries", queries), ("new_queries", new_queries)):
         turns = 7 if short else 15
-        entries[f"encode_{name}"] = _encode("queries", texts, sides[:2], 300, turns, models["minilm"], folder)
+        entries[f"encode_{name}"] = _encode("queries", texts, sides[:2], 1000, turns, models["minilm"], folder)
     return entries
 
 

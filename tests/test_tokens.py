@@ -73,7 +73,11 @@ def test_queries_are_cut_by_tokens_not_by_distinct_ones(tiny_tokenizer):
     assert tokenize_queries(tiny_tokenizer, [], 4) == []
 
 
-PIECES = ["the", "song", "Éa", "é", "[SEP]", "[MASK]", "don't", "日本", "x" * 120]
+def token_ids(words: KnownWords, texts: list[str]) -> list[list[int]]:
+    return [np.frombuffer(ids, np.int32).tolist() for ids in words.token_ids(texts)]
+
+
+PIECES = ["the", "song", "Éa", "é", "[SEP]", "[SEP", "[UNK]", "[PAD]", "[MASK]", "don't", "日本", "x" * 120]
 PIECES += [" ", "  ", "\t", "\n", "\x1f", "\x00", "\u00a0", "\u3000"]
 
 
@@ -84,8 +88,20 @@ def test_known_words_give_the_tokens_of_whole_texts(tiny_tokenizer, texts):
     engine.no_truncation()
     expected = [engine.encode(text, add_special_tokens=False).ids for text in texts]
     words = KnownWords(tiny_tokenizer)
-    assert words.token_ids(texts) == expected
-    assert words.token_ids(texts[::-1]) == expected[::-1]  # from memory
+    assert token_ids(words, texts) == expected
+    assert token_ids(words, texts[::-1]) == expected[::-1]  # from memory
+
+
+def test_many_new_words_at_once_are_told_apart(tiny_tokenizer):
+    vocabulary = tiny_tokenizer.get_vocab()
+    cut_id, cut = KnownWords(tiny_tokenizer)._cut
+    texts = [f"song{i} the{i} {cut if i == 300 else 'river'}" for i in range(500)]
+    engine = tiny_tokenizer.backend_tokenizer
+    engine.no_truncation()
+    expected = [encoding.ids for encoding in engine.encode_batch_fast(texts, add_special_tokens=False)]
+    assert token_ids(KnownWords(tiny_tokenizer), texts) == expected
+    assert [i for i, ids in enumerate(expected) if cut_id in ids] == [300]
+    assert vocabulary[cut] == cut_id
 
 
 def test_words_are_forgotten_when_there_are_too_many(tiny_tokenizer, monkeypatch):
@@ -108,7 +124,7 @@ def test_tokenizers_that_look_past_spaces_get_whole_texts(tiny_tokenizer_dir, ch
         tokenizer.add_tokens(["the song"])
     engine, text = tokenizer.backend_tokenizer, "of the song river"
     expected = engine.encode(text, add_special_tokens=False).ids
-    assert KnownWords(tokenizer).token_ids([text]) == [expected]
+    assert token_ids(KnownWords(tokenizer), [text]) == [expected]
     assert [id for word in text.split() for id in engine.encode(word, add_special_tokens=False).ids] != expected
 
 
