@@ -25,12 +25,13 @@ def set_recompute(model: nn.Module, recompute: Recompute) -> None:
         recompute: "nothing"; "cheap" for the inside of each layer but for attention and the matrix products with a
             narrow result, which leaves the widening product of the feed-forward part and what is done to single numbers
             (Korthikanti et al. 2023, "Reducing activation recomputation in large transformer models"); "layers" for
-            whole layers (Chen et al. 2016, "Training deep nets with sublinear memory cost").
+            whole layers (Chen et al. 2016, "Training deep nets with sublinear memory cost"). The last layer is never
+            made again: its backward pass comes first, so that all of it would be there at the peak either way.
     """
     if recompute == "nothing":
         return
     # Layer by layer: the model's own switch would also warn of a cache of keys and values that encoders do not have.
-    layers = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]
+    layers = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)][:-1]
     trimming = {len(layers) - 1, (len(layers) - 1) // 2}
     for index, layer in enumerate(layers):
         context: dict[str, Any] = {}
@@ -48,9 +49,9 @@ def _cheap_contexts(weight: nn.Parameter, trims: bool) -> tuple[AbstractContextM
 
 @contextmanager
 def _after_trimming(inner: AbstractContextManager) -> Iterator[None]:
-    # What the head and later layers have freed lies among tensors that stay. The last layer's second pass comes right
-    # behind the head's backward, the middle one's half way; before each layer would take a tenth more time, as pages
-    # come back one by one.
+    # What the head and later layers have freed lies among tensors that stay. The first second pass comes soon behind the
+    # head's backward, the middle one half way; before each layer would take a tenth more time, as pages come back one
+    # by one.
     return_free_memory()
     with inner:
         yield
