@@ -98,6 +98,8 @@ def take_turns(
     processes = {side: _start(task, side, settings, gpu=gpu) for side in sides}
     answers: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
     try:
+        for side, process in processes.items():  # one after another, as several at once get in each other's way
+            _ask(process, f"{task} {side}")
         for turn in range(turns):
             for side in sides if turn % 2 else reversed(sides):
                 answers[side].append(_ask(processes[side], f"{task} {side}"))

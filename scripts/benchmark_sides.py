@@ -1,9 +1,10 @@
 """The sides of the benchmark, each in a process of its own that works only when it is its turn.
 
 `python scripts/benchmark_sides.py TASK SIDE SETTINGS` reads a line from standard input for each turn and answers with a
-line of JSON: the seconds of that turn and, where memory is measured, the peak above the model and the optimizer.
-`scripts/benchmark.py` starts these processes and lets them take turns, so that whatever else the machine does hits all
-sides alike. Nothing here is meant to be called by hand.
+line of JSON: the seconds of that turn and, where memory is measured, the peak above the model and the optimizer. The
+first turn is to import, load and warm up. `scripts/benchmark.py` starts these processes and lets them take turns, so
+that none works while another is measured, and whatever else the machine does hits all sides alike. Nothing here is
+meant to be called by hand.
 """
 
 import gc
@@ -174,8 +175,7 @@ def largest_batch_ours(turns: Turns, memory_gib: float, **settings: Any) -> None
 
     recipe = Recipe(max_steps=2, **settings)
     size = _largest_batch(lambda pairs: fit_ours(L.Callback(), replace(recipe, pairs_per_step=pairs)), memory_gib)
-    turns.wait()
-    turns.answer(pairs=size)
+    turns.timed(lambda: None, pairs=size)
 
 
 def largest_batch_peer(turns: Turns, memory_gib: float, **settings: Any) -> None:
@@ -186,8 +186,7 @@ def largest_batch_peer(turns: Turns, memory_gib: float, **settings: Any) -> None
     size = _largest_batch(
         lambda pairs: peer_trainer(TrainerCallback(), replace(recipe, pairs_per_step=pairs)).train(), memory_gib
     )
-    turns.wait()
-    turns.answer(pairs=size)
+    turns.timed(lambda: None, pairs=size)
 
 
 def _largest_batch(train: Callable[[int], Any], memory_gib: float) -> int:
@@ -302,7 +301,6 @@ def evaluate_ours(turns: Turns, model: str, folder: str) -> None:
     from splade_lit.encoder.saved import load
     from splade_lit.evaluation.evaluate import evaluate_tasks
 
-    turns.wait()
     metrics = evaluate_tasks(load(model), load_tasks([folder]))
     turns.answer(ndcg=metrics["NanoBEIR_mean_dot_ndcg@10"])
 
@@ -312,7 +310,6 @@ def evaluate_peer(turns: Turns, model: str, folder: str) -> None:
     from sentence_transformers import SparseEncoder
     from sentence_transformers.sparse_encoder.evaluation import SparseNanoBEIREvaluator
 
-    turns.wait()
     names = [path.stem.removeprefix("Nano").lower() for path in sorted(Path(folder, "corpus").glob("*.parquet"))]
     metrics = SparseNanoBEIREvaluator(names, dataset_id=folder)(SparseEncoder(model))
     turns.answer(ndcg=metrics["NanoBEIR_mean_dot_ndcg@10"])
@@ -320,7 +317,6 @@ def evaluate_peer(turns: Turns, model: str, folder: str) -> None:
 
 def start_up_ours(turns: Turns, model: str) -> None:
     """From nothing to the vectors of a first document; the whole process is what is timed."""
-    turns.wait()
     from splade_lit import AsymmetricSparseEncoder
 
     AsymmetricSparseEncoder.load(model).encode_document(["a first document"])
@@ -329,7 +325,6 @@ def start_up_ours(turns: Turns, model: str) -> None:
 
 def start_up_peer(turns: Turns, model: str) -> None:
     """The same of sentence-transformers."""
-    turns.wait()
     from sentence_transformers import SparseEncoder
 
     SparseEncoder(model).encode_document(["a first document"])
@@ -340,7 +335,9 @@ def main() -> None:
     """Take turns at a task as one of its sides."""
     task, side, settings = sys.argv[1:4]
     sides = {**globals(), **vars(benchmark_search)}
-    sides[f"{task}_{side}"](Turns(), **json.loads(settings))
+    turns = Turns()
+    if turns.wait():
+        sides[f"{task}_{side}"](turns, **json.loads(settings))
 
 
 if __name__ == "__main__":

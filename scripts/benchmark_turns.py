@@ -28,9 +28,10 @@ class Turns:
         self._answers.flush()
 
     def timed(self, work: Callable[[], Any], **figures: float) -> None:
-        """Take all turns with the same work, after one run that does not count."""
+        """Take all turns with the same work; the first run is to get ready."""
         work()
         finish()
+        self.answer()
         while self.wait():
             start = time.perf_counter()
             work()
@@ -51,14 +52,16 @@ class StepTurns:
     def step_done(self) -> bool:
         """Answer for the step that has just ended and wait for the next turn; False if training is to stop.
 
-        The first two steps warm up: the optimizer makes its state in the first. The next one is measured for memory,
-        from a heap without free pages, all others for time, each as the one before left the heap.
+        The first three steps are to get ready: the optimizer makes its state in the first, and the third is measured
+        for memory, from a heap without free pages. All others are measured for time, each as the one before left the
+        heap.
         """
         finish()
         seconds = time.perf_counter() - self.start
         self.steps += 1
         if self.steps == 3:
             self.peak_bytes = peak_bytes() - self.resting_bytes
+            self.turns.answer()
         elif self.steps > 3:
             self.turns.answer(seconds=seconds, bytes=self.peak_bytes)
         if self.steps == 2:

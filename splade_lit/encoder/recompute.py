@@ -32,11 +32,10 @@ def set_recompute(model: nn.Module, recompute: Recompute) -> None:
         return
     # Layer by layer: the model's own switch would also warn of a cache of keys and values that encoders do not have.
     layers = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)][:-1]
-    trimming = {len(layers) - 1, (len(layers) - 1) // 2}
     for index, layer in enumerate(layers):
         context: dict[str, Any] = {}
         if recompute == "cheap":
-            context = {"context_fn": partial(_cheap_contexts, next(layer.parameters()), index in trimming)}
+            context = {"context_fn": partial(_cheap_contexts, next(layer.parameters()), index == len(layers) // 2)}
         layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False, **context)  # type: ignore[assignment]
         layer.gradient_checkpointing = True
 
@@ -49,9 +48,8 @@ def _cheap_contexts(weight: nn.Parameter, trims: bool) -> tuple[AbstractContextM
 
 @contextmanager
 def _after_trimming(inner: AbstractContextManager) -> Iterator[None]:
-    # What the head and later layers have freed lies among tensors that stay. The first second pass comes soon behind the
-    # head's backward, the middle one half way; before each layer would take a tenth more time, as pages come back one
-    # by one.
+    # What the head and later layers have freed lies among tensors that stay. Once a step, half way: pages come back one
+    # by one, and twice would take a twentieth more time for a tenth less memory.
     return_free_memory()
     with inner:
         yield
