@@ -32,10 +32,11 @@ def set_recompute(model: nn.Module, recompute: Recompute) -> None:
         return
     # Layer by layer: the model's own switch would also warn of a cache of keys and values that encoders do not have.
     layers = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)][:-1]
+    trimming = {len(layers) - 1, len(layers) // 2}
     for index, layer in enumerate(layers):
         context: dict[str, Any] = {}
         if recompute == "cheap":
-            context = {"context_fn": partial(_cheap_contexts, next(layer.parameters()), index == len(layers) // 2)}
+            context = {"context_fn": partial(_cheap_contexts, next(layer.parameters()), index in trimming)}
         layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False, **context)  # type: ignore[assignment]
         layer.gradient_checkpointing = True
 
@@ -48,8 +49,8 @@ def _cheap_contexts(weight: nn.Parameter, trims: bool) -> tuple[AbstractContextM
 
 @contextmanager
 def _after_trimming(inner: AbstractContextManager) -> Iterator[None]:
-    # What the head and later layers have freed lies among tensors that stay. Once a step, half way: pages come back one
-    # by one, and twice would take a twentieth more time for a tenth less memory.
+    # What the head and later layers have freed lies among tensors that stay. Twice a step, as pages come back one by
+    # one: soon behind the head's backward, and half way.
     return_free_memory()
     with inner:
         yield
