@@ -72,8 +72,9 @@ class SpladeModule(L.LightningModule):
         lambda_ramp_ratio: fraction of all optimizer steps until they are reached.
         l0_threshold: leave documents with this many active dims or fewer out of the penalty; none if not given.
         recompute: what the backward pass makes again instead of keeping it: `nothing`, `cheap` (what takes much memory
-            and little time), or `layers` (all of each layer: least memory, most time); never of the last layer. If not given, `cheap` on a CPU
-            and `nothing` on a GPU, where looking at each operation takes longer than most of them.
+            and little time), or `layers` (all of each layer: least memory, most time); never of the last layer. If not
+            given, `cheap` on a CPU and `nothing` on a GPU, where looking at each operation takes longer than most of
+            them.
         compile_body: run the body through torch.compile.
         trust_remote_code: run code that comes with the base model.
 
