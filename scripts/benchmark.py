@@ -14,6 +14,7 @@ left out, with a line, where it is not there.
 """
 
 import argparse
+import functools
 import json
 import os
 import random
@@ -22,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 from scipy.sparse import csr_array, save_npz
 from transformers import AutoModelForMaskedLM, DistilBertConfig
@@ -72,6 +74,9 @@ class Entry:
     turns: int
 
 
+Entries = Iterator[tuple[str, Entry]]
+
+
 def compare(
     unit: str, ours: Sequence[float], peer: Sequence[float], floor: Sequence[float] | None = None, more: bool = False
 ) -> Entry:
@@ -97,31 +102,35 @@ def take_turns(
     """What each side answered in each turn; the order of the sides changes from turn to turn."""
     processes = {side: _start(task, side, settings, gpu=gpu) for side in sides}
     answers: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
+    order = [*sides]  # to get ready, one after another, as several at once get in each other's way
+    order += [side for turn in range(turns) for side in (sides if turn % 2 else reversed(sides))]
     try:
-        for side, process in processes.items():  # one after another, as several at once get in each other's way
-            _ask(process, f"{task} {side}")
-        for turn in range(turns):
-            for side in sides if turn % 2 else reversed(sides):
+        with _progress() as progress:
+            for side in progress.track(order, description=task):
                 answers[side].append(_ask(processes[side], f"{task} {side}"))
     finally:
         for process in processes.values():
             process.kill()
             process.wait()
-    return answers
+    return {side: each[1:] for side, each in answers.items()}
 
 
 def time_processes(task: str, runs: int, settings: dict[str, Any]) -> dict[str, list[float]]:
     """Seconds of whole processes, from their start to their answer."""
     seconds: dict[str, list[float]] = {"ours": [], "peer": []}
-    for _ in range(runs):
-        for side, figures in seconds.items():
+    with _progress() as progress:
+        for side in progress.track(runs * [*seconds], description=task):
             with tempfile.TemporaryDirectory() as cache:  # nothing of an earlier run
                 start = time.perf_counter()
                 process = _start(task, side, settings, {"HF_DATASETS_CACHE": cache, "SPLADE_LIT_CACHE": cache})
                 _ask(process, f"{task} {side}")
-                figures.append(time.perf_counter() - start)
+                seconds[side].append(time.perf_counter() - start)
                 process.wait()
     return seconds
+
+
+def _progress() -> Progress:
+    return Progress(transient=True, disable=not sys.stdout.isatty())
 
 
 def _start(
@@ -153,6 +162,19 @@ def _ask(process: Any, name: str) -> dict[str, float]:
         process.log.seek(0)
         sys.exit(f"error: {name} ended:\n{process.log.read()[-3000:]}")
     return json.loads(line)
+
+
+@dataclass
+class Scope:
+    """Where to write, and whether to measure the short form."""
+
+    folder: Path
+    short: bool
+
+    @functools.cached_property
+    def models(self) -> dict[str, Path]:
+        """Folders of saved models, made when they are first needed."""
+        return make_models(self.folder)
 
 
 def make_models(folder: Path) -> dict[str, Path]:
@@ -195,74 +217,67 @@ def write_pairs(folder: Path, number: int) -> Path:
     return path
 
 
-def train(models: dict[str, Path], folder: Path, short: bool) -> dict[str, Entry]:
+def train(scope: Scope) -> Entries:
     """Training steps of 16 pairs: time, and peak memory; in the short form of one shape and length."""
-    pairs = write_pairs(folder, 1600)
-    entries = {}
-    shapes = [("minilm", 256, 3)] if short else [(name, cap, 15) for name in models for cap in (256, 512)]
+    pairs = write_pairs(scope.folder, 1600)
+    shapes = [("minilm", 256, 3)] if scope.short else [(name, cap, 15) for name in scope.models for cap in (256, 512)]
     for name, max_tokens, turns in shapes:
-        base = str(models[name] / "document_0_MLMTransformer")
-        cache = str(folder / f"train_{name}_{max_tokens}")
+        base = str(scope.models[name] / "document_0_MLMTransformer")
+        cache = str(scope.folder / f"train_{name}_{max_tokens}")
         settings = {"base": base, "pairs": str(pairs), "max_tokens": max_tokens, "cache": cache}
         answers = take_turns("train", ["ours", "peer", "floor"], turns, settings)
-        entries |= _step_entries(f"{name}_{max_tokens}", answers)
-    return entries
+        yield from _step_entries(f"{name}_{max_tokens}", answers)
 
 
-def _step_entries(name: str, answers: dict[str, list[dict[str, float]]]) -> dict[str, Entry]:
+def _step_entries(name: str, answers: dict[str, list[dict[str, float]]]) -> Entries:
     seconds = {side: [answer["seconds"] for answer in each] for side, each in answers.items()}
     memory = {side: max(answer["bytes"] for answer in answers[side]) / MIB for side in ("ours", "peer")}
-    return {
-        f"train_step_{name}": compare("seconds", **seconds),
-        f"train_memory_{name}": compare("MiB", [memory["ours"]], [memory["peer"]]),
-    }
+    yield f"train_step_{name}", compare("seconds", **seconds)
+    yield f"train_memory_{name}", compare("MiB", [memory["ours"]], [memory["peer"]])
 
 
-def train_gpu(models: dict[str, Path], folder: Path, short: bool) -> dict[str, Entry]:
+def train_gpu(scope: Scope) -> Entries:
     """Training on a GPU in 16-mixed at 512 tokens: time and memory of steps, and the largest batch in 24 GiB."""
     if not torch.cuda.is_available():
         print("train_gpu is left out: no CUDA device")
-        return {}
-    pairs, more_pairs = write_pairs(folder, 2048), write_pairs(folder, 8192)
-    entries = {}
-    for name, base in models.items():
+        return
+    pairs, more_pairs = write_pairs(scope.folder, 2048), write_pairs(scope.folder, 8192)
+    for name, base in scope.models.items():
         shared = {
             "base": str(base / "document_0_MLMTransformer"),
             "pairs": str(pairs),
             "max_tokens": 512,
-            "cache": str(folder / f"train_{name}_gpu"),
+            "cache": str(scope.folder / f"train_{name}_gpu"),
             "precision": "16-mixed",
         }
         for pairs_per_step in (16, 64):
             settings = shared | {"pairs_per_step": pairs_per_step}
-            answers = take_turns("train", ["ours", "peer"], 7 if short else 25, settings, gpu=True)
-            entries |= _step_entries(f"{name}_512_gpu_{pairs_per_step}", answers)
-        if not short:
+            answers = take_turns("train", ["ours", "peer"], 7 if scope.short else 25, settings, gpu=True)
+            yield from _step_entries(f"{name}_512_gpu_{pairs_per_step}", answers)
+        if not scope.short:
             sizes = take_turns(
                 "largest_batch", ["ours", "peer"], 1, shared | {"pairs": str(more_pairs), "memory_gib": 24}, gpu=True
             )
             ours, peer = ([answer["pairs"] for answer in sizes[side]] for side in ("ours", "peer"))
-            entries[f"largest_batch_{name}_512_gpu"] = compare("pairs", ours, peer, more=True)
-    return entries
+            yield f"largest_batch_{name}_512_gpu", compare("pairs", ours, peer, more=True)
 
 
-def encode(models: dict[str, Path], folder: Path, short: bool) -> dict[str, Entry]:
+def encode(scope: Scope) -> Entries:
     """Documents and queries of NFCorpus, and queries of words that were never met before."""
     if not (DATA / "beir" / "nfcorpus").is_dir():
         print(f"encode_documents and encode_queries are left out: no beir/nfcorpus in {DATA}")
-        return {}
+        return
     (task,) = load_tasks([str(DATA / "beir" / "nfcorpus")])
     documents, queries = list(task.corpus.values()), list(task.queries.values())
     random.Random(0).shuffle(documents)
     words = sorted({word for text in documents for word in text.split()})
     random.Random(0).shuffle(words)
     new_queries = [" ".join(words[i : i + 3]) for i in range(0, len(words) - 2, 3)]
-    sides, chunk, turns = ["ours", "peer", "floor"], 16 if short else 256, 3 if short else 11
-    entries = {"encode_documents": _encode("documents", documents, sides, chunk, turns, models["minilm"], folder)}
+    sides, chunk, turns = ["ours", "peer", "floor"], 16 if scope.short else 256, 3 if scope.short else 11
+    yield "encode_documents", _encode("documents", documents, sides, chunk, turns, scope.models["minilm"], scope.folder)
     for name, texts in (("queries", queries), ("new_queries", new_queries)):
-        turns = 7 if short else 15
-        entries[f"encode_{name}"] = _encode("queries", texts, sides[:2], 1000, turns, models["minilm"], folder)
-    return entries
+        turns = 7 if scope.short else 15
+        yield f"encode_{name}", _encode("queries", texts, sides[:2], 1000, turns, scope.models["minilm"], scope.folder)
 
 
 def _encode(task: str, texts: list[str], sides: list[str], chunk: int, turns: int, model: Path, folder: Path) -> Entry:
@@ -273,16 +288,16 @@ def _encode(task: str, texts: list[str], sides: list[str], chunk: int, turns: in
     return compare("seconds a text", **seconds)
 
 
-def evaluate(models: dict[str, Path], folder: Path, short: bool) -> dict[str, Entry]:
+def evaluate(scope: Scope) -> Entries:
     """The evaluation of the stand-ins for three NanoBEIR sets; in the short form of a few documents of each."""
     source = DATA / "nanobeir-standin"
     if not source.is_dir():
         print(f"evaluate is left out: no nanobeir-standin in {DATA}")
-        return {}
-    if short:
-        source = _sampled_nanobeir(source, folder / "nanobeir", 15)
-    seconds = time_processes("evaluate", 1, {"model": str(models["minilm"]), "folder": str(source)})
-    return {"evaluate": compare("seconds", **seconds)}
+        return
+    if scope.short:
+        source = _sampled_nanobeir(source, scope.folder / "nanobeir", 15)
+    seconds = time_processes("evaluate", 1, {"model": str(scope.models["minilm"]), "folder": str(source)})
+    yield "evaluate", compare("seconds", **seconds)
 
 
 def _sampled_nanobeir(source: Path, target: Path, max_documents: int) -> Path:
@@ -306,26 +321,25 @@ def _sampled_nanobeir(source: Path, target: Path, max_documents: int) -> Path:
     return target
 
 
-def search(folder: Path, short: bool) -> dict[str, Entry]:
+def search(scope: Scope) -> Entries:
     """Exact search of 20,000 documents of 150 active dims, in the short form 5,000, with 200 queries of 10."""
     rng = np.random.default_rng(0)
     vocab_size = 30_522
     popularity = rng.permutation(1 / (1 + np.arange(vocab_size)) ** 0.7)
     cumulative = np.cumsum(popularity / popularity.sum())
-    for name, rows, dims in (("corpus", 5_000 if short else 20_000, 150), ("queries", 200, 10)):
+    for name, rows, dims in (("corpus", 5_000 if scope.short else 20_000, 150), ("queries", 200, 10)):
         columns = np.concatenate([_draw_distinct(rng, cumulative, dims) for _ in range(rows)])
         values = rng.gamma(2, 0.5, rows * dims).astype(np.float32)
         pointers = np.arange(0, rows * dims + 1, dims)
         matrix = csr_array((values, columns, pointers), shape=(rows, vocab_size))
         matrix.sort_indices()
-        save_npz(folder / f"{name}.npz", matrix)
+        save_npz(scope.folder / f"{name}.npz", matrix)
     sides = ["ours", "peer", "splade_index", "seismic"]
-    answers = take_turns("search", sides, 3 if short else 15, {"vectors": str(folder), "k": 100})
+    answers = take_turns("search", sides, 3 if scope.short else 15, {"vectors": str(scope.folder), "k": 100})
     seconds = {side: [answer["seconds"] / 200 for answer in each] for side, each in answers.items()}
-    return {
-        "search" if side == "peer" else f"search_{side}": compare("seconds a query", seconds["ours"], seconds[side])
-        for side in sides[1:]
-    }
+    for side in sides[1:]:
+        name = "search" if side == "peer" else f"search_{side}"
+        yield name, compare("seconds a query", seconds["ours"], seconds[side])
 
 
 def _draw_distinct(rng: np.random.Generator, cumulative: np.ndarray, number: int) -> np.ndarray:
@@ -335,10 +349,10 @@ def _draw_distinct(rng: np.random.Generator, cumulative: np.ndarray, number: int
     return draws[np.sort(first)[:number]]
 
 
-def start_up(models: dict[str, Path], short: bool) -> dict[str, Entry]:
+def start_up(scope: Scope) -> Entries:
     """A fresh process: import, load, first document."""
-    seconds = time_processes("start_up", 1 if short else 5, {"model": str(models["minilm"])})
-    return {"start_up": compare("seconds", **seconds)}
+    seconds = time_processes("start_up", 1 if scope.short else 5, {"model": str(scope.models["minilm"])})
+    yield "start_up", compare("seconds", **seconds)
 
 
 def table(entries: dict[str, Entry]) -> Table:
@@ -353,33 +367,28 @@ def table(entries: dict[str, Entry]) -> Table:
     return result
 
 
+MEASURES = {measure.__name__: measure for measure in (train, train_gpu, encode, evaluate, search, start_up)}
+
+
 def main() -> None:
-    """Measure, print, and write the figures."""
+    """Measure, print, and write the figures as they come."""
     parser = argparse.ArgumentParser(description="Measure splade_lit beside sentence-transformers.")
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
     parser.add_argument("--short", action="store_true", help="about 5 minutes")
-    parser.add_argument("--only", nargs="+", default=["train", "train_gpu", "encode", "evaluate", "search", "start_up"])
+    parser.add_argument("--only", nargs="+", choices=MEASURES, default=MEASURES, help="what to measure, if not all")
     settings = parser.parse_args()
     entries: dict[str, Entry] = {}
-    with tempfile.TemporaryDirectory(prefix="splade_lit_benchmark_") as scratch:
-        folder, short = Path(scratch), settings.short
-        models = make_models(folder)
-        measures = {
-            "train": lambda: train(models, folder, short),
-            "train_gpu": lambda: train_gpu(models, folder, short),
-            "encode": lambda: encode(models, folder, short),
-            "evaluate": lambda: evaluate(models, folder, short),
-            "search": lambda: search(folder, short),
-            "start_up": lambda: start_up(models, short),
-        }
-        for name in settings.only:
-            print(f"{time.strftime('%H:%M:%S')} {name}", flush=True)
-            new = measures[name]()
-            entries |= new
-            if settings.output:
-                text = json.dumps({name: asdict(entry) for name, entry in entries.items()}, indent=2) + "\n"
-                replace_text(settings.output, text)
-            Console(width=120).print(table(new))
+    with tempfile.TemporaryDirectory(prefix="splade_lit_benchmark_") as folder:
+        scope = Scope(Path(folder), settings.short)
+        for measure in settings.only:
+            print(f"{time.strftime('%H:%M:%S')} {measure}", flush=True)
+            for name, entry in MEASURES[measure](scope):
+                entries[name] = entry
+                print(f"{time.strftime('%H:%M:%S')} {name}: {entry.ratio:.2f}", flush=True)
+                if settings.output:
+                    text = json.dumps({name: asdict(entry) for name, entry in entries.items()}, indent=2) + "\n"
+                    replace_text(settings.output, text)
+    Console(width=120).print(table(entries))
 
 
 if __name__ == "__main__":

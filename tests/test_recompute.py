@@ -97,3 +97,15 @@ def test_what_is_drawn_behind_a_kept_attention_is_drawn_once():
 
     for ours, expected in zip(gradients("cheap"), gradients("nothing"), strict=True):
         torch.testing.assert_close(ours, expected)
+
+
+@pytest.mark.parametrize(("recompute", "times"), [("nothing", 0), ("cheap", 2), ("layers", 4)])
+def test_free_pages_go_back_twice_a_step_or_before_each_layer_made_again(recompute, times, monkeypatch):
+    returns = []
+    monkeypatch.setattr("splade_lit.encoder.recompute.return_free_memory", lambda: returns.append(True))
+    model = nn.Sequential(*(RandomLayer() for _ in range(5))).train()
+    set_recompute(model, recompute)
+    output = model(torch.ones(2, 64)).sum()
+    assert not returns
+    output.backward()
+    assert len(returns) == times

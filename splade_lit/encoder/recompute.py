@@ -1,7 +1,7 @@
 """What of the body is kept for the backward pass, and what is made again there."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, Literal
 
@@ -32,25 +32,27 @@ def set_recompute(model: nn.Module, recompute: Recompute) -> None:
         return
     # Layer by layer: the model's own switch would also warn of a cache of keys and values that encoders do not have.
     layers = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)][:-1]
-    trimming = {len(layers) - 1, len(layers) // 2}
     for index, layer in enumerate(layers):
-        context: dict[str, Any] = {}
-        if recompute == "cheap":
-            context = {"context_fn": partial(_cheap_contexts, next(layer.parameters()), index in trimming)}
-        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False, **context)  # type: ignore[assignment]
+        trims = recompute == "layers" or index in (len(layers) - 1, len(layers) // 2)
+        contexts = partial(_contexts, recompute, next(layer.parameters()), trims)
+        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False, context_fn=contexts)  # type: ignore[assignment]
         layer.gradient_checkpointing = True
 
 
-def _cheap_contexts(weight: nn.Parameter, trims: bool) -> tuple[AbstractContextManager, AbstractContextManager]:
+def _contexts(
+    recompute: Recompute, weight: nn.Parameter, trims: bool
+) -> tuple[AbstractContextManager, AbstractContextManager]:
     """Contexts of a layer's forward pass and of its second one; its weight tells the device."""
-    forward, again = create_selective_checkpoint_contexts(_policy)
+    forward, again = nullcontext(), nullcontext()
+    if recompute == "cheap":
+        forward, again = create_selective_checkpoint_contexts(_policy)
     return forward, _after_trimming(again) if trims and weight.is_cpu else again
 
 
 @contextmanager
 def _after_trimming(inner: AbstractContextManager) -> Iterator[None]:
-    # What the head and later layers have freed lies among tensors that stay. Twice a step, as pages come back one by
-    # one: soon behind the head's backward, and half way.
+    # What the head and later layers have freed lies among tensors that stay. With "cheap" twice a step, as pages come
+    # back one by one: soon behind the head's backward, and half way.
     return_free_memory()
     with inner:
         yield
