@@ -29,14 +29,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     device = pick_device(settings.device)
     corpus = open_corpus(settings.corpus, settings.text_column)
     encoder = load(settings.model, revision=settings.revision, device=device)
-    header = write_corpus_vectors(
-        encoder,
-        corpus,
-        settings.output,
-        values=settings.values,
-        shard_documents=settings.shard_documents,
-        show_progress_bar=sys.stdout.isatty(),
-    )
+    try:
+        header = write_corpus_vectors(
+            encoder,
+            corpus,
+            settings.output,
+            values=settings.values,
+            shard_documents=settings.shard_documents,
+            show_progress_bar=True,
+        )
+    except KeyboardInterrupt:
+        print("Stopped; the same command goes on after the last whole shard.", file=sys.stderr)
+        raise
     print(f"vectors: {settings.output}  documents {header.num_documents:,}")
 
 
@@ -55,7 +59,7 @@ def _parser() -> CommandParser:
     parser.add_argument("--output", type=Path, required=True, help="folder for the vectors")
     parser.add_argument("--values", choices=["float32", "float16"], default="float32", help="type of the weights")
     parser.add_argument(
-        "--shard-documents", type=positive_int, default=50_000, help="documents of a shard (%(default)s)"
+        "--shard-documents", type=positive_int, default=10_000, help="documents of a shard (%(default)s)"
     )
     parser.add_argument("--device", help="device to encode on, such as cpu or cuda (default: cuda where there is one)")
     return parser

@@ -9,7 +9,6 @@ metrics.json and per_query.jsonl (`--output folder/metrics.json --per-query fold
 """
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -46,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if settings.bm25:
         stages["bm25"], of_bm25 = best_bm25_results(tasks, encoder.tokenizer)
         per_query["bm25"] = figures_of_results(tasks, of_bm25)
-    results = [evaluate_task(encoder, task, show_progress_bar=sys.stdout.isatty()) for task in tasks]
+    results = [evaluate_task(encoder, task, show_progress_bar=True) for task in tasks]
     stages["model"], per_query["model"] = flat_metrics(results), figures_of_results(tasks, results)
     if settings.output:
         replace_text(settings.output, json.dumps(stages, indent=2) + "\n")

@@ -24,14 +24,7 @@ from splade_lit.commands import check_writable, quiet_package, run_command
 from splade_lit.data.datamodule import PairsDataModule
 from splade_lit.data.held_out import TASK_FILES, write_beir
 from splade_lit.data.inspect import inspect_pairs
-from splade_lit.data.inspection_report import (
-    corpus_lines,
-    duration,
-    held_out_lines,
-    pairs_lines,
-    settings_line,
-    warnings,
-)
+from splade_lit.data.inspection_report import corpus_lines, held_out_lines, pairs_lines, settings_line, warnings
 from splade_lit.data.own_data import make_task, read_corpus, read_pairs
 from splade_lit.data.recipe import (
     Machine,
@@ -48,6 +41,7 @@ from splade_lit.encoder.base import load_tokenizer
 from splade_lit.errors import UserError
 from splade_lit.files import replace_text
 from splade_lit.module import SpladeModule
+from splade_lit.progress import duration
 from splade_lit.sources import first_available
 
 _TIMED_PAIRS = 4_096

@@ -46,8 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         check_made_by(header, encoder, settings.vectors)
         ids, documents = ids[: settings.limit], documents[: settings.limit]
     else:
-        ids, texts, show = list(corpus), list(corpus.values()), sys.stdout.isatty()
-        documents = encoder.encode_document(texts, show_progress_bar=show, convert_to_csr=True)
+        ids, texts = list(corpus), list(corpus.values())
+        documents = encoder.encode_document(texts, show_progress_bar=True, convert_to_csr=True)
     index = SearchIndex(documents)
     console = Console(highlight=False)
     for query in settings.queries or _typed_queries():

@@ -77,15 +77,15 @@ def test_an_interrupted_run_goes_on(encoder, corpus, tmp_path, monkeypatch):
     whole = tmp_path / "whole"
     write_corpus_vectors(encoder, open_corpus(str(corpus)), whole, **settings)
     encoded = []
-    encode_document = encoder.encode_document
+    encode_document_tokens = encoder.encode_document_tokens
 
-    def stop_in_the_second_shard(texts, **settings):
+    def stop_in_the_second_shard(token_ids, **settings):
         if len(encoded) == 2:
             raise KeyboardInterrupt
-        encoded.extend(texts)
-        return encode_document(texts, **settings)
+        encoded.extend(token_ids)
+        return encode_document_tokens(token_ids, **settings)
 
-    monkeypatch.setattr(encoder, "encode_document", stop_in_the_second_shard)
+    monkeypatch.setattr(encoder, "encode_document_tokens", stop_in_the_second_shard)
     with pytest.raises(KeyboardInterrupt):
         write_corpus_vectors(encoder, open_corpus(str(corpus)), folder, **settings)
     with pytest.raises(UserError, match=r"whole corpus; run python -m splade_lit\.encode again"):
@@ -100,14 +100,67 @@ def test_an_interrupted_run_goes_on(encoder, corpus, tmp_path, monkeypatch):
 
 
 def test_memory_is_bounded_by_a_shard(encoder, corpus, tmp_path, monkeypatch):
-    sizes = []
-    encode_document = encoder.encode_document
-    monkeypatch.setattr(
-        encoder, "encode_document", lambda texts, **s: (sizes.append(len(texts)), encode_document(texts, **s))[1]
-    )
+    sizes = count_encoded(encoder, monkeypatch)
     monkeypatch.setattr(corpus_vectors, "_CHUNK_DOCUMENTS", 2)
     write_corpus_vectors(encoder, open_corpus(str(corpus)), tmp_path / "vectors", shard_documents=3)
     assert sizes == [2, 1, 2, 1]
+
+
+def count_encoded(encoder: AsymmetricSparseEncoder, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many documents each call is given."""
+    sizes = []
+    encode_document_tokens = encoder.encode_document_tokens
+    monkeypatch.setattr(
+        encoder,
+        "encode_document_tokens",
+        lambda token_ids, **settings: (sizes.append(len(token_ids)), encode_document_tokens(token_ids, **settings))[1],
+    )
+    return sizes
+
+
+@pytest.mark.parametrize("change", ["grown", "shrunk", "one text", "one id"])
+def test_a_corpus_that_changed_is_encoded_where_it_did(encoder, corpus, tmp_path, monkeypatch, change):
+    folder, settings = tmp_path / "vectors", {"shard_documents": 2}
+    write_corpus_vectors(encoder, open_corpus(str(corpus)), folder, **settings)
+    rows = [json.loads(line) for line in corpus.read_text(encoding="utf-8").splitlines()]
+    if change == "grown":
+        rows += [{"_id": f"new{number}", "text": f"song {number}"} for number in range(3)]
+    elif change == "shrunk":
+        rows = rows[:4]
+    elif change == "one text":
+        rows[3]["text"] = "heart disease of the king"
+    else:
+        rows[3]["_id"] = "another"
+    corpus.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    sizes = count_encoded(encoder, monkeypatch)
+    write_corpus_vectors(encoder, open_corpus(str(corpus)), folder, **settings)
+    assert sizes == {"grown": [2, 1], "shrunk": [1], "one text": [2], "one id": [2]}[change]
+    ids, vectors, _ = read_corpus_vectors(folder)
+    write_corpus_vectors(encoder, open_corpus(str(corpus)), tmp_path / "anew", **settings)
+    expected_ids, expected, _ = read_corpus_vectors(tmp_path / "anew")
+    assert ids == expected_ids
+    assert (vectors != expected).nnz == 0
+
+
+def test_a_damaged_shard_is_made_again(encoder, model, corpus, tmp_path, caplog):
+    folder = tmp_path / "vectors"
+    assert command(model, corpus, folder, "--shard-documents", 2).code == 0
+    shard = folder / "shard-00001.npz"
+    expected = read_corpus_vectors(folder)[1]
+    shard.write_bytes(shard.read_bytes()[:100])
+    assert command(model, corpus, folder, "--shard-documents", 2).code == 0
+    assert f"{shard} does not hold the corpus as it is now and is made again." in caplog.messages
+    assert (read_corpus_vectors(folder)[1] != expected).nnz == 0
+
+
+def test_a_stopped_command_tells_how_to_go_on(model, corpus, tmp_path, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(AsymmetricSparseEncoder, "encode_document_tokens", stop)
+    outcome = command(model, corpus, tmp_path / "vectors")
+    assert outcome.code == 130
+    assert outcome.err.splitlines()[-1] == "Stopped; the same command goes on after the last whole shard."
 
 
 def test_another_model_or_corpus_is_refused(encoder, model, corpus, tmp_path):

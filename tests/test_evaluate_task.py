@@ -1,7 +1,7 @@
 """Evaluation of tasks: the figures of sentence-transformers' sparse evaluators to 1e-9, ties and sparsity included."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,9 @@ class WordOverlap:
             row[ids] = self.weights[ids]
         return csr_array(dense)
 
-    def encode_document_tokens(self, token_ids: Sequence[np.ndarray], *, show_progress_bar: bool = False) -> csr_array:
+    def encode_document_tokens(
+        self, token_ids: Sequence[np.ndarray], *, on_batch: Callable[[int], None] | None = None
+    ) -> csr_array:
         return self.encode_query_tokens(token_ids)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 
-from splade_lit.publish.markdown import duration
+from splade_lit.progress import duration
 
 logger = logging.getLogger(__name__)
 

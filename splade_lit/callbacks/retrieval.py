@@ -2,7 +2,6 @@
 
 import json
 import logging
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from statistics import mean
@@ -149,7 +148,7 @@ class RetrievalEvaluation(L.Callback):
             ]
         tasks = self._tokenised[max_corpus_documents]
         with evaluating(pl_module.trainer):
-            results = [evaluate_task(encoder, task, show_progress_bar=sys.stdout.isatty()) for task in tasks]
+            results = [evaluate_task(encoder, task, show_progress_bar=True) for task in tasks]
         logger.info(
             "step %d: mean nDCG@10 %.4f, %.1f active dims a document",
             pl_module.trainer.global_step,

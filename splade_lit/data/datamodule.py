@@ -248,7 +248,7 @@ class PairsDataModule(LightningDataModule):
             folder=self.cache_dir / "tokens",
             key=f"{side}-{texts}-{tokenizer_fingerprint(self.tokenizer)}-{max_tokens}",
             num_texts=len(pairs),
-            description=f"Tokenising {column}",
+            verb=f"tokenising {column}",
         )
 
     def _loader(self, rows: np.ndarray, batch_size: int, shuffle: bool, drop_last: bool = False) -> PairLoader:

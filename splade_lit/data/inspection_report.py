@@ -108,17 +108,6 @@ def warnings(
     return [f"warning    {text}" for text in told]
 
 
-def duration(seconds: float) -> str:
-    """Seconds as a person says them.
-
-    >>> duration(42), duration(754), duration(9000)
-    ('42 s', '13 min', '2.5 h')
-    """
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
-
-
 def _lengths(lengths: Lengths) -> str:
     shares = ", ".join(f"{percent} % up to {lengths.percentile(percent):,}" for percent in _PERCENTILES)
     return f"tokens: {shares}, longest {int(lengths.tokens[-1]):,}"

@@ -13,11 +13,10 @@ import numba
 import numpy as np
 import torch
 import xxhash
-from rich import get_console
-from rich.progress import Progress
 from transformers import PreTrainedTokenizerBase
 
 from splade_lit.files import whole_file
+from splade_lit.progress import WorkProgress
 from splade_lit.tokens import Tokens
 
 FOOTER = np.dtype([("texts", "<u8"), ("tokens", "<u8"), ("bytes_per_token", "<u8"), ("checksum", "<u8")])
@@ -81,7 +80,7 @@ class TokenStore:
         vocab_size: int,
         path: Path | None = None,
         num_texts: int | None = None,
-        description: str = "Tokenising",
+        verb: str = "tokenising",
     ) -> "TokenStore":
         """Tokenise texts, batch after batch, into a file or into memory.
 
@@ -90,21 +89,19 @@ class TokenStore:
             tokenize: gives the ids of each text of a batch.
             vocab_size: all ids are below.
             path: where to write; None keeps the store in memory.
-            num_texts: length of the progress bar.
-            description: name of the progress bar.
+            num_texts: how many there are, for the progress that is shown.
+            verb: what that progress is called.
 
         Raises:
             OSError: the file cannot be written.
         """
         dtype = np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.int32)
-        console = get_console()  # where nothing can be drawn over, a bar leaves an empty line
-        with Progress(transient=True, disable=not (console.is_interactive or console.is_jupyter)) as progress:
-            task = progress.add_task(description, total=num_texts)
+        with WorkProgress(verb, "texts", num_texts) as progress:
 
             def token_ids() -> Iterable[list[np.ndarray]]:
                 for batch in batches:
                     yield tokenize(batch)
-                    progress.advance(task, len(batch))
+                    progress.advance(len(batch))
 
             if path is None:
                 buffer = io.BytesIO()
@@ -136,7 +133,7 @@ def cached_token_store(
     folder: Path,
     key: str,
     num_texts: int | None = None,
-    description: str = "Tokenising",
+    verb: str = "tokenising",
 ) -> TokenStore:
     """The store of `key` in `folder`, built if it is not there or not whole.
 
@@ -148,8 +145,8 @@ def cached_token_store(
         vocab_size: all ids are below.
         folder: of the cache.
         key: names everything that the ids depend on.
-        num_texts: length of the progress bar.
-        description: name of the progress bar.
+        num_texts: how many there are, for the progress that is shown.
+        verb: what that progress is called.
     """
     path = folder / f"{key}.tokens"
     try:
@@ -159,10 +156,10 @@ def cached_token_store(
     except (OSError, ValueError) as error:
         logger.warning("%s is not whole and is built again: %s.", path, error)
     try:
-        return TokenStore.build(batches(), tokenize, vocab_size, path, num_texts, description)
+        return TokenStore.build(batches(), tokenize, vocab_size, path, num_texts, verb)
     except OSError as error:
         _warn_unwritable(folder, error.strerror)
-    return TokenStore.build(batches(), tokenize, vocab_size, None, num_texts, description)
+    return TokenStore.build(batches(), tokenize, vocab_size, None, num_texts, verb)
 
 
 @cache

@@ -2,13 +2,11 @@
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from scipy.sparse import csr_array, vstack
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
@@ -17,6 +15,7 @@ from splade_lit.encoder.document import MlmDocumentEncoder
 from splade_lit.encoder.packing import evaluation_mode
 from splade_lit.encoder.query import IdfQueryEncoder
 from splade_lit.encoder.vectors import Vectors, as_csr, csr_to_torch, keep_largest, split_rows
+from splade_lit.progress import WorkProgress
 from splade_lit.tokens import KnownWords, Tokens, tokenize_documents, tokenize_queries
 
 logger = logging.getLogger(__name__)
@@ -169,7 +168,7 @@ class AsymmetricSparseEncoder(nn.Module):
             prompt: text to put before each document.
             batch_size: accepted for compatibility; documents are packed by tokens (`tokens_per_batch` of
                 `encode_document_tokens`).
-            show_progress_bar: show a bar with documents/s; no bar if not given.
+            show_progress_bar: show a bar with documents/s (see `WorkProgress`); no bar if not given.
             convert_to_tensor: one stacked tensor, else a list of one vector each.
             convert_to_sparse_tensor: sparse COO tensors, else dense ones.
             save_to_cpu: return the result on the CPU.
@@ -187,11 +186,9 @@ class AsymmetricSparseEncoder(nn.Module):
         if device is not None:
             self.to(device)
         texts = self._texts(inputs, prompt, prompt_name or "document")
-        matrix = self.encode_document_tokens(
-            tokenize_documents(self.tokenizer, texts, self.max_document_tokens),
-            show_progress_bar=bool(show_progress_bar),
-            max_active_dims=max_active_dims,
-        )
+        token_ids = tokenize_documents(self.tokenizer, texts, self.max_document_tokens)
+        with WorkProgress("encoding", "documents", len(token_ids), show=bool(show_progress_bar)) as progress:
+            matrix = self.encode_document_tokens(token_ids, on_batch=progress.advance, max_active_dims=max_active_dims)
         return self._converted(
             matrix, inputs, convert_to_csr, convert_to_tensor, convert_to_sparse_tensor, save_to_cpu, device
         )
@@ -209,7 +206,7 @@ class AsymmetricSparseEncoder(nn.Module):
         self,
         token_ids: Sequence[np.ndarray],
         *,
-        show_progress_bar: bool = False,
+        on_batch: Callable[[int], None] | None = None,
         max_active_dims: int | None = None,
         tokens_per_batch: int | None = None,
     ) -> csr_array:
@@ -219,7 +216,7 @@ class AsymmetricSparseEncoder(nn.Module):
 
         Args:
             token_ids: one array a document.
-            show_progress_bar: show a bar with documents/s.
+            on_batch: is told how many documents each packed batch had, such as `WorkProgress.advance`.
             max_active_dims: keep this many largest weights; the model's setting if not given.
             tokens_per_batch: tokens of one packed batch; chosen by device if not given.
         """
@@ -229,11 +226,12 @@ class AsymmetricSparseEncoder(nn.Module):
         budget = tokens_per_batch or _TOKENS_PER_BATCH.get(self.device.type, 4096)
         limit = self._limit(max_active_dims)
         parts = []
-        with document_progress(len(token_ids), show_progress_bar) as advance, evaluation_mode(self), torch.no_grad():
+        with evaluation_mode(self), torch.no_grad():
             for batch in _packed_batches(token_ids, order, budget):
                 dense = self.document(Tokens.from_lists([token_ids[i] for i in batch]).to(self.device))
                 parts.append(keep_largest(as_csr(dense), limit))
-                advance(len(batch))
+                if on_batch is not None:
+                    on_batch(len(batch))
         matrix = vstack(parts, format="csr") if len(parts) > 1 else parts[0]
         return csr_array(matrix[np.argsort(order)])
 
@@ -354,25 +352,3 @@ def _packed_batches(token_ids: Sequence[np.ndarray], order: np.ndarray, budget: 
         tokens += length
     if batch:
         yield batch
-
-
-@contextmanager
-def document_progress(total: int, show: bool) -> Iterator[Callable[[int], None]]:
-    """A rich bar that counts documents, or nothing; gives a function that advances it."""
-    columns = (
-        TextColumn("encoding"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("documents"),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, disable=not show, transient=True) as bar:
-        task = bar.add_task("", total=total, rate="")
-
-        def advance(documents: int) -> None:
-            bar.advance(task, documents)
-            speed = bar.tasks[task].speed
-            bar.update(task, rate=f"{speed:,.0f}/s" if speed else "")
-
-        yield advance

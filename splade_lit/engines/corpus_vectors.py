@@ -1,10 +1,11 @@
 """Vectors of a corpus on disk, in shards that are written as they are made: memory does not grow with the corpus.
 
 corpus.json       what made the vectors, and, once all are there, how many they are
-shard-00000.npz   ids, and a CSR matrix: int32 indices, float32 or float16 values
+shard-00000.npz   ids, a CSR matrix (int32 indices, float32 or float16 values), and a fingerprint of the documents
 """
 
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
@@ -17,9 +18,13 @@ import xxhash
 from scipy.sparse import csr_array, vstack
 
 from splade_lit.data.corpus import Corpus
-from splade_lit.encoder.model import AsymmetricSparseEncoder, document_progress
+from splade_lit.encoder.model import AsymmetricSparseEncoder
 from splade_lit.errors import UserError
 from splade_lit.files import replace_text, whole_file
+from splade_lit.progress import WorkProgress
+from splade_lit.tokens import tokenize_documents
+
+logger = logging.getLogger(__name__)
 
 _Item = TypeVar("_Item")
 _HEADER = "corpus.json"
@@ -54,10 +59,13 @@ def write_corpus_vectors(
     folder: str | Path,
     *,
     values: str = "float32",
-    shard_documents: int = 50_000,
+    shard_documents: int = 10_000,
     show_progress_bar: bool = False,
 ) -> Header:
     """Encode a corpus into a folder; a run that was interrupted goes on after the last whole shard.
+
+    Shards that are there are compared with the corpus, so that documents which were added or changed since are encoded,
+    and no others but those of their shards.
 
     Args:
         encoder: the model.
@@ -65,7 +73,7 @@ def write_corpus_vectors(
         folder: a new or empty folder, or one that was begun with the same model, corpus and settings.
         values: `float32` or `float16`, which halves the values' size and keeps 3 digits.
         shard_documents: documents of a shard.
-        show_progress_bar: show a bar with documents/s.
+        show_progress_bar: tell how far it is, with documents/s (see `WorkProgress`).
 
     Raises:
         UserError: the folder holds something else, cannot be written, or the corpus has no text.
@@ -76,18 +84,25 @@ def write_corpus_vectors(
     num_documents = 0
     try:
         replace_text(folder / _HEADER, json.dumps(asdict(header), indent=2) + "\n")
-        with document_progress(corpus.num_rows, show_progress_bar) as advance:
+        with WorkProgress("encoding", "documents", corpus.num_rows, show=show_progress_bar) as progress:
             for number, shard in enumerate(_parts(iter(corpus), shard_documents)):
                 path = folder / f"shard-{number:05d}.npz"
                 num_documents += len(shard)
+                fingerprint = _documents_fingerprint(shard)
                 if path.exists():
-                    advance(len(shard))
-                    continue
+                    if _shard_fingerprint(path) == fingerprint:
+                        progress.skip(len(shard))
+                        continue
+                    logger.info("%s does not hold the corpus as it is now and is made again.", path)
                 parts = []
                 for chunk in _parts(iter(shard), _CHUNK_DOCUMENTS):
-                    parts.append(encoder.encode_document([text for _, text in chunk], convert_to_csr=True))
-                    advance(len(chunk))
-                _write_shard(path, [id for id, _ in shard], csr_array(vstack(parts, format="csr")), values)
+                    texts = [encoder.prompts["document"] + text for _, text in chunk]
+                    token_ids = tokenize_documents(encoder.tokenizer, texts, encoder.max_document_tokens)
+                    parts.append(encoder.encode_document_tokens(token_ids, on_batch=progress.advance))
+                vectors = csr_array(vstack(parts, format="csr"))
+                _write_shard(path, [id for id, _ in shard], vectors, values, fingerprint)
+        for path in sorted(folder.glob("shard-*.npz"))[-(-num_documents // shard_documents) :]:
+            path.unlink()  # the corpus was longer once
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error.strerror}); free space and start again.") from error
     if num_documents == 0:
@@ -156,10 +171,28 @@ def _parts(items: Iterator[_Item], size: int) -> Iterator[list[_Item]]:
         yield part
 
 
-def _write_shard(path: Path, ids: Sequence[str], vectors: csr_array, values: str) -> None:
+def _documents_fingerprint(documents: Sequence[tuple[str, str]]) -> str:
+    digest = xxhash.xxh3_64()
+    for document in documents:
+        for part in document:
+            digest.update(part.encode("utf-8", "surrogatepass") + b"\0")
+    return digest.hexdigest()
+
+
+def _shard_fingerprint(path: Path) -> str | None:
+    """What the documents of a shard were; None if it cannot be read."""
+    try:
+        with np.load(path, allow_pickle=False) as shard:
+            return str(shard["fingerprint"])
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+        return None
+
+
+def _write_shard(path: Path, ids: Sequence[str], vectors: csr_array, values: str, fingerprint: str) -> None:
     with whole_file(path) as temporary, temporary.open("wb") as file:
         np.savez(
             file,
+            fingerprint=fingerprint,
             ids=np.array(ids),
             data=vectors.data.astype(values),
             indices=vectors.indices.astype(np.int32),
@@ -173,5 +206,5 @@ def _read_shard(path: Path, vocab_size: int) -> tuple[list[str], csr_array]:
             ids = shard["ids"].tolist()
             arrays = (shard["data"].astype(np.float32), shard["indices"], shard["indptr"])
         return ids, csr_array(arrays, shape=(len(ids), vocab_size))
-    except (OSError, ValueError, KeyError, BadZipFile) as error:
-        raise UserError(f"{path} is damaged; remove it and encode the corpus again.") from error
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+        raise UserError(f"{path} is damaged; encode the corpus again.") from error

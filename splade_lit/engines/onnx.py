@@ -15,7 +15,7 @@ import logging
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -116,12 +116,14 @@ class OnnxDocumentEncoder:
         """Query vectors `[queries, vocab]` from distinct token ids."""
         return keep_largest(self._query.encode(token_ids), self.max_active_dims)
 
-    def encode_document_tokens(self, token_ids: Sequence[np.ndarray], *, show_progress_bar: bool = False) -> csr_array:
+    def encode_document_tokens(
+        self, token_ids: Sequence[np.ndarray], *, on_batch: Callable[[int], None] | None = None
+    ) -> csr_array:
         """Document vectors `[documents, vocab]` from token ids, in the order given.
 
         Args:
             token_ids: one array a document.
-            show_progress_bar: accepted as that of other encoders; there is none.
+            on_batch: is told how many documents each batch had.
         """
         if not len(token_ids):
             return csr_array((0, self.vocab_size), dtype=np.float32)
@@ -132,6 +134,8 @@ class OnnxDocumentEncoder:
             rows = order[start : start + max(_TOKENS_PER_BATCH // longest, 1)]
             parts.append(keep_largest(self._run([token_ids[i] for i in rows]), self.max_active_dims))
             start += len(rows)
+            if on_batch is not None:
+                on_batch(len(rows))
         return csr_array(vstack(parts, format="csr")[np.argsort(order)])
 
     def _run(self, token_ids: Sequence[np.ndarray]) -> csr_array:

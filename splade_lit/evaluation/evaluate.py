@@ -1,6 +1,6 @@
 """Evaluation of an encoder on retrieval tasks."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from splade_lit.data.tasks import RetrievalTask
 from splade_lit.errors import UserError
 from splade_lit.evaluation.results import TaskResult, evaluate_vectors, flat_metrics
+from splade_lit.progress import WorkProgress
 from splade_lit.tokens import tokenize_documents, tokenize_queries
 
 
@@ -26,8 +27,10 @@ class Encoder(Protocol):
     def encode_query_tokens(self, token_ids: Sequence[np.ndarray]) -> csr_array:
         """Query vectors `[queries, vocab]` from distinct token ids."""
 
-    def encode_document_tokens(self, token_ids: Sequence[np.ndarray], *, show_progress_bar: bool = False) -> csr_array:
-        """Document vectors `[documents, vocab]` from token ids."""
+    def encode_document_tokens(
+        self, token_ids: Sequence[np.ndarray], *, on_batch: Callable[[int], None] | None = None
+    ) -> csr_array:
+        """Document vectors `[documents, vocab]` from token ids; `on_batch` hears how many are done at a time."""
 
 
 @dataclass(frozen=True)
@@ -110,18 +113,21 @@ def evaluate_task(
     Args:
         encoder: the model.
         task: the task; `TokenisedTask` spares tokenising it again.
-        show_progress_bar: show how far the corpus is encoded.
+        show_progress_bar: tell how far the corpus is encoded (see `WorkProgress`).
 
     Raises:
         UserError: no query has a relevant document, or the model's vectors are not finite.
     """
     tokenised = task if isinstance(task, TokenisedTask) else TokenisedTask.of(task, encoder)
+    name, size = tokenised.task.name, len(tokenised.documents)
+    with WorkProgress(f"encoding {name}", "documents", size, show=show_progress_bar) as progress:
+        documents = encoder.encode_document_tokens(tokenised.documents, on_batch=progress.advance)
     return evaluate_vectors(
         tokenised.task,
         tokenised.query_ids,
         encoder.encode_query_tokens(tokenised.queries),
         list(tokenised.task.corpus),
-        encoder.encode_document_tokens(tokenised.documents, show_progress_bar=show_progress_bar),
+        documents,
     )
 
 
