@@ -12,13 +12,13 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
 import benchmark_search
 from benchmark_floor import MatrixProducts
-from benchmark_turns import StepTurns, Turns
+from benchmark_turns import READY_STEPS, StepTurns, Turns
 
 LAMBDA_D = 3e-3
 
@@ -220,7 +220,7 @@ def train_floor(turns: Turns, **settings: Any) -> None:
     """The bare matrix products of the same steps: forward and backward of the body, forward of the decoder."""
     recipe = Recipe(**settings)
     data, batches = recipe.batches()
-    rows = iter(batches)
+    rows = islice(batches, READY_STEPS - 1, None)  # `timed` gets ready with one: the turns have the trainers' batches
     products = MatrixProducts(recipe.base)
 
     def work() -> None:

@@ -10,6 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+# Steps of training to get ready: the optimizer makes its state in the first, and the third is measured for memory, from
+# a heap without free pages.
+READY_STEPS = 3
+
 
 class Turns:
     """This process's end of the conversation; whatever libraries print goes to standard error."""
@@ -52,22 +56,20 @@ class StepTurns:
     def step_done(self) -> bool:
         """Answer for the step that has just ended and wait for the next turn; False if training is to stop.
 
-        The first three steps are to get ready: the optimizer makes its state in the first, and the third is measured
-        for memory, from a heap without free pages. All others are measured for time, each as the one before left the
-        heap.
+        Steps after the first `READY_STEPS` are measured for time, each as the one before left the heap.
         """
         finish()
         seconds = time.perf_counter() - self.start
         self.steps += 1
-        if self.steps == 3:
+        if self.steps == READY_STEPS:
             self.peak_bytes = peak_bytes() - self.resting_bytes
             self.turns.answer()
-        elif self.steps > 3:
+        elif self.steps > READY_STEPS:
             self.turns.answer(seconds=seconds, bytes=self.peak_bytes)
-        if self.steps == 2:
+        if self.steps == READY_STEPS - 1:
             gradients = sum(p.grad.nbytes for p in self.parameters if p.grad is not None)
             self.resting_bytes = bytes_from_here() - gradients
-        if self.steps >= 3 and not self.turns.wait():
+        if self.steps >= READY_STEPS and not self.turns.wait():
             return False
         self.start = time.perf_counter()
         return True

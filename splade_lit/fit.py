@@ -39,7 +39,7 @@ from splade_lit.data.datamodule import PairsDataModule
 from splade_lit.errors import UserError
 from splade_lit.evaluation.tables import headline_figures, metrics_table
 from splade_lit.files import replace_text
-from splade_lit.module import SpladeModule
+from splade_lit.module import SpladeModule, check_precision
 from splade_lit.run_folder import CHECKPOINTS, CONFIG, check_run_folder, check_same_model, remove_run
 
 LINKS = {
@@ -211,6 +211,7 @@ def _train(cli: FitCLI) -> None:
     trainer, checkpoint = cli.trainer, cli.config.ckpt_path
     if checkpoint is not None:
         check_same_model(Path(checkpoint), cli.model)
+    check_precision(trainer.precision)
     try:
         trainer.fit(cli.model, cli.datamodule, ckpt_path=checkpoint, weights_only=True)
     except UserError:

@@ -24,6 +24,8 @@ from splade_lit.tokens import PairBatch
 
 logger = logging.getLogger(__name__)
 
+_PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
+
 
 @dataclass(frozen=True)
 class Losses:
@@ -135,6 +137,7 @@ class SpladeModule(L.LightningModule):
         """Set what the training corpus decides: first query weights, decoder bias; and what the device decides."""
         if stage != "fit":
             return
+        check_precision(self.trainer.precision)
         corpus = cast(TrainingCorpus, self.trainer.datamodule)  # type: ignore[attr-defined]
         warning = set_start(self.encoder, corpus, self.hparams["idf"], self.hparams["start_active_dims"])
         if warning:
@@ -161,7 +164,7 @@ class SpladeModule(L.LightningModule):
             loss = ranking + lambda_d * document_penalty
             query_penalty = torch.zeros_like(ranking)
             if self.hparams["lambda_q"]:
-                query_penalty = penalty(self.encoder.query(batch.queries))
+                query_penalty = penalty(self.encoder.query.mean_embedding(batch.queries)[None])
                 loss = loss + lambda_q * query_penalty
         return Losses(loss, ranking, document_penalty, query_penalty)
 
@@ -238,9 +241,9 @@ class SpladeModule(L.LightningModule):
             "transformer": {"lr": self.hparams["learning_rate"], "weight_decay": self.hparams["weight_decay"]},
         }
         groups = [{"name": name, "params": ps, **settings[name]} for name, ps in self.parameter_groups().items()]
-        # Lightning clips gradients itself under a GradScaler, which the fused form does not allow; None lets torch take
-        # the next best, where False would take parameters one by one.
-        optimizer = torch.optim.AdamW(groups, fused=None if self.trainer.precision == "16-mixed" else True)
+        # Lightning refuses to clip the gradients of the fused form in mixed precision; None lets torch take the next
+        # best, where False would take parameters one by one.
+        optimizer = torch.optim.AdamW(groups, fused=None if self.trainer.precision.endswith("-mixed") else True)
         total_steps = self.total_steps
         warmup_steps = int(np.ceil(total_steps * self.hparams["warmup_ratio"]))
         scheduler = LambdaLR(optimizer, lambda step: learning_rate_factor(step, warmup_steps, total_steps))
@@ -285,6 +288,16 @@ class SpladeModule(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the state of the random numbers until training starts."""
         self._random_state = checkpoint.get("random_state")
+
+
+def check_precision(precision: str) -> None:
+    """Check that a precision keeps weights, scores and penalties in 32 bits.
+
+    Raises:
+        UserError: it does not.
+    """
+    if precision not in _PRECISIONS:
+        raise UserError(f"trainer.precision is {precision}; it must be one of {', '.join(_PRECISIONS)}.")
 
 
 def _check_ranges(settings: Any) -> None:

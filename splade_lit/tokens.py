@@ -73,10 +73,6 @@ class Tokens:
         """The same tokens on another device."""
         return Tokens(self.input_ids.to(device, non_blocking=True), self.lengths)
 
-    def pin_memory(self, device: Any = None) -> "Tokens":
-        """The same tokens in page-locked memory (called by `DataLoader(pin_memory=True)`)."""
-        return Tokens(self.input_ids.pin_memory(), self.lengths)
-
     def padded(self, padding_id: int) -> tuple[Tensor, Tensor]:
         """`(input_ids, attention_mask)`, both int64 `[texts, longest]`."""
         longest = max(self.lengths, default=0)
@@ -103,10 +99,6 @@ class PairBatch:
     def to(self, device: torch.device | str, **kwargs: Any) -> "PairBatch":
         """The same batch on another device."""
         return PairBatch(self.queries.to(device), self.documents.to(device))
-
-    def pin_memory(self, device: Any = None) -> "PairBatch":
-        """The same batch in page-locked memory."""
-        return PairBatch(self.queries.pin_memory(), self.documents.pin_memory())
 
 
 class KnownWords:

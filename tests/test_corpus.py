@@ -3,12 +3,13 @@
 import gzip
 import json
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from splade_lit.data.corpus import load_corpus
+from splade_lit.data.corpus import load_corpus, open_corpus
 from splade_lit.data.tasks import load_task
 from splade_lit.errors import UserError
 
@@ -43,6 +44,22 @@ def test_ids_titles_and_texts(tmp_path: Path, name: str) -> None:
     source = str(path.parent if "/" in name else path)
     assert load_corpus(source) == EXPECTED
     assert list(load_corpus(source)) == list(EXPECTED)
+
+
+@pytest.mark.parametrize("name", ["corpus.jsonl", "corpus.jsonl.gz"])
+def test_a_beir_folder_is_read_as_it_is_asked_for(tmp_path: Path, name: str) -> None:
+    write(tmp_path / name, jsonl(ROWS) + "no document\n")
+    write(tmp_path / "queries.jsonl", jsonl([{"_id": "q", "text": "rivers"}]))
+    opened = open_corpus(str(tmp_path))  # judgements are not needed
+    assert opened.num_rows == 5
+    assert list(islice(opened, 3)) == list(EXPECTED.items())
+    with pytest.raises(UserError, match=r"corpus\.jsonl.*, line 5: not a JSON object"):
+        list(opened)
+    with pytest.raises(UserError, match="line 5"):
+        load_corpus(str(tmp_path))
+    write(tmp_path / name, jsonl([*ROWS, ROWS[0]]))
+    with pytest.raises(UserError, match="1 of 5 documents have the _id of another"):
+        load_corpus(str(tmp_path))
 
 
 def test_lines_of_a_text_file_are_documents(tmp_path: Path) -> None:

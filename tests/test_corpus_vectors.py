@@ -1,6 +1,7 @@
 """`python -m splade_lit.encode` and searching what it wrote."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -167,11 +168,13 @@ def test_another_model_or_corpus_is_refused(encoder, model, corpus, tmp_path):
     folder = tmp_path / "vectors"
     assert command(model, corpus, folder).code == 0
     assert command(model, corpus, folder).code == 0  # all there: nothing to do
-    assert "another model or corpus" in command(model, corpus, folder, "--values", "float16").err
+    assert "another type of values; give a new folder" in command(model, corpus, folder, "--values", "float16").err
+    assert "another size of shards; give" in command(model, corpus, folder, "--shard-documents", 3).err
     with torch.no_grad():
         encoder.document.decoder.bias += 0.1
     encoder.save(tmp_path / "other")
-    assert "another model or corpus" in command(tmp_path / "other", corpus, folder).err
+    shutil.copy(corpus, tmp_path / "same.jsonl")
+    assert "another model and corpus; give" in command(tmp_path / "other", tmp_path / "same.jsonl", folder).err
     outcome = call(search.main, "--model", tmp_path / "other", "--vectors", folder, "song")
     assert outcome.code == 2
     assert (

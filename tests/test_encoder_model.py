@@ -14,6 +14,7 @@ from torch import Tensor
 from splade_lit.encoder.document import MlmDocumentEncoder
 from splade_lit.encoder.model import AsymmetricSparseEncoder
 from splade_lit.encoder.query import IdfQueryEncoder
+from splade_lit.errors import UserError
 
 TEXTS = [
     "who wrote the song of the musical",
@@ -269,6 +270,13 @@ def test_progress_is_shown_on_request(encoder, monkeypatch):
     assert terminal.getvalue() == ""
     encoder.encode_document(TEXTS, show_progress_bar=True)
     assert "documents" in terminal.getvalue()
+
+
+@pytest.mark.parametrize("max_tokens", [1, 2])
+def test_documents_keep_a_token_beside_the_special_ones(make_encoder, max_tokens):
+    with pytest.raises(UserError, match=rf"max_document_tokens is {max_tokens}; it must be at least 3"):
+        make_encoder(max_document_tokens=max_tokens)
+    assert make_encoder(max_document_tokens=3).encode_document("the song of the musical").to_dense().any()
 
 
 def test_sides_of_different_size_are_refused(encoder):

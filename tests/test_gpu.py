@@ -15,7 +15,7 @@ from tiny_runs import make_data, make_trainer, save_base, write_pairs
 from splade_lit.encoder import packing
 from splade_lit.encoder.document import MlmDocumentEncoder
 from splade_lit.encoder.model import AsymmetricSparseEncoder
-from splade_lit.encoder.packing import packed_attention
+from splade_lit.encoder.packing import DocumentOffsets, packed_attention
 from splade_lit.encoder.recompute import set_recompute
 from splade_lit.encoder.sparse_head import max_logits, splade_pool
 from splade_lit.fit import main
@@ -100,7 +100,7 @@ def test_packed_equals_padded(architecture, precision, make_masked_lm):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("window", [None, 8])
 def test_attention_inside_documents(dtype, window):
-    offsets = (0, 5, 5, 40, 41, 100)
+    offsets = DocumentOffsets((0, 5, 5, 40, 41, 100))
     random = torch.Generator().manual_seed(0)
     states = [torch.randn(1, 100, 4, 32, generator=random).to("cuda", dtype).transpose(1, 2) for _ in range(3)]
 

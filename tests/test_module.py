@@ -225,6 +225,19 @@ def test_logged_figures(make_base, pairs):
     assert figures.steps[-1].keys() >= validation.keys()
 
 
+def test_half_precision_takes_clipped_gradients(make_base, pairs):
+    figures = Figures()
+    train(SpladeModule(str(make_base())), pairs, 2, callbacks=[figures], precision="bf16-mixed")
+    assert len(figures.steps) == 2
+    assert all(math.isfinite(values["train/loss"]) for values in figures.steps)
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+def test_precisions_that_change_the_weights_are_refused(make_base, pairs, precision):
+    with pytest.raises(UserError, match=rf"trainer\.precision is {precision}; it must be one of 32-true"):
+        train(SpladeModule(str(make_base())), pairs, 1, precision=precision)
+
+
 def test_query_figures_are_left_out_where_queries_are_not_penalised(make_base, pairs):
     figures = Figures()
     train(SpladeModule(str(make_base()), freeze_idf=True), pairs, 1, callbacks=[figures])

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 from sentence_transformers.sparse_encoder.modules import SparseStaticEmbedding
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from splade_lit.encoder.query import IdfQueryEncoder, idf_from_document_frequencies, idf_from_json
 from splade_lit.errors import UserError
+from splade_lit.losses.penalties import flops_penalty, l1_penalty
 from splade_lit.tokens import Tokens, tokenize_queries
 
 QUERIES = [
@@ -48,6 +50,44 @@ def test_presence_counts_once_and_special_tokens_are_not_added(tiny_tokenizer, t
     assert set(token_ids[3]) == {vocabulary["[CLS]"], vocabulary["song"], vocabulary["[SEP]"]}
     assert vocabulary["[UNK]"] in token_ids[4]
     assert all(ids.dtype == np.int32 and (np.diff(ids) > 0).all() for ids in token_ids)
+
+
+class Sizes(TorchDispatchMode):
+    """How many numbers the largest tensor has that an operation makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.largest = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        output = operation(*args, **(kwargs or {}))
+        if isinstance(output, torch.Tensor):
+            self.largest = max(self.largest, output.untyped_storage().nbytes() // output.element_size())
+        return output
+
+
+@pytest.mark.parametrize("penalty", [flops_penalty, l1_penalty])
+def test_penalties_of_the_mean_query_are_those_of_all(query, token_ids, penalty):
+    tokens = Tokens.from_lists(token_ids)
+    penalty(query(tokens)).backward()
+    expected, query.idf_weights.grad = query.idf_weights.grad, None
+    ours = penalty(query.mean_embedding(tokens)[None])
+    torch.testing.assert_close(ours, penalty(query(tokens)), rtol=1e-5, atol=1e-5)
+    ours.backward()
+    torch.testing.assert_close(query.idf_weights.grad, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_training_makes_nothing_of_queries_times_vocabulary(query):
+    vocab = len(query.idf_weights)
+    tokens = Tokens.from_lists([[7, 8, 9]] * 40)
+    documents = torch.rand(10, vocab, requires_grad=True)
+    with Sizes() as sizes:
+        loss = query.scores(tokens, documents).sum() + flops_penalty(query.mean_embedding(tokens)[None])
+        loss.backward()
+    assert sizes.largest <= 10 * vocab
+    with Sizes() as sizes:
+        flops_penalty(query(tokens))
+    assert sizes.largest == 40 * vocab  # the plain way, by the same measure
 
 
 def test_vectors_equal_the_peers(query, token_ids, peer):

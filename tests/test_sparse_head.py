@@ -113,6 +113,28 @@ def test_first_of_equal_tokens_takes_the_gradient():
     assert ours[1][0][[0, 1, 4]].abs().amax(1).min() > 0
 
 
+@pytest.mark.parametrize("bias_mean", [0.0, -8.0, 20.0], ids=["half", "sparse", "dense"])
+@pytest.mark.parametrize("pooling", ["max", "sum"])
+def test_ties_in_double_precision(bias_mean, pooling):
+    hidden, weight, bias = (operand.detach().round() for operand in operands(bias_mean=bias_mean))  # no rounding after
+    hidden = hidden[[0, 1, 0, 1, 0, 2, 2, 3, 4, 4, 5, 4, 3, 5, 3, 6, 6, 6, 7, 7]]
+    ours = gradients(splade_pool, (hidden, weight, bias), OFFSETS, pooling)
+    assert_same(ours, gradients(dense_pool, (hidden, weight, bias), OFFSETS, pooling), 1e-10)
+
+
+def test_gathered_weights_are_bounded_too(monkeypatch):
+    """Many short, dense documents: it is their weights, not their logits, that fill the memory."""
+    monkeypatch.setattr(winners, "_ELEMENTS", 4096)
+    hidden, weight = torch.randn(32, 64), torch.randn(300, 64)
+    sizes = []
+    monkeypatch.setattr(
+        torch, "bmm", lambda *args, bmm=torch.bmm: (sizes.extend(x.numel() for x in args), bmm(*args))[1]
+    )
+    winners.winning_rows(hidden, weight, range(0, 33, 2), torch.ones(16, 300, dtype=torch.bool), torch.float32)
+    assert sizes
+    assert max(sizes) <= 4096
+
+
 def test_a_batch_of_one_text_over_and_over():
     hidden, weight, bias = operands(offsets=(0, 5))
     once = gradients(lambda h, w, b: splade_pool(h.repeat(3, 1), w, b, (0, 5, 10, 15)), (hidden, weight, bias))

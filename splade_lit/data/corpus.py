@@ -6,8 +6,8 @@ from pathlib import Path
 
 import datasets
 
-from splade_lit.data.hub import plain_errors, read_dataset, require_text
-from splade_lit.data.tasks import is_task, load_task
+from splade_lit.data.hub import local_path, plain_errors, read_dataset, require_text
+from splade_lit.data.tasks import beir_documents, count_beir_documents, is_beir, is_task, load_task
 from splade_lit.errors import UserError
 
 _ID_COLUMNS = ("_id", "id")
@@ -62,6 +62,9 @@ def open_corpus(
     Raises:
         UserError: there is no such source, or it has no such column.
     """
+    folder = local_path(source)
+    if is_beir(folder):
+        return Corpus(count_beir_documents(folder), lambda: beir_documents(folder), source, "_id")
     if is_task(source):
         corpus = load_task(source, cache_dir=cache_dir)[0].corpus
         return Corpus(len(corpus), lambda: iter(corpus.items()), source, "_id")

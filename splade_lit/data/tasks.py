@@ -82,7 +82,7 @@ def load_tasks(
 
 def is_task(name: str) -> bool:
     """Whether `load_task` takes this name for one task: a known name or a BEIR folder."""
-    return name.lower() in NANOBEIR_SPLITS or name == DOCSTRINGS or _is_beir(local_path(name))
+    return name.lower() in NANOBEIR_SPLITS or name == DOCSTRINGS or is_beir(local_path(name))
 
 
 def load_task(
@@ -100,7 +100,7 @@ def load_task(
     elif not folder.is_dir():
         known = ", ".join([*NANOBEIR_SPLITS, DOCSTRINGS])
         raise UserError(f"{name!r} is neither a folder nor a known task; known are {known}.")
-    elif _is_beir(folder):
+    elif is_beir(folder):
         tasks = [_load_beir(folder)]
     elif all((folder / part).is_dir() for part in ("corpus", "queries", "qrels")):
         if not (folder / "README.md").is_file():
@@ -137,13 +137,31 @@ def _load_nanobeir(source: str, split: str, revision: str | None = None) -> Retr
     )
 
 
+def beir_documents(folder: Path) -> Iterator[tuple[str, str]]:
+    """`(id, text)` of each document of a BEIR folder, as they are read; the title stands before the text.
+
+    Raises:
+        UserError: a line is no document.
+    """
+    for row in _read_jsonl(folder, "corpus"):
+        yield row["_id"], f"{row.get('title') or ''} {row['text']}".strip()
+
+
+def count_beir_documents(folder: Path) -> int:
+    """Documents of a BEIR folder, those without text among them.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    with _open_jsonl(folder, "corpus") as (_, lines):
+        return sum(1 for line in lines if line.strip())
+
+
 def _load_beir(folder: Path) -> RetrievalTask:
     return _checked(
         RetrievalTask(
             name=folder.resolve().name,
-            corpus={
-                row["_id"]: f"{row.get('title') or ''} {row['text']}".strip() for row in _read_jsonl(folder, "corpus")
-            },
+            corpus=dict(beir_documents(folder)),
             queries={row["_id"]: row["text"].strip() for row in _read_jsonl(folder, "queries")},
             qrels=read_qrels(folder / "qrels" / "test.tsv"),
             graded=True,
@@ -183,7 +201,8 @@ def _checked(task: RetrievalTask) -> RetrievalTask:
     return RetrievalTask(task.name, corpus, queries, qrels, task.graded, task.group)
 
 
-def _is_beir(folder: Path) -> bool:
+def is_beir(folder: Path) -> bool:
+    """Whether a folder is in BEIR's layout; its judgements may be missing."""
     return all(_find(folder, name) for name in ("corpus.jsonl", "queries.jsonl"))
 
 
@@ -192,10 +211,7 @@ def _find(folder: Path, name: str) -> Path | None:
 
 
 def _read_jsonl(folder: Path, stem: str) -> Iterator[dict[str, Any]]:
-    path = _find(folder, f"{stem}.jsonl")
-    assert path is not None  # the folder was recognised by it
-    opener = gzip.open if path.suffix == ".gz" else open
-    with _damage_told(path), opener(path, "rt", encoding="utf-8") as lines:
+    with _open_jsonl(folder, stem) as (path, lines):
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
@@ -205,6 +221,15 @@ def _read_jsonl(folder: Path, stem: str) -> Iterator[dict[str, Any]]:
             except (ValueError, TypeError, KeyError) as error:
                 raise UserError(f"{path}, line {number}: not a JSON object with `_id` and `text`.") from error
             yield row
+
+
+@contextmanager
+def _open_jsonl(folder: Path, stem: str) -> Iterator[tuple[Path, Iterator[str]]]:
+    path = _find(folder, f"{stem}.jsonl")
+    assert path is not None  # the folder was recognised by it
+    opener = gzip.open if path.suffix == ".gz" else open
+    with _damage_told(path), opener(path, "rt", encoding="utf-8") as lines:
+        yield path, lines
 
 
 def read_qrels(path: Path) -> dict[str, dict[str, int]]:

@@ -32,9 +32,10 @@ class MlmDocumentEncoder(nn.Module):
         pooling: "max" or "sum" over tokens.
         activation: "relu" for log1p(relu(x)), "log1p_relu" for a second log1p.
         packed: run the body without padding if the model allows it.
+        tile_columns: vocabulary entries of one tile of logits; chosen from the number of tokens if not given.
 
     Raises:
-        UserError: the model has no output embeddings of the usual kind.
+        UserError: the model's logits are not its last hidden states times its output embeddings.
 
     Attributes:
         model: the body and the head up to the decoder.
@@ -51,6 +52,7 @@ class MlmDocumentEncoder(nn.Module):
         pooling: Pooling = "max",
         activation: Activation = "relu",
         packed: bool = True,
+        tile_columns: int | None = None,
     ) -> None:
         super().__init__()
         decoder = model.get_output_embeddings()
@@ -58,17 +60,36 @@ class MlmDocumentEncoder(nn.Module):
             raise UserError(
                 f"{type(model).__name__} has no linear decoder; use a model that AutoModelForMaskedLM loads."
             )
+        if tile_columns is not None and tile_columns < 1:
+            raise UserError(f"tile_columns is {tile_columns}; it must be at least 1.")
         use_cpu_dropout(model)
         self.decoder_name = next(name for name, module in model.named_modules() if module is decoder)
-        model.set_submodule(self.decoder_name, nn.Identity())
+        with packing.evaluation_mode(model), torch.no_grad():
+            logits = model(**packing.probe(model, padding_id)).logits
+            model.set_submodule(self.decoder_name, nn.Identity())
+            self._check_head(model, decoder, logits, padding_id)
         self.model = model
         self.decoder = decoder
         self.padding_id = padding_id
+        self.tile_columns = tile_columns
         self.pooling: Pooling = pooling
         self.activation: Activation = activation
         self.packed = packed and self._use_packed_attention()
         self._first_position = packing.position_offset(model)
         self.grafted = False
+
+    @staticmethod
+    def _check_head(model: PreTrainedModel, decoder: nn.Linear, logits: Tensor, padding_id: int) -> None:
+        try:
+            states = model(**packing.probe(model, padding_id)).logits
+            same = packing.is_same(decoder(states), logits)
+        except (AttributeError, RuntimeError, TypeError):  # the head needs more of the decoder than its output
+            same = False
+        if not same:
+            raise UserError(
+                f"{type(model).__name__} makes more of its logits than hidden states times output embeddings, so they "
+                "cannot be pooled in tiles; use another model, such as BERT, RoBERTa or ModernBERT."
+            )
 
     def _use_packed_attention(self) -> bool:
         original = self.model.config._attn_implementation
@@ -112,7 +133,13 @@ class MlmDocumentEncoder(nn.Module):
         """Document vectors, dense, fp32 also under autocast."""
         states = self.hidden_states(tokens)
         return splade_pool(
-            states, self.decoder.weight, self.decoder.bias, tokens.offsets, self.pooling, self.activation
+            states,
+            self.decoder.weight,
+            self.decoder.bias,
+            tokens.offsets,
+            self.pooling,
+            self.activation,
+            self.tile_columns,
         )
 
     @torch.no_grad()

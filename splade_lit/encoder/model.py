@@ -15,6 +15,7 @@ from splade_lit.encoder.document import MlmDocumentEncoder
 from splade_lit.encoder.packing import evaluation_mode
 from splade_lit.encoder.query import IdfQueryEncoder
 from splade_lit.encoder.vectors import Vectors, as_csr, csr_to_torch, keep_largest, split_rows
+from splade_lit.errors import UserError
 from splade_lit.progress import WorkProgress
 from splade_lit.tokens import KnownWords, Tokens, tokenize_documents, tokenize_queries
 
@@ -43,6 +44,7 @@ class AsymmetricSparseEncoder(nn.Module):
 
     Raises:
         ValueError: the sides differ in size.
+        UserError: `max_document_tokens` leaves no room beside the special tokens.
     """
 
     def __init__(
@@ -64,6 +66,12 @@ class AsymmetricSparseEncoder(nn.Module):
         limit = min(int(tokenizer.model_max_length), document.max_positions)
         self.max_query_tokens = max_query_tokens or limit
         self.max_document_tokens = min(max_document_tokens or limit, document.max_positions)
+        special_tokens = tokenizer.num_special_tokens_to_add()
+        if self.max_document_tokens <= special_tokens:
+            raise UserError(
+                f"max_document_tokens is {self.max_document_tokens}; it must be at least {special_tokens + 1}, as the "
+                f"tokenizer adds {special_tokens} special tokens."
+            )
         self.prompts = {"query": "", "document": ""} | (prompts or {})
         self.max_active_dims = max_active_dims
         self._known_words = KnownWords(tokenizer)

@@ -28,6 +28,18 @@ ATTENTION_NAME = "splade_lit_packed"
 _HAS_VARLEN = importlib.util.find_spec("torch.nn.attention.varlen") is not None
 
 
+class DocumentOffsets:
+    """Row numbers where documents begin, and the end, in a form that torch.compile hands through without a look.
+
+    It would compile the model anew for each number of documents if it saw a tuple.
+    """
+
+    __slots__ = ("rows",)
+
+    def __init__(self, rows: tuple[int, ...]) -> None:
+        self.rows = rows
+
+
 def packed_attention(
     module: nn.Module,
     query: Tensor,
@@ -37,7 +49,7 @@ def packed_attention(
     dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,
-    document_offsets: tuple[int, ...] | None = None,
+    document_offsets: DocumentOffsets | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention inside each document of a packed row, in the signature of transformers' attention registry.
@@ -51,7 +63,7 @@ def packed_attention(
         dropout: probability, 0 outside training.
         scaling: factor on the scores.
         sliding_window: tokens attend to those less than this many positions away (ModernBERT's local layers).
-        document_offsets: row numbers where documents begin, and the end. Without them this is transformers' own SDPA.
+        document_offsets: where documents begin and end. Without them this is transformers' own SDPA.
         **kwargs: whatever else the model hands down.
 
     Returns:
@@ -61,13 +73,14 @@ def packed_attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=False, **kwargs
         )
+    offsets = document_offsets.rows
     if query.is_cuda:
         query, key, value = _autocast(query, key, value)
         if _flash_applies(query):
-            return _flash_attention(query, key, value, document_offsets, dropout, scaling, sliding_window), None
+            return _flash_attention(query, key, value, offsets, dropout, scaling, sliding_window), None
         if query.dtype == torch.float32 and query.shape[-1] % 8 == 0 and sliding_window is None:
-            return _efficient_attention(query, key, value, document_offsets, dropout, scaling), None
-    lengths = [end - start for start, end in pairwise(document_offsets)]
+            return _efficient_attention(query, key, value, offsets, dropout, scaling), None
+    lengths = [end - start for start, end in pairwise(offsets)]
     if dropout and query.is_cpu and query.dtype in (torch.float32, torch.float64):
         return dropout_attention(query, key, value, lengths, dropout, scaling, sliding_window), None
     parts = zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True)
@@ -181,7 +194,7 @@ def packed_inputs(tokens: Tokens, first_position: int) -> dict[str, Any]:
     return {
         "input_ids": tokens.input_ids[None],
         "position_ids": tokens.positions[None] + first_position,
-        "document_offsets": tokens.offsets,
+        "document_offsets": DocumentOffsets(tokens.offsets),
     }
 
 
@@ -197,23 +210,34 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
             part.training = True
 
 
+def probe(model: PreTrainedModel, padding_id: int) -> dict[str, Tensor]:
+    """Keyword arguments of a masked-LM for two short documents of unequal length, padded."""
+    input_ids, attention_mask = _probe_tokens(model, padding_id).padded(padding_id)
+    return {"input_ids": input_ids, "attention_mask": attention_mask}
+
+
+def _probe_tokens(model: PreTrainedModel, padding_id: int) -> Tokens:
+    ids = [id for id in range(int(model.config.vocab_size) - 1, 0, -1) if id != padding_id][:13]
+    return Tokens.from_lists([ids[:9], ids[9:]]).to(model.device)
+
+
+def is_same(ours: Tensor, expected: Tensor) -> bool:
+    """Whether two ways to one result agree up to rounding."""
+    tolerance = 1e-4 if expected.dtype == torch.float32 else 3e-2
+    return torch.allclose(ours, expected, rtol=tolerance, atol=tolerance * float(expected.abs().amax()))
+
+
 @torch.no_grad()
 def packing_is_exact(model: PreTrainedModel, padding_id: int) -> bool:
     """Whether the model gives two documents in one row the states that it gives them padded.
 
-    The model's attention must already be `ATTENTION_NAME`. One probe on two short documents of unequal length; a model
-    that refuses the packed call counts as not exact.
+    The model's attention must already be `ATTENTION_NAME`. A model that refuses the packed call counts as not exact.
     """
-    vocab = int(model.config.vocab_size)
-    ids = [id for id in range(vocab - 1, 0, -1) if id != padding_id][:13]
-    tokens = Tokens.from_lists([ids[:9], ids[9:]]).to(model.device)
-    input_ids, attention_mask = tokens.padded(padding_id)
+    tokens = _probe_tokens(model, padding_id)
     with evaluation_mode(model):
-        padded = model(input_ids=input_ids, attention_mask=attention_mask).logits
+        padded = model(**probe(model, padding_id)).logits
         try:
             packed = model(**packed_inputs(tokens, position_offset(model))).logits[0]
         except (TypeError, RuntimeError, ValueError, IndexError):
             return False
-    expected = padded[tokens.text_index, tokens.positions]
-    tolerance = 1e-4 if expected.dtype == torch.float32 else 3e-2
-    return torch.allclose(packed, expected, rtol=tolerance, atol=tolerance * float(expected.abs().amax()))
+    return is_same(packed, padded[tokens.text_index, tokens.positions])

@@ -55,6 +55,19 @@ class IdfQueryEncoder(nn.Module):
         scores = documents.new_zeros(len(tokens), len(documents))
         return scores.index_add(0, tokens.text_index, matches.T)
 
+    def mean_embedding(self, tokens: Tokens) -> Float[Tensor, " vocab"]:
+        """Mean of the query vectors of a batch.
+
+        A penalty on this mean, as a batch of one, is the penalty on all of them: FLOPS takes the square of the mean,
+        and what a dim holds is its weight or 0, so that nothing cancels.
+
+        Args:
+            tokens: distinct token ids of each query, of one query at least.
+        """
+        counts = torch.zeros_like(self.idf_weights, requires_grad=False)
+        counts.index_add_(0, tokens.input_ids, torch.ones_like(tokens.input_ids, dtype=counts.dtype))
+        return self.idf_weights * (counts / len(tokens))
+
     def active_dims(self, tokens: Tokens) -> Tensor:
         """Mean number of active dims of the queries, without waiting for the device: scalar tensor."""
         return (self.idf_weights[tokens.input_ids] != 0).sum() / max(len(tokens), 1)

@@ -12,6 +12,7 @@ Written is the form of releases 5.0 to 5.3, which all releases from 5.0 to 6.2 r
 Tokenizers are written so that transformers 4 reads them too, which sentence-transformers 5.0 runs on.
 """
 
+import copy
 import json
 import shutil
 import tempfile
@@ -20,6 +21,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
@@ -140,7 +142,7 @@ def _write(encoder: AsymmetricSparseEncoder, folder: Path) -> None:
     save_file({"weight": weight}, folder / _QUERY / "model.safetensors")
     save_tokenizer(encoder, folder / _QUERY, encoder.max_query_tokens)
     with quiet_transformers(), encoder.document.whole_model() as model:
-        model.save_pretrained(folder / _DOCUMENT)
+        _without_adapters(model).save_pretrained(folder / _DOCUMENT)
     save_tokenizer(encoder, folder / _DOCUMENT, encoder.max_document_tokens)
     _write_json(
         folder / _DOCUMENT / "sentence_bert_config.json",
@@ -154,6 +156,21 @@ def _write(encoder: AsymmetricSparseEncoder, folder: Path) -> None:
             "word_embedding_dimension": encoder.vocab_size,
         },
     )
+
+
+def _without_adapters(model: Any) -> Any:
+    """The model itself, or a copy with the adapters of peft merged, so that training can go on.
+
+    Raises:
+        UserError: an adapter changes the input embeddings alone where decoder and input embeddings are one.
+    """
+    if not hasattr(model, "merge_and_unload"):
+        return model
+    decoder = model.get_output_embeddings().weight
+    merged = copy.deepcopy(model).merge_and_unload()
+    if not torch.equal(merged.get_output_embeddings().weight, decoder):
+        raise UserError("An adapter of input embeddings that are the decoder's too cannot be saved; leave it out.")
+    return merged
 
 
 def save_tokenizer(encoder: AsymmetricSparseEncoder, folder: Path, max_tokens: int) -> None:

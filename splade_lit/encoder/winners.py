@@ -10,7 +10,7 @@ from torch import Tensor
 # Logits this close (relative) to the maximum count as ties, which go to the first token: rounding of a matrix product
 # depends on the shape of its operands, and two equal tokens must not swap places between forward and backward.
 _TIE_ULPS = 8
-# Logits made at a time where all documents go together.
+# Numbers made at a time, logits or weights gathered for them, where all documents go together.
 _ELEMENTS = 1 << 25
 
 
@@ -60,7 +60,7 @@ def winning_rows(
     columns = dims.new_zeros(len(active), most)
     columns[documents, places] = dims
     winners = torch.empty_like(columns)
-    step = max(1, _ELEMENTS // outside.numel())
+    step = max(1, _ELEMENTS // (len(active) * max(longest, hidden.shape[1])))
     for left in range(0, most, step):
         chosen = columns[:, left : left + step]
         logits = torch.bmm(states, weight[chosen].transpose(1, 2)).to(dtype)

@@ -14,6 +14,7 @@ from typing import TypeVar
 from zipfile import BadZipFile
 
 import numpy as np
+import torch
 import xxhash
 from scipy.sparse import csr_array, vstack
 
@@ -143,7 +144,7 @@ def _fingerprint(encoder: AsymmetricSparseEncoder) -> str:
     digest = xxhash.xxh3_64()
     for name, tensor in sorted(encoder.document.state_dict().items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     document = encoder.document
     settings = (document.pooling, document.activation, encoder.max_document_tokens, encoder.max_active_dims)
     digest.update(repr((settings, encoder.prompts["document"])).encode())
@@ -156,7 +157,10 @@ def _check_folder(folder: Path, header: Header) -> None:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UserError(f"{folder} is in use and holds no vectors; give a new or an empty folder.")
     elif replace(there, num_documents=None) != header:
-        raise UserError(f"{folder} holds vectors of another model or corpus; give a new folder.")
+        mine, theirs = asdict(header), asdict(there)
+        names = {"weights": "model", "shard_documents": "size of shards", "values": "type of values"}
+        other = [names.get(name, name) for name in mine if name != "num_documents" and mine[name] != theirs[name]]
+        raise UserError(f"{folder} holds vectors of another {' and '.join(other)}; give a new folder.")
 
 
 def _read_header(folder: Path) -> Header | None:
