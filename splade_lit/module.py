@@ -129,6 +129,7 @@ class SpladeModule(L.LightningModule):
             trust_remote_code=trust_remote_code,
         )
         if compile_body:
+            _check_compiler()
             self.encoder.document.model.compile()
         self._divergence = DivergenceWatch()
         self._random_state: dict[str, Tensor] | None = None
@@ -298,6 +299,15 @@ def check_precision(precision: str) -> None:
     """
     if precision not in _PRECISIONS:
         raise UserError(f"trainer.precision is {precision}; it must be one of {', '.join(_PRECISIONS)}.")
+
+
+def _check_compiler() -> None:
+    try:
+        torch.compile(torch.neg)(torch.zeros(2))
+    except RuntimeError as error:
+        raise UserError(
+            "model.compile_body needs a C++ compiler that torch.compile finds, such as g++; install one, or leave it off."
+        ) from error
 
 
 def _check_ranges(settings: Any) -> None:

@@ -238,6 +238,15 @@ def test_precisions_that_change_the_weights_are_refused(make_base, pairs, precis
         train(SpladeModule(str(make_base())), pairs, 1, precision=precision)
 
 
+def test_a_missing_compiler_is_told(make_base, monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, str(tmp_path / "g++")))
+    torch._dynamo.reset()
+    with pytest.raises(UserError, match=r"model\.compile_body needs a C\+\+ compiler"):
+        SpladeModule(str(make_base()), compile_body=True)
+    torch._dynamo.reset()
+
+
 def test_query_figures_are_left_out_where_queries_are_not_penalised(make_base, pairs):
     figures = Figures()
     train(SpladeModule(str(make_base()), freeze_idf=True), pairs, 1, callbacks=[figures])
