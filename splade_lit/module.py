@@ -306,7 +306,7 @@ def _check_compiler() -> None:
         torch.compile(torch.neg)(torch.zeros(2))
     except RuntimeError as error:
         raise UserError(
-            "model.compile_body needs a C++ compiler that torch.compile finds, such as g++; install one, or leave it off."
+            "model.compile_body needs a C++ compiler that torch.compile finds, as g++ is; install one or leave it off."
         ) from error
 
 
