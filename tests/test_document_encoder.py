@@ -37,6 +37,14 @@ def test_logits_that_are_bent_at_the_end_are_refused(make_masked_lm):
         MlmDocumentEncoder(model)
 
 
+def test_weights_that_are_not_finite_are_told(make_masked_lm):
+    model = make_masked_lm("bert", 120)
+    with torch.no_grad():
+        next(iter(model.parameters()))[:] = torch.nan
+    with pytest.raises(UserError, match="logits of BertForMaskedLM are not finite, so its weights are damaged"):
+        MlmDocumentEncoder(model)
+
+
 @pytest.mark.parametrize("tile_columns", [1, 50, 10_000])
 def test_tiles_are_of_the_size_that_is_set(make_masked_lm, tile_columns):
     tokens = Tokens.from_lists([[7, 8, 9], [20, 21]])

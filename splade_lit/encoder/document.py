@@ -35,7 +35,7 @@ class MlmDocumentEncoder(nn.Module):
         tile_columns: vocabulary entries of one tile of logits; chosen from the number of tokens if not given.
 
     Raises:
-        UserError: the model's logits are not its last hidden states times its output embeddings.
+        UserError: the model's logits are not finite, or not its last hidden states times its output embeddings.
 
     Attributes:
         model: the body and the head up to the decoder.
@@ -65,9 +65,10 @@ class MlmDocumentEncoder(nn.Module):
         use_cpu_dropout(model)
         self.decoder_name = next(name for name, module in model.named_modules() if module is decoder)
         with packing.evaluation_mode(model), torch.no_grad():
-            logits = model(**packing.probe(model, padding_id)).logits
+            inputs = packing.probe(model, padding_id)
+            logits = model(**inputs).logits
             model.set_submodule(self.decoder_name, nn.Identity())
-            self._check_head(model, decoder, logits, padding_id)
+            self._check_head(model, decoder, inputs, logits)
         self.model = model
         self.decoder = decoder
         self.padding_id = padding_id
@@ -79,15 +80,18 @@ class MlmDocumentEncoder(nn.Module):
         self.grafted = False
 
     @staticmethod
-    def _check_head(model: PreTrainedModel, decoder: nn.Linear, logits: Tensor, padding_id: int) -> None:
+    def _check_head(model: PreTrainedModel, decoder: nn.Linear, inputs: dict[str, Tensor], logits: Tensor) -> None:
+        name, real = type(model).__name__, inputs["attention_mask"].bool()
+        logits = logits[real]
+        if not logits.isfinite().all():
+            raise UserError(f"The logits of {name} are not finite, so its weights are damaged; get another copy of it.")
         try:
-            states = model(**packing.probe(model, padding_id)).logits
-            same = packing.is_same(decoder(states), logits)
+            same = packing.is_same(decoder(model(**inputs).logits[real]), logits)
         except (AttributeError, RuntimeError, TypeError):  # the head needs more of the decoder than its output
             same = False
         if not same:
             raise UserError(
-                f"{type(model).__name__} makes more of its logits than hidden states times output embeddings, so they "
+                f"{name} makes more of its logits than hidden states times output embeddings, so they "
                 "cannot be pooled in tiles; use another model, such as BERT, RoBERTa or ModernBERT."
             )
 
