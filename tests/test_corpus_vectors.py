@@ -143,6 +143,16 @@ def test_a_corpus_that_changed_is_encoded_where_it_did(encoder, corpus, tmp_path
     assert (vectors != expected).nnz == 0
 
 
+def test_a_corpus_without_text_takes_no_vectors_away(encoder, corpus, tmp_path):
+    folder = tmp_path / "vectors"
+    write_corpus_vectors(encoder, open_corpus(str(corpus)), folder, shard_documents=2)
+    shards = {path: path.read_bytes() for path in folder.glob("shard-*")}
+    corpus.write_text('{"_id": "d0", "text": ""}\n', encoding="utf-8")
+    with pytest.raises(UserError, match="no document has text"):
+        write_corpus_vectors(encoder, open_corpus(str(corpus)), folder, shard_documents=2)
+    assert {path: path.read_bytes() for path in folder.glob("shard-*")} == shards
+
+
 def test_a_damaged_shard_is_made_again(encoder, model, corpus, tmp_path, caplog):
     folder = tmp_path / "vectors"
     assert command(model, corpus, folder, "--shard-documents", 2).code == 0

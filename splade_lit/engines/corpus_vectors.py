@@ -102,12 +102,12 @@ def write_corpus_vectors(
                     parts.append(encoder.encode_document_tokens(token_ids, on_batch=progress.advance))
                 vectors = csr_array(vstack(parts, format="csr"))
                 _write_shard(path, [id for id, _ in shard], vectors, values, fingerprint)
+        if num_documents == 0:
+            raise UserError(f"{corpus.source}: no document has text.")
         for path in sorted(folder.glob("shard-*.npz"))[-(-num_documents // shard_documents) :]:
             path.unlink()  # the corpus was longer once
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error.strerror}); free space and start again.") from error
-    if num_documents == 0:
-        raise UserError(f"{corpus.source}: no document has text.")
     header = replace(header, num_documents=num_documents)
     replace_text(folder / _HEADER, json.dumps(asdict(header), indent=2) + "\n")
     return header
