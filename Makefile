@@ -55,10 +55,10 @@ $(VENV)/.benchmark: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $(VENV)/.quickstart $@
 
 benchmark: $(VENV)/.benchmark ## Measure against sentence-transformers (an hour or more); writes bench.json
-	$(BIN)/python scripts/benchmark.py --output bench.json
+	$(BIN)/python scripts/benchmark --output bench.json
 
 benchmark-short: $(VENV)/.benchmark ## The same in about 5 minutes
-	$(BIN)/python scripts/benchmark.py --short --output bench.json
+	$(BIN)/python scripts/benchmark --short --output bench.json
 
 clean: ## Remove the virtual environment and what tools left behind (runs/ stays)
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache build dist *.egg-info

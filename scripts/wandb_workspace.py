@@ -17,8 +17,8 @@ import wandb
 import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 
-from splade_lit.callbacks.terms import TABLE
-from splade_lit.callbacks.wandb_log import STEP, best_value
+from splade_lit.training.callbacks.terms import TABLE
+from splade_lit.training.callbacks.wandb_log import STEP, best_value
 
 METRIC = "NanoBEIR_mean_dot_ndcg@10"
 WHOLE_WIDTH = wr.Layout(w=24, h=14)

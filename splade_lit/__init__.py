@@ -14,8 +14,8 @@ _EXPORTS = {
     "MlmDocumentEncoder": "splade_lit.encoder.document",
     "PairsDataModule": "splade_lit.data.datamodule",
     "RetrievalTask": "splade_lit.data.tasks",
-    "SpladeModule": "splade_lit.module",
-    "UserError": "splade_lit.errors",
+    "SpladeModule": "splade_lit.training.module",
+    "UserError": "splade_lit.core.errors",
 }
 
 __all__ = ["__version__", *sorted(_EXPORTS)]

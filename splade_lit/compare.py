@@ -18,20 +18,21 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from splade_lit.arguments import CommandParser
-from splade_lit.commands import check_writable, pick_device, run_command
+from splade_lit.command_line.arguments import CommandParser
+from splade_lit.command_line.devices import pick_device
+from splade_lit.command_line.exit_codes import run_command
+from splade_lit.core.errors import UserError
+from splade_lit.core.files import check_writable, replace_text
 from splade_lit.data.tasks import NANOBEIR_ID, RetrievalTask, load_tasks
-from splade_lit.errors import UserError
 from splade_lit.evaluation.per_query import METRICS
-from splade_lit.files import replace_text
-from splade_lit.publish.facts import hardware
 from splade_lit.report.comparison import QUANTITIES, Comparison, compare, headline_of, with_one_bm25
 from splade_lit.report.measure import find_tasks, measure
+from splade_lit.report.other_systems import needs_tasks, read_results
 from splade_lit.report.page import finding, html
-from splade_lit.report.results import needs_tasks, read_results
+from splade_lit.report.rows import cost_rows, quality_rows, set_rows, terminal_table, test_rows
 from splade_lit.report.runs import read_run
 from splade_lit.report.system import System, members, printable, sets_of
-from splade_lit.report.tables import cost_rows, quality_rows, set_rows, terminal_table, test_rows
+from splade_lit.runs.machine import hardware
 
 _WIDTH = 120  # columns of the tables where no terminal says
 

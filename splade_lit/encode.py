@@ -11,11 +11,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from splade_lit.arguments import CommandParser, positive_int
-from splade_lit.commands import check_writable, pick_device, run_command
+from splade_lit.command_line.arguments import CommandParser, positive_int
+from splade_lit.command_line.devices import pick_device
+from splade_lit.command_line.exit_codes import run_command
+from splade_lit.core.files import check_writable
 from splade_lit.data.corpus import open_corpus
 from splade_lit.encoder.saved import load
-from splade_lit.engines.corpus_vectors import write_corpus_vectors
+from splade_lit.engines.shards import write_corpus_vectors
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -14,16 +14,17 @@ from pathlib import Path
 
 from rich.console import Console
 
-from splade_lit.arguments import CommandParser, positive_int
-from splade_lit.commands import check_writable, pick_device, run_command
+from splade_lit.command_line.arguments import CommandParser, positive_int
+from splade_lit.command_line.devices import pick_device
+from splade_lit.command_line.exit_codes import run_command
+from splade_lit.core.files import check_writable, replace_text
 from splade_lit.data.tasks import NANOBEIR_ID, load_tasks
 from splade_lit.encoder.saved import load
 from splade_lit.evaluation.bm25 import best_bm25_results
-from splade_lit.evaluation.evaluate import evaluate_task, sample_corpus
+from splade_lit.evaluation.metrics_table import metrics_table
 from splade_lit.evaluation.per_query import QueryFigures, figures_of_results, write_per_query
 from splade_lit.evaluation.results import TaskResult, flat_metrics
-from splade_lit.evaluation.tables import metrics_table
-from splade_lit.files import replace_text
+from splade_lit.evaluation.task_evaluation import evaluate_task, sample_corpus
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -11,14 +11,15 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from splade_lit.arguments import CommandParser, positive_int
-from splade_lit.commands import check_writable, run_command
+from splade_lit.command_line.arguments import CommandParser, positive_int
+from splade_lit.command_line.exit_codes import run_command
+from splade_lit.core.errors import UserError
+from splade_lit.core.files import check_writable
 from splade_lit.data.tasks import NANOBEIR_ID, RetrievalTask, load_tasks
 from splade_lit.encoder.model import AsymmetricSparseEncoder
 from splade_lit.encoder.saved import load
 from splade_lit.engines.onnx import INT8_MODEL, MODEL, OnnxDocumentEncoder, export_onnx, require_packages
-from splade_lit.errors import UserError
-from splade_lit.evaluation.evaluate import Encoder, evaluate_task, sample_corpus
+from splade_lit.evaluation.task_evaluation import Encoder, evaluate_task, sample_corpus
 
 logger = logging.getLogger(__name__)
 

@@ -27,20 +27,20 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
-from splade_lit.arguments import parse_settings
-from splade_lit.callbacks.csv_log import CsvLog
-from splade_lit.callbacks.last_checkpoint import LastCheckpoint
-from splade_lit.callbacks.model_card import ModelCard
-from splade_lit.callbacks.progress import ProgressLines, StepProgressBar
-from splade_lit.callbacks.retrieval import RetrievalEvaluation
-from splade_lit.callbacks.wandb_log import WandbLog
-from splade_lit.commands import run_command
+from splade_lit.command_line.arguments import parse_settings
+from splade_lit.command_line.exit_codes import run_command
+from splade_lit.core.errors import UserError
+from splade_lit.core.files import replace_text
 from splade_lit.data.datamodule import PairsDataModule
-from splade_lit.errors import UserError
-from splade_lit.evaluation.tables import headline_figures, metrics_table
-from splade_lit.files import replace_text
-from splade_lit.module import SpladeModule, check_precision
-from splade_lit.run_folder import CHECKPOINTS, CONFIG, check_run_folder, check_same_model, remove_run
+from splade_lit.evaluation.metrics_table import headline_figures, metrics_table
+from splade_lit.runs.folder import CHECKPOINTS, CONFIG, check_run_folder, check_same_model, remove_run
+from splade_lit.training.callbacks.csv_log import CsvLog
+from splade_lit.training.callbacks.last_checkpoint import LastCheckpoint
+from splade_lit.training.callbacks.retrieval import RetrievalEvaluation
+from splade_lit.training.callbacks.save_model import SaveModel
+from splade_lit.training.callbacks.step_progress import ProgressLines, StepProgressBar
+from splade_lit.training.callbacks.wandb_log import WandbLog
+from splade_lit.training.module import SpladeModule, check_precision
 
 LINKS = {
     "data.tokenizer": "model.base_model",
@@ -151,8 +151,8 @@ class FitCLI(LightningCLI):
                 callback.save_last = False  # last.ckpt is kept below
         if settings["enable_checkpointing"] is not False:
             callbacks.append(LastCheckpoint(folder / CHECKPOINTS))
-        if not any(isinstance(callback, ModelCard) for callback in callbacks):
-            callbacks.append(ModelCard())
+        if not any(isinstance(callback, SaveModel) for callback in callbacks):
+            callbacks.append(SaveModel())
         if settings["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
             callbacks.append(StepProgressBar() if sys.stdout.isatty() else ProgressLines())
         try:

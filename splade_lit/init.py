@@ -18,15 +18,20 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from splade_lit.arguments import CommandParser, positive_int
-from splade_lit.callbacks.step_times import MeasuredTimes, measure_times
-from splade_lit.commands import check_writable, quiet_package, run_command
+from splade_lit.command_line.arguments import CommandParser, positive_int
+from splade_lit.command_line.exit_codes import run_command
+from splade_lit.core.errors import UserError
+from splade_lit.core.files import check_writable, replace_text
+from splade_lit.core.progress import duration, quiet_package
+from splade_lit.core.sources import first_available
 from splade_lit.data.datamodule import PairsDataModule
-from splade_lit.data.held_out import TASK_FILES, write_beir
-from splade_lit.data.inspect import inspect_pairs
-from splade_lit.data.inspection_report import corpus_lines, held_out_lines, pairs_lines, settings_line, warnings
-from splade_lit.data.own_data import make_task, read_corpus, read_pairs
-from splade_lit.data.recipe import (
+from splade_lit.data.tasks import RetrievalTask
+from splade_lit.encoder.base import load_tokenizer
+from splade_lit.own_data.columns import make_task, read_corpus, read_pairs
+from splade_lit.own_data.findings import corpus_lines, held_out_lines, pairs_lines, settings_line, warnings
+from splade_lit.own_data.held_out import TASK_FILES, write_beir
+from splade_lit.own_data.inspection import inspect_pairs
+from splade_lit.own_data.settings import (
     Machine,
     Recipe,
     Source,
@@ -36,13 +41,8 @@ from splade_lit.data.recipe import (
     task_documents,
     yaml_text,
 )
-from splade_lit.data.tasks import RetrievalTask
-from splade_lit.encoder.base import load_tokenizer
-from splade_lit.errors import UserError
-from splade_lit.files import replace_text
-from splade_lit.module import SpladeModule
-from splade_lit.progress import duration
-from splade_lit.sources import first_available
+from splade_lit.own_data.timing import MeasuredTimes, measure_times
+from splade_lit.training.module import SpladeModule
 
 _TIMED_PAIRS = 4_096
 _TIMED_DOCUMENTS = 64

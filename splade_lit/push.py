@@ -18,13 +18,13 @@ from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
 from huggingface_hub.utils import validate_repo_id
 
-from splade_lit.arguments import CommandParser
-from splade_lit.commands import run_command
+from splade_lit.card.record import README, Card, read_record, write_record
+from splade_lit.card.render import model_card
+from splade_lit.command_line.arguments import CommandParser
+from splade_lit.command_line.exit_codes import run_command
+from splade_lit.core.errors import UserError
+from splade_lit.core.files import replace_text
 from splade_lit.encoder.saved import load
-from splade_lit.errors import UserError
-from splade_lit.files import replace_text
-from splade_lit.publish.record import README, Card, read_record, write_record
-from splade_lit.publish.render import model_card
 
 _PICKLE_SUFFIXES = (".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib")
 

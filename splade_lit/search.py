@@ -16,14 +16,15 @@ from rich.console import Console
 from rich.text import Text
 from scipy.sparse import csr_array
 
-from splade_lit.arguments import CommandParser, positive_int
-from splade_lit.commands import pick_device, run_command
+from splade_lit.command_line.arguments import CommandParser, positive_int
+from splade_lit.command_line.devices import pick_device
+from splade_lit.command_line.exit_codes import run_command
+from splade_lit.core.errors import UserError
 from splade_lit.data.corpus import load_corpus
 from splade_lit.encoder.model import AsymmetricSparseEncoder
 from splade_lit.encoder.saved import load
-from splade_lit.engines.corpus_vectors import check_made_by, read_corpus_vectors
-from splade_lit.errors import UserError
-from splade_lit.evaluation.search import SearchIndex
+from splade_lit.engines.shards import check_made_by, read_corpus_vectors
+from splade_lit.evaluation.exact_search import SearchIndex
 
 _SNIPPET_CHARACTERS = 160
 

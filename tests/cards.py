@@ -7,7 +7,7 @@ from command_runs import RETRIEVAL, SPARSITY, World, call
 
 from splade_lit import fit
 
-CARBON = "splade_lit.callbacks.carbon.CarbonTracker"
+CARBON = "splade_lit.training.callbacks.carbon.CarbonTracker"
 CALLBACKS = [{"class_path": SPARSITY, "init_args": {"every_n_steps": 2, "num_documents": 16}}, {"class_path": CARBON}]
 MAIN = "NanoBEIR_mean_dot_ndcg@10"
 # The sections of the reference run's published card, and those that a card of its kind ends with.

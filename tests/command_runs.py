@@ -25,12 +25,12 @@ from safetensors.torch import load_file
 from tiny_runs import save_base, write_pairs
 from transformers import PreTrainedTokenizerBase
 
-from splade_lit.commands import run_command
+from splade_lit.command_line.exit_codes import run_command
 
-RETRIEVAL = "splade_lit.callbacks.retrieval.RetrievalEvaluation"
+RETRIEVAL = "splade_lit.training.callbacks.retrieval.RetrievalEvaluation"
 CHECKPOINT = "lightning.pytorch.callbacks.ModelCheckpoint"
 NDCG = "NanoBEIR_mean_dot_ndcg@10"
-SPARSITY = "splade_lit.callbacks.sparsity.SparsityMonitor"
+SPARSITY = "splade_lit.training.callbacks.sparsity_monitor.SparsityMonitor"
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from splade_lit import fit
 
-CARBON = "splade_lit.callbacks.carbon.CarbonTracker"
+CARBON = "splade_lit.training.callbacks.carbon.CarbonTracker"
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from typing import Any
 import lightning as L
 import torch
 
+from splade_lit.core.tokens import PairBatch
 from splade_lit.data.datamodule import PairsDataModule
-from splade_lit.tokens import PairBatch
 
 EPOCHS = 4
 

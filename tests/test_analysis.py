@@ -29,11 +29,11 @@ from splade_lit.analysis.explain import (
     outcomes,
     term_shares,
 )
+from splade_lit.core.tokens import tokenize_documents, tokenize_queries
 from splade_lit.data.tasks import RetrievalTask, load_tasks
 from splade_lit.evaluation.bm25 import best_bm25
-from splade_lit.evaluation.evaluate import TokenisedTask, evaluate_task
 from splade_lit.evaluation.results import flat_metrics
-from splade_lit.tokens import tokenize_documents, tokenize_queries
+from splade_lit.evaluation.task_evaluation import TokenisedTask, evaluate_task
 
 
 @pytest.fixture(scope="module")

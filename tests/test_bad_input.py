@@ -78,11 +78,14 @@ def callback(**settings: Any) -> list[dict[str, Any]]:
         ({"trainer.callbacks": callback(tasks=3)}, ["RetrievalEvaluation.tasks is 3, but must be list."]),
         (
             {"trainer.callbacks": [{"class_path": f"{RETRIEVAL}s"}]},
-            ["no class RetrievalEvaluations in splade_lit.callbacks.retrieval; did you mean RetrievalEvaluation"],
+            [f"no class RetrievalEvaluations in {RETRIEVAL.rpartition('.')[0]}; did you mean RetrievalEvaluation"],
         ),
         ({"trainer.callbacks": [{"class_path": "splad.Monitor"}]}, ["there is no class splad.Monitor"]),
         ({"trainer.callbacks": [{"class_path": "Monitor"}]}, ["there is no class Monitor; give its whole path"]),
-        ({"trainer.callbacks": [{"class_path": "splade_lit.module.SpladeModule"}]}, ["SpladeModule is no Callback"]),
+        (
+            {"trainer.callbacks": [{"class_path": "splade_lit.training.module.SpladeModule"}]},
+            ["SpladeModule is no Callback"],
+        ),
         ({"trainer.logger": [{"class_path": "lightning.pytorch.loggers.CSVLogger"}]}, ["CSVLogger", "save_dir"]),
         ({"trainer.accelerator": "gpus"}, ["trainer: ", "gpus"]),
         ({"trainer.callbacks": [{"class_path": CHECKPOINT, "init_args": {"save_top_k": -5}}]}, ["save_top_k=-5"]),

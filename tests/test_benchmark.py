@@ -11,13 +11,13 @@ import pytest
 from conftest import REPOSITORY
 from tiny_runs import save_base, write_pairs
 
-SCRIPT = REPOSITORY / "scripts" / "benchmark.py"
+SCRIPT = REPOSITORY / "scripts" / "benchmark"
 
 
 @pytest.fixture
 def benchmark(monkeypatch) -> ModuleType:
-    monkeypatch.syspath_prepend(SCRIPT.parent)
-    return importlib.import_module("benchmark")
+    monkeypatch.syspath_prepend(SCRIPT)
+    return importlib.import_module("entries")
 
 
 def test_an_entry_holds_medians_of_the_turns(benchmark):

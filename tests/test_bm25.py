@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerBase
 
+from splade_lit.core.errors import UserError
 from splade_lit.data.tasks import RetrievalTask, load_task
-from splade_lit.errors import UserError
 from splade_lit.evaluation.bm25 import best_bm25, bm25_metrics, bm25_result
 
 CORPUS = {

@@ -13,16 +13,16 @@ from command_runs import NDCG, FailsAfter, make_world
 from lightning.pytorch.callbacks import EarlyStopping
 from tiny_runs import make_data, make_trainer, named_weights, save_base
 
-from splade_lit.callbacks.csv_log import CsvLog
-from splade_lit.callbacks.hooks import EveryNSteps
-from splade_lit.callbacks.last_checkpoint import LastCheckpoint
-from splade_lit.callbacks.retrieval import RetrievalEvaluation
-from splade_lit.callbacks.sparsity import SparsityMonitor
-from splade_lit.callbacks.terms import TermTable
 from splade_lit.data.tasks import load_tasks
 from splade_lit.evaluation.bm25 import best_bm25
-from splade_lit.evaluation.evaluate import evaluate_tasks
-from splade_lit.module import SpladeModule
+from splade_lit.evaluation.task_evaluation import evaluate_tasks
+from splade_lit.training.callbacks.csv_log import CsvLog
+from splade_lit.training.callbacks.hooks import EveryNSteps
+from splade_lit.training.callbacks.last_checkpoint import LastCheckpoint
+from splade_lit.training.callbacks.retrieval import RetrievalEvaluation
+from splade_lit.training.callbacks.sparsity_monitor import SparsityMonitor
+from splade_lit.training.callbacks.terms import TermTable
+from splade_lit.training.module import SpladeModule
 
 
 @pytest.fixture(scope="module")

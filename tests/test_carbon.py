@@ -19,15 +19,15 @@ from huggingface_hub import ModelCard
 from tiny_runs import make_data, make_trainer
 
 from splade_lit import fit
-from splade_lit.callbacks import carbon
-from splade_lit.callbacks.carbon import CarbonTracker
-from splade_lit.callbacks.phases import PhaseCallback, evaluating
+from splade_lit.core.errors import UserError
 from splade_lit.encoder.model import AsymmetricSparseEncoder
-from splade_lit.errors import UserError
-from splade_lit.module import SpladeModule
-from splade_lit.publish.emissions import SUMS, footprint, grown, read_emissions, write_emissions
+from splade_lit.runs.emissions import SUMS, footprint, grown, read_emissions, write_emissions
+from splade_lit.training.callbacks import carbon
+from splade_lit.training.callbacks.carbon import CarbonTracker
+from splade_lit.training.callbacks.phases import PhaseCallback, evaluating
+from splade_lit.training.module import SpladeModule
 
-CARBON = {"class_path": "splade_lit.callbacks.carbon.CarbonTracker", "init_args": {"country_iso_code": "FRA"}}
+CARBON = {"class_path": "splade_lit.training.callbacks.carbon.CarbonTracker", "init_args": {"country_iso_code": "FRA"}}
 FAILS = {"class_path": "command_runs.FailsAfter", "init_args": {"steps": 4}}
 
 
@@ -144,7 +144,7 @@ def test_a_resumed_run_adds_up(stopped, tmp_path):
     emissions = ModelCard.load(run / "model" / "README.md").data.co2_eq_emissions
     assert emissions["energy_consumed"] == pytest.approx(total(run, "energy_consumed"))
     seconds = read_json(run / "model" / "card.json")["training"]["seconds"]
-    earlier = torch.load(stopped / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]["ModelCard"]["seconds"]
+    earlier = torch.load(stopped / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]["SaveModel"]["seconds"]
     assert all(seconds[stage] > earlier[stage] > 0 for stage in ("training", "evaluation"))
 
 

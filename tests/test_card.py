@@ -16,8 +16,8 @@ from huggingface_hub import ModelCard
 from transformers import AutoTokenizer
 
 from splade_lit import fit
+from splade_lit.card.record import read_record
 from splade_lit.encoder.model import AsymmetricSparseEncoder
-from splade_lit.publish.record import read_record
 
 
 @pytest.fixture(scope="module")
@@ -294,7 +294,7 @@ def test_no_section_is_invented(world):
 def test_the_callback_has_settings(world):
     folder = world.folder / "runs" / "named"
     settings = {"name": "My model", "model_id": "me/mine", "license": "mit", "language": ["en", "de"]}
-    callbacks = [{"class_path": "splade_lit.callbacks.model_card.ModelCard", "init_args": settings}]
+    callbacks = [{"class_path": "splade_lit.training.callbacks.save_model.SaveModel", "init_args": settings}]
     changes = {"trainer.callbacks": callbacks, "trainer.max_steps": 1}
     assert call(fit.main, "--config", world.config(folder, changes)).code == 0
     text = (folder / "model" / "README.md").read_text()

@@ -19,13 +19,13 @@ from hub_stand_in import Repository, serve
 from huggingface_hub import ModelCard
 from tiny_runs import save_base
 
-from splade_lit import card
+from splade_lit.card import __main__ as card
+from splade_lit.card import facts
+from splade_lit.card.record import Card, Example, Source, from_plain, read_record
+from splade_lit.card.render import model_card
+from splade_lit.core.errors import UserError
 from splade_lit.data.pairs import Pairs
 from splade_lit.encoder.model import AsymmetricSparseEncoder
-from splade_lit.errors import UserError
-from splade_lit.publish import facts
-from splade_lit.publish.record import Card, Example, Source, from_plain, read_record
-from splade_lit.publish.render import model_card
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +194,7 @@ import json, sys
 from dataclasses import asdict
 from splade_lit.data.pairs import load_pairs
 from splade_lit.encoder.base import from_base
-from splade_lit.publish import facts
+from splade_lit.card import facts
 pairs = load_pairs("someone/pairs", max_pairs=5)
 from_base("someone/base")
 print(json.dumps([asdict(facts.pairs_source(pairs)), asdict(facts.base_source("someone/base"))]))

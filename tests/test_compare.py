@@ -15,8 +15,8 @@ from scipy import stats
 from splade_lit import compare, evaluate
 from splade_lit.data.tasks import load_tasks
 from splade_lit.encoder.saved import load
-from splade_lit.evaluation.search import SearchIndex
-from splade_lit.publish.emissions import footprint, read_emissions
+from splade_lit.evaluation.exact_search import SearchIndex
+from splade_lit.runs.emissions import footprint, read_emissions
 
 GROUP = "NanoBEIR_mean"
 METRICS = {"nDCG@10": "ndcg@10", "MRR@10": "mrr@10", "recall@10": "recall@10", "MAP@100": "map@100"}

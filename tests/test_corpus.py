@@ -9,9 +9,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from splade_lit.core.errors import UserError
 from splade_lit.data.corpus import load_corpus, open_corpus
 from splade_lit.data.tasks import load_task
-from splade_lit.errors import UserError
 
 ROWS = [
     {"_id": "a", "title": "Rivers", "text": "They flow."},

@@ -10,11 +10,11 @@ import torch
 from command_runs import call
 
 from splade_lit import encode, search
+from splade_lit.core.errors import UserError
 from splade_lit.data.corpus import open_corpus
 from splade_lit.encoder.model import AsymmetricSparseEncoder
-from splade_lit.engines import corpus_vectors
-from splade_lit.engines.corpus_vectors import read_corpus_vectors, write_corpus_vectors
-from splade_lit.errors import UserError
+from splade_lit.engines import shards as corpus_vectors
+from splade_lit.engines.shards import read_corpus_vectors, write_corpus_vectors
 
 TEXTS = [
     "the song of the musical",

@@ -16,12 +16,12 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from recorded_runs import EPOCHS, Batch, Recorder, as_tuple, fit, make_trainer
 from transformers import AutoTokenizer
 
-from splade_lit.callbacks.last_checkpoint import LastCheckpoint
+from splade_lit.core.errors import UserError
+from splade_lit.core.tokens import PairBatch, tokenize_documents, tokenize_queries
 from splade_lit.data.datamodule import PairsDataModule
 from splade_lit.data.loader import PairLoader
 from splade_lit.data.pairs import split_rows
-from splade_lit.errors import UserError
-from splade_lit.tokens import PairBatch, tokenize_documents, tokenize_queries
+from splade_lit.training.callbacks.last_checkpoint import LastCheckpoint
 
 SUBJECTS = ["song", "city", "river", "king", "queen", "band", "album", "world", "war", "state", "team", "game", "book"]
 OTHERS = ["first", "not", "what", "who", "when", "where", "how", "why", "was", "is", "by", "for", "on", "with"]

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
+from splade_lit.core.errors import UserError
 from splade_lit.data import docstrings
 from splade_lit.data.docstring_parser import MAX_REST_WORDS, QUERY_WORDS, Docstring, parse_source, split_docstring
 from splade_lit.data.docstrings import DocstringCorpus, document_text, load_docstrings
 from splade_lit.data.pairs import load_pairs
-from splade_lit.errors import UserError
 
 REST = "It slides a window over the rows of the matrix and adds up what lies below, row after row, until the end."
 

@@ -6,10 +6,10 @@ from peft import LoraConfig, get_peft_model
 from torch._dynamo.utils import counters
 from transformers import EsmConfig, EsmForMaskedLM, MobileBertConfig, MobileBertForMaskedLM
 
+from splade_lit.core.errors import UserError
+from splade_lit.core.tokens import Tokens
 from splade_lit.encoder.document import MlmDocumentEncoder
 from splade_lit.encoder.model import AsymmetricSparseEncoder
-from splade_lit.errors import UserError
-from splade_lit.tokens import Tokens
 
 TEXTS = ["the song of the musical", "river and water " * 5, "heart disease"]
 SMALL = {"vocab_size": 90, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "pad_token_id": 0}

@@ -21,9 +21,9 @@ from documents import Exempt, blocks, commands, documents, make_reader, run_line
 
 from splade_lit import fit, init
 from splade_lit.data import docstrings
-from splade_lit.data.held_out import write_beir
 from splade_lit.data.pairs import load_pairs
 from splade_lit.data.tasks import RetrievalTask
+from splade_lit.own_data.held_out import write_beir
 
 DOCUMENTS = documents()
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from splade_lit.encoder.dropout import CpuDropout, KeepMasks, draw_seed, dropout_attention, use_cpu_dropout
+from splade_lit.encoder.body.dropout import CpuDropout, KeepMasks, draw_seed, dropout_attention, use_cpu_dropout
 
 LENGTHS = [5, 1, 12, 3]
 

@@ -11,10 +11,10 @@ from scipy.sparse import csr_array
 from sentence_transformers import SparseEncoder
 from torch import Tensor
 
+from splade_lit.core.errors import UserError
 from splade_lit.encoder.document import MlmDocumentEncoder
 from splade_lit.encoder.model import AsymmetricSparseEncoder
 from splade_lit.encoder.query import IdfQueryEncoder
-from splade_lit.errors import UserError
 
 TEXTS = [
     "who wrote the song of the musical",
@@ -209,7 +209,7 @@ def test_max_active_dims_keeps_the_peers_sets(make_encoder, tmp_path):
 
 
 def test_token_entrances_honour_the_models_limit(make_encoder):
-    from splade_lit.tokens import tokenize_documents, tokenize_queries
+    from splade_lit.core.tokens import tokenize_documents, tokenize_queries
 
     encoder = make_encoder(max_active_dims=2)
     queries = tokenize_queries(encoder.tokenizer, TEXTS, encoder.max_query_tokens)
@@ -245,7 +245,7 @@ def test_limits_stay_within_the_positions(make_encoder):
 
 @pytest.mark.parametrize("tokens_per_batch", [1, 40, 10_000])
 def test_order_and_batches_do_not_matter(encoder, tokens_per_batch):
-    from splade_lit.tokens import tokenize_documents
+    from splade_lit.core.tokens import tokenize_documents
 
     documents = tokenize_documents(encoder.tokenizer, TEXTS * 3, encoder.max_document_tokens)
     expected = encoder.encode_document(TEXTS).to_dense().repeat(3, 1)
@@ -297,7 +297,7 @@ def test_vocabularies_of_different_size(make_masked_lm, tiny_tokenizer, tmp_path
     shared = min(len(tiny_tokenizer), len(tiny_tokenizer) + difference)
     if difference > 0:  # what the tokenizer can say keeps its meaning
         whole = MlmDocumentEncoder(model)
-        from splade_lit.tokens import Tokens, tokenize_documents
+        from splade_lit.core.tokens import Tokens, tokenize_documents
 
         ids = tokenize_documents(tiny_tokenizer, TEXTS, encoder.max_document_tokens)
         expected = whole(Tokens.from_lists(ids)).detach()[:, :shared]

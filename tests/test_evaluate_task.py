@@ -12,12 +12,12 @@ from rich.console import Console
 from scipy.sparse import csr_array
 from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerBase
 
+from splade_lit.core.errors import UserError
 from splade_lit.data.tasks import RetrievalTask, load_task
-from splade_lit.errors import UserError
-from splade_lit.evaluation.evaluate import Encoder, TokenisedTask, evaluate_task, evaluate_tasks, sample_corpus
 from splade_lit.evaluation.metrics import rank_metrics
+from splade_lit.evaluation.metrics_table import metrics_table
 from splade_lit.evaluation.results import evaluate_vectors, flat_metrics
-from splade_lit.evaluation.tables import metrics_table
+from splade_lit.evaluation.task_evaluation import Encoder, TokenisedTask, evaluate_task, evaluate_tasks, sample_corpus
 
 TASK = RetrievalTask(
     name="Rivers",

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from splade_lit.errors import UserError
-from splade_lit.files import replace_text, whole_file
+from splade_lit.core.errors import UserError
+from splade_lit.core.files import replace_text, whole_file
 
 
 def test_text_in_a_new_folder(tmp_path: Path) -> None:

@@ -155,7 +155,7 @@ def test_switches_of_the_trainer(world, tmp_path, setting):
 
 
 def test_progress_is_shown_by_steps(world, tmp_path, caplog):
-    progress = "splade_lit.callbacks.progress"
+    progress = "splade_lit.training.callbacks.step_progress"
     changes = {"trainer.enable_progress_bar": True, "trainer.max_steps": 3}
     bar = {"trainer.callbacks": [{"class_path": f"{progress}.StepProgressBar"}]}
     outcome = call(main, "--config", world.config(tmp_path / "bar", changes | bar))

@@ -12,14 +12,14 @@ from test_packing import gradients as parameter_gradients
 from test_sparse_head import OFFSETS, assert_same, dense_pool, gradients, operands
 from tiny_runs import make_data, make_trainer, save_base, write_pairs
 
-from splade_lit.encoder import packing
+from splade_lit.encoder.body import packing
+from splade_lit.encoder.body.packing import DocumentOffsets, packed_attention
+from splade_lit.encoder.body.recompute import set_recompute
+from splade_lit.encoder.body.sparse_head import max_logits, splade_pool
 from splade_lit.encoder.document import MlmDocumentEncoder
 from splade_lit.encoder.model import AsymmetricSparseEncoder
-from splade_lit.encoder.packing import DocumentOffsets, packed_attention
-from splade_lit.encoder.recompute import set_recompute
-from splade_lit.encoder.sparse_head import max_logits, splade_pool
 from splade_lit.fit import main
-from splade_lit.module import SpladeModule
+from splade_lit.training.module import SpladeModule
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from splade_lit.core.errors import UserError
 from splade_lit.data.corpus import Corpus
 from splade_lit.data.datamodule import PairsDataModule
-from splade_lit.data.held_out import given_test, hold_out, pairs_as_corpus, write_beir
 from splade_lit.data.pairs import Pairs, load_pairs
 from splade_lit.data.tasks import RetrievalTask, load_task
 from splade_lit.data.text_keys import query_key
-from splade_lit.errors import UserError
+from splade_lit.own_data.held_out import given_test, hold_out, pairs_as_corpus, write_beir
 
 
 def pairs_of(path: Path, num_queries: int = 40, answers: int = 2) -> Pairs:

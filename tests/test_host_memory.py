@@ -8,7 +8,7 @@ import pytest
 
 SCRIPT = """
 import torch
-from splade_lit.host_memory import return_free_memory
+from splade_lit.encoder.body.memory import return_free_memory
 def resident():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmRSS"))
 torch.ones(30 << 18)  # a freed block of this size has glibc keep smaller ones

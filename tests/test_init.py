@@ -9,11 +9,11 @@ import yaml
 from command_runs import World, call, make_world, read_json
 
 from splade_lit import fit, init
-from splade_lit.data.inspect import Lengths
+from splade_lit.core.sources import first_available
 from splade_lit.data.pairs import load_pairs
 from splade_lit.data.tasks import load_task
 from splade_lit.data.text_keys import query_key
-from splade_lit.sources import first_available
+from splade_lit.own_data.inspection import Lengths
 
 QUICK = ["--trainer.max_steps", 3, "--trainer.val_check_interval", 3, "--trainer.enable_progress_bar", "false"]
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from splade_lit.core.errors import UserError
 from splade_lit.data.corpus import Corpus
-from splade_lit.data.inspect import Lengths, inspect_corpus, inspect_pairs, token_lengths
-from splade_lit.data.language import guess_language
 from splade_lit.data.pairs import Pairs, load_pairs
 from splade_lit.data.text_keys import query_key, without_queries
-from splade_lit.errors import UserError
+from splade_lit.own_data.inspection import Lengths, inspect_corpus, inspect_pairs, token_lengths
+from splade_lit.own_data.language import guess_language
 
 ROWS = [
     ("What is a river?", "the water of the country"),

@@ -11,7 +11,7 @@ from transformers import get_linear_schedule_with_warmup
 
 from splade_lit.losses.penalties import PENALTIES, flops_penalty, l0_mask, l1_penalty
 from splade_lit.losses.ranking import in_batch_ranking_loss
-from splade_lit.losses.schedules import learning_rate_factor, penalty_factor
+from splade_lit.losses.weights import learning_rate_factor, penalty_factor
 
 
 @pytest.fixture

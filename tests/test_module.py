@@ -12,12 +12,12 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny_runs import make_data, make_trainer, named_weights, save_base, write_pairs
 
-from splade_lit.divergence import DivergenceWatch
+from splade_lit.core.errors import UserError
+from splade_lit.core.tokens import Tokens
 from splade_lit.encoder.grafted import start_report
-from splade_lit.errors import UserError
-from splade_lit.losses.schedules import learning_rate_factor, penalty_factor
-from splade_lit.module import SpladeModule
-from splade_lit.tokens import Tokens
+from splade_lit.losses.weights import learning_rate_factor, penalty_factor
+from splade_lit.training.divergence import DivergenceWatch
+from splade_lit.training.module import SpladeModule
 
 
 @pytest.fixture

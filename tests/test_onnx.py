@@ -16,12 +16,12 @@ from conftest import REPOSITORY, tiny_masked_lm
 from scipy.sparse import csr_array
 
 from splade_lit import AsymmetricSparseEncoder, UserError, export
+from splade_lit.core.tokens import tokenize_documents, tokenize_queries
 from splade_lit.data.tasks import load_tasks
 from splade_lit.encoder.document import MlmDocumentEncoder
 from splade_lit.engines import onnx
 from splade_lit.engines.onnx import INT8_MODEL, OnnxDocumentEncoder, export_onnx
-from splade_lit.evaluation.evaluate import Encoder, evaluate_task, sample_corpus
-from splade_lit.tokens import tokenize_documents, tokenize_queries
+from splade_lit.evaluation.task_evaluation import Encoder, evaluate_task, sample_corpus
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")

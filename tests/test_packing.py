@@ -6,9 +6,9 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, BertConfig, BertForMaskedLM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from splade_lit.encoder import packing
+from splade_lit.core.tokens import Tokens
+from splade_lit.encoder.body import packing
 from splade_lit.encoder.document import MlmDocumentEncoder
-from splade_lit.tokens import Tokens
 
 VERIFIED = ["bert", "distilbert", "roberta", "xlm-roberta", "electra", "modernbert"]
 FALLBACK = ["mpnet", "deberta-v2"]

@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from splade_lit.core.errors import UserError
 from splade_lit.data.hub import read_dataset
 from splade_lit.data.pairs import Pairs, load_pairs, split_rows
-from splade_lit.errors import UserError
 
 QUERIES = ["who wrote it", 'what is a "query", really?', "où est-ce? 🎈"]
 ANSWERS = ["An author,\nlong ago.", "Words\tto search with.", "null"]

@@ -17,8 +17,8 @@ from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast
 from splade_lit import AsymmetricSparseEncoder
 from splade_lit.data.tasks import load_task, load_tasks
 from splade_lit.encoder.query import idf_from_json
-from splade_lit.evaluation.evaluate import evaluate_task, evaluate_tasks
 from splade_lit.evaluation.metrics import Qrels, Run, rank_metrics
+from splade_lit.evaluation.task_evaluation import evaluate_task, evaluate_tasks
 
 HIDDEN = 32
 NEIGHBOURS = 4  # signs in which the code of another token may differ for it to be active too

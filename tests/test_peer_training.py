@@ -13,7 +13,7 @@ from torch import Tensor
 
 from splade_lit.data.datamodule import PairsDataModule
 from splade_lit.data.sampler import NoDuplicatesBatchSampler
-from splade_lit.module import SpladeModule
+from splade_lit.training.module import SpladeModule
 
 pytest.importorskip("sentence_transformers")
 

@@ -7,8 +7,8 @@ import pytest
 import rich
 from rich.console import Console
 
-from splade_lit import progress
-from splade_lit.progress import WorkProgress
+from splade_lit.core import progress
+from splade_lit.core.progress import WorkProgress
 
 
 class Clock:

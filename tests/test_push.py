@@ -22,8 +22,8 @@ from huggingface_hub import ModelCard, constants
 from safetensors.torch import save_file
 
 from splade_lit import card, push
+from splade_lit.core.errors import UserError
 from splade_lit.encoder.model import AsymmetricSparseEncoder
-from splade_lit.errors import UserError
 
 REPOSITORY = "me/my-model"
 

@@ -6,10 +6,10 @@ import torch
 from sentence_transformers.sparse_encoder.modules import SparseStaticEmbedding
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from splade_lit.core.errors import UserError
+from splade_lit.core.tokens import Tokens, tokenize_queries
 from splade_lit.encoder.query import IdfQueryEncoder, idf_from_document_frequencies, idf_from_json
-from splade_lit.errors import UserError
 from splade_lit.losses.penalties import flops_penalty, l1_penalty
-from splade_lit.tokens import Tokens, tokenize_queries
 
 QUERIES = [
     "who was the king of the country",

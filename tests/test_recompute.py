@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from splade_lit.core.tokens import Tokens
+from splade_lit.encoder.body.recompute import set_recompute
 from splade_lit.encoder.document import MlmDocumentEncoder
-from splade_lit.encoder.recompute import set_recompute
-from splade_lit.tokens import Tokens
 
 TOKENS = Tokens.from_lists([[5, 9, 7, 30, 12], [8, 11], [40, 6, 21, 9, 9, 13, 50, 2]])
 
@@ -102,7 +102,7 @@ def test_what_is_drawn_behind_a_kept_attention_is_drawn_once():
 @pytest.mark.parametrize(("recompute", "times"), [("nothing", 0), ("cheap", 2), ("layers", 4)])
 def test_free_pages_go_back_twice_a_step_or_before_each_layer_made_again(recompute, times, monkeypatch):
     returns = []
-    monkeypatch.setattr("splade_lit.encoder.recompute.return_free_memory", lambda: returns.append(True))
+    monkeypatch.setattr("splade_lit.encoder.body.recompute.return_free_memory", lambda: returns.append(True))
     model = nn.Sequential(*(RandomLayer() for _ in range(5))).train()
     set_recompute(model, recompute)
     output = model(torch.ones(2, 64)).sum()

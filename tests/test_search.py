@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_array, random_array
 
-from splade_lit.errors import UserError
-from splade_lit.evaluation import search
-from splade_lit.evaluation.search import SearchIndex, exact_search, string_order
+from splade_lit.core.errors import UserError
+from splade_lit.evaluation import exact_search as search
+from splade_lit.evaluation.exact_search import SearchIndex, exact_search, string_order
 
 
 def sparse(rows: int, vocab: int, density: float, seed: int) -> csr_array:
@@ -138,7 +138,7 @@ def test_search_works_where_compiled_code_cannot_be_kept(tmp_path: Path) -> None
     script = """
 import numpy as np
 from scipy.sparse import csr_array
-from splade_lit.evaluation import search
+from splade_lit.evaluation import exact_search as search
 print(search.__file__)
 print(search.exact_search(csr_array(np.eye(3)), csr_array(np.eye(3)), 1).documents.ravel().tolist())
 """

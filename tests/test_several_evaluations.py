@@ -13,7 +13,7 @@ from command_runs import RETRIEVAL, World, call, make_world, read_json
 
 from splade_lit import AsymmetricSparseEncoder, fit
 from splade_lit.data.tasks import load_tasks
-from splade_lit.evaluation.evaluate import evaluate_tasks
+from splade_lit.evaluation.task_evaluation import evaluate_tasks
 
 WORDS = "song river city heart blood school music film water world state player book".split()  # noqa: SIM905
 

@@ -6,10 +6,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from splade_lit.encoder import sparse_head, winners
+from splade_lit.core.tokens import Tokens
+from splade_lit.encoder.body import sparse_head, winners
+from splade_lit.encoder.body.sparse_head import max_logits, splade_pool
 from splade_lit.encoder.document import MlmDocumentEncoder
-from splade_lit.encoder.sparse_head import max_logits, splade_pool
-from splade_lit.tokens import Tokens
 
 OFFSETS = (0, 7, 7, 8, 20, 20)  # an empty document, one of one token, an empty one at the end
 

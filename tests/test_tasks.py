@@ -8,9 +8,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from splade_lit.core.errors import UserError
 from splade_lit.data.docstrings import document_text, load_docstrings
 from splade_lit.data.tasks import NANOBEIR_SPLITS, RetrievalTask, is_task, load_task, load_tasks
-from splade_lit.errors import UserError
 
 CORPUS = [
     {"_id": "d1", "title": "Rivers", "text": "They flow."},

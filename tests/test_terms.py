@@ -10,10 +10,10 @@ from command_runs import make_world
 from sentence_transformers import SparseEncoder
 from tiny_runs import make_data, make_trainer
 
-from splade_lit.callbacks.last_checkpoint import LastCheckpoint
-from splade_lit.callbacks.terms import TermTable
-from splade_lit.errors import UserError
-from splade_lit.module import SpladeModule
+from splade_lit.core.errors import UserError
+from splade_lit.training.callbacks.last_checkpoint import LastCheckpoint
+from splade_lit.training.callbacks.terms import TermTable
+from splade_lit.training.module import SpladeModule
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 from tokenizers import normalizers, pre_tokenizers
 from transformers import AutoTokenizer
 
-from splade_lit.errors import UserError
-from splade_lit.sources import resolve_source
-from splade_lit.tokens import KnownWords, PairBatch, Tokens, tokenize_documents, tokenize_queries
+from splade_lit.core.errors import UserError
+from splade_lit.core.sources import resolve_source
+from splade_lit.core.tokens import KnownWords, PairBatch, Tokens, tokenize_documents, tokenize_queries
 
 LISTS = [[5, 6, 7], [], [8], [9, 10]]
 

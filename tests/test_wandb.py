@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.util.tensor_util import make_ndarray
 from wandb_files import OfflineRun
 
-from splade_lit.callbacks.wandb_log import best_value
+from splade_lit.training.callbacks.wandb_log import best_value
 
 STEP = "trainer/global_step"
 TERMS = "terms/documents"
@@ -33,7 +33,7 @@ def finished(tmp_path_factory, tiny_tokenizer) -> tuple[Path, Outcome]:
     run = world.folder / "runs" / "tiny run"
     wandb_log = {"project": "tiny", "model_artifact": True}
     loggers = [
-        {"class_path": "splade_lit.callbacks.wandb_log.WandbLog", "init_args": wandb_log},
+        {"class_path": "splade_lit.training.callbacks.wandb_log.WandbLog", "init_args": wandb_log},
         {
             "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
             "init_args": {"save_dir": str(run), "name": "", "version": "tensorboard"},
@@ -43,10 +43,10 @@ def finished(tmp_path_factory, tiny_tokenizer) -> tuple[Path, Outcome]:
         {"class_path": RETRIEVAL, "init_args": {"tasks": [str(world.tasks)], "every_n_steps": 2}},
         {"class_path": SPARSITY, "init_args": {"every_n_steps": 2, "num_documents": 16, "bins": 6}},
         {
-            "class_path": "splade_lit.callbacks.terms.TermTable",
+            "class_path": "splade_lit.training.callbacks.terms.TermTable",
             "init_args": {"every_n_steps": 2, "num_documents": 3, "num_terms": 8},
         },
-        {"class_path": "splade_lit.callbacks.carbon.CarbonTracker"},
+        {"class_path": "splade_lit.training.callbacks.carbon.CarbonTracker"},
     ]
     config = world.config(run, {"trainer.logger": loggers, "trainer.callbacks": callbacks})
     data = {"WANDB_DATA_DIR": str(world.folder), "WANDB_CACHE_DIR": str(world.folder)}
@@ -135,7 +135,7 @@ def test_metrics_are_defined_before_their_first_value(tmp_path, monkeypatch):
     """Or W&B would sum up what comes later only; with a prefix, which W&B then shows."""
     monkeypatch.setenv("WANDB_SILENT", "true")
     code = f"""
-from splade_lit.callbacks.wandb_log import WandbLog
+from splade_lit.training.callbacks.wandb_log import WandbLog
 log = WandbLog(project="tiny", save_dir={str(tmp_path)!r}, prefix="a")
 for step, value in enumerate([3.0, 1.0, 2.0]):
     log.log_metrics({{"val/loss": value, "x_dot_ndcg@10": value}}, step)

@@ -10,7 +10,7 @@ import lightning as L
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from splade_lit.data.datamodule import PairsDataModule
-from splade_lit.module import SpladeModule
+from splade_lit.training.module import SpladeModule
 
 NEGATIVES = ("negative_1", "negative_2")
 

@@ -9,8 +9,8 @@ from jaxtyping import Float64, Int64
 from scipy.sparse import csr_array
 
 from splade_lit.data.tasks import RetrievalTask
-from splade_lit.evaluation.evaluate import Encoder, TokenisedTask
 from splade_lit.evaluation.results import TaskResult, evaluate_vectors
+from splade_lit.evaluation.task_evaluation import Encoder, TokenisedTask
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from splade_lit.analysis.encoded import EncodedTask
+from splade_lit.core.tokens import tokenize_documents
 from splade_lit.data.tasks import RetrievalTask
 from splade_lit.evaluation.bm25 import bm25_result
 from splade_lit.evaluation.metrics import DEPTH
 from splade_lit.evaluation.results import TaskResult
-from splade_lit.tokens import tokenize_documents
 
 # Why we win: what the deciding term is in the relevant document.
 EXPANSION = "expansion: a term that the model has added"

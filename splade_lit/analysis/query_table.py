@@ -10,10 +10,10 @@ from scipy.stats import spearmanr
 
 from splade_lit.analysis.encoded import EncodedTask
 from splade_lit.analysis.subject import Subject, training_data
+from splade_lit.core.errors import UserError
 from splade_lit.data.datamodule import PairsDataModule
 from splade_lit.encoder.query import idf_from_document_frequencies, idf_from_json
 from splade_lit.encoder.start import CORPUS_IDF
-from splade_lit.errors import UserError
 from splade_lit.evaluation.sparsity import SparsityStatistics
 
 

@@ -9,13 +9,13 @@ from jaxtyping import Float32, Int64
 from scipy.sparse import csr_array
 
 from splade_lit.analysis.subject import Subject, open_subject, training_data
+from splade_lit.core.errors import UserError
+from splade_lit.core.tokens import tokenize_documents
 from splade_lit.encoder.base import from_base
 from splade_lit.encoder.model import AsymmetricSparseEncoder
 from splade_lit.encoder.saved import load
 from splade_lit.encoder.start import CORPUS_IDF, set_start
-from splade_lit.errors import UserError
-from splade_lit.run_folder import CHECKPOINTS, read_checkpoint
-from splade_lit.tokens import tokenize_documents
+from splade_lit.runs.folder import CHECKPOINTS, read_checkpoint
 
 
 @dataclass(frozen=True)

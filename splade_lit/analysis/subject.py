@@ -7,11 +7,11 @@ from typing import Any, TypeVar
 
 import yaml
 
+from splade_lit.core.errors import UserError
 from splade_lit.data.datamodule import PairsDataModule
 from splade_lit.encoder.model import AsymmetricSparseEncoder
 from splade_lit.encoder.saved import load
-from splade_lit.errors import UserError
-from splade_lit.run_folder import CONFIG
+from splade_lit.runs.folder import CONFIG
 
 T = TypeVar("T")
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import datasets
 
+from splade_lit.core.errors import UserError
 from splade_lit.data.hub import local_path, plain_errors, read_dataset, require_text
 from splade_lit.data.tasks import beir_documents, count_beir_documents, is_beir, is_task, load_task
-from splade_lit.errors import UserError
 
 _ID_COLUMNS = ("_id", "id")
 _ROWS = 1000

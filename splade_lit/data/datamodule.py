@@ -11,7 +11,10 @@ import xxhash
 from lightning.pytorch import LightningDataModule
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from splade_lit.data.cache import cache_folder
+from splade_lit.core.errors import UserError
+from splade_lit.core.files import cache_folder
+from splade_lit.core.sources import resolve_source
+from splade_lit.core.tokens import Tokens, tokenize_documents, tokenize_queries
 from splade_lit.data.hub import check_source
 from splade_lit.data.loader import PairLoader
 from splade_lit.data.pairs import DOCSTRINGS, NATURAL_QUESTIONS, Pairs, load_pairs, split_rows
@@ -19,9 +22,6 @@ from splade_lit.data.sampler import NoDuplicatesBatchSampler
 from splade_lit.data.tasks import load_tasks
 from splade_lit.data.text_keys import without_queries
 from splade_lit.data.token_store import TokenStore, cached_token_store, tokenizer_fingerprint
-from splade_lit.errors import UserError
-from splade_lit.sources import resolve_source
-from splade_lit.tokens import Tokens, tokenize_documents, tokenize_queries
 
 logger = logging.getLogger(__name__)
 

@@ -21,11 +21,10 @@ from pathlib import Path
 
 import xxhash
 
+from splade_lit.core.errors import UserError
+from splade_lit.core.files import cache_folder, whole_file
 from splade_lit.data import docstring_parser
-from splade_lit.data.cache import cache_folder
 from splade_lit.data.docstring_parser import Docstring
-from splade_lit.errors import UserError
-from splade_lit.files import whole_file
 
 # What the project depends on is there wherever the project is.
 PACKAGES = (
@@ -78,7 +77,7 @@ def load_docstrings(cache_dir: str | Path | None = None) -> DocstringCorpus:
     """The corpus of the packages installed here, from the cache if it was parsed before.
 
     Args:
-        cache_dir: folder of the cache; by default as `splade_lit.data.cache.cache_folder` says.
+        cache_dir: folder of the cache; by default as `splade_lit.core.files.cache_folder` says.
 
     Raises:
         UserError: no source file of any package is on this machine.

@@ -15,7 +15,7 @@ import xxhash
 import yaml
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
-from splade_lit.errors import UserError
+from splade_lit.core.errors import UserError
 
 FILE_BUILDERS = {
     ".jsonl": "json",

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import torch
 
+from splade_lit.core.tokens import PairBatch, Tokens
 from splade_lit.data.sampler import NoDuplicatesBatchSampler
 from splade_lit.data.token_store import TokenStore
-from splade_lit.tokens import PairBatch, Tokens
 
 
 class PairLoader:

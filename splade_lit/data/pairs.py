@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
+from splade_lit.core.errors import UserError
 from splade_lit.data.docstrings import document_text, load_docstrings
 from splade_lit.data.hub import plain_errors, read_dataset, require_text
-from splade_lit.errors import UserError
 
 NATURAL_QUESTIONS = "sentence-transformers/natural-questions"
 DEFAULT_REVISIONS = {NATURAL_QUESTIONS: "f9e894e1081e206e577b4eaa9ee6de2b06ae6f17"}

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from splade_lit.core.errors import UserError
 from splade_lit.data.docstrings import document_text, load_docstrings
 from splade_lit.data.hub import local_path, read_config_splits, read_dataset, require_columns, require_text
-from splade_lit.errors import UserError
 
 NANOBEIR_ID = "sentence-transformers/NanoBEIR-en"
 NANOBEIR_SPLITS = {

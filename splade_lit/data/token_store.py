@@ -15,9 +15,9 @@ import torch
 import xxhash
 from transformers import PreTrainedTokenizerBase
 
-from splade_lit.files import whole_file
-from splade_lit.progress import WorkProgress
-from splade_lit.tokens import Tokens
+from splade_lit.core.files import whole_file
+from splade_lit.core.progress import WorkProgress
+from splade_lit.core.tokens import Tokens
 
 FOOTER = np.dtype([("texts", "<u8"), ("tokens", "<u8"), ("bytes_per_token", "<u8"), ("checksum", "<u8")])
 

@@ -18,13 +18,13 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from splade_lit.core.errors import UserError
+from splade_lit.core.sources import resolve_source
+from splade_lit.encoder.body.sparse_head import Activation, Pooling
 from splade_lit.encoder.document import MlmDocumentEncoder
 from splade_lit.encoder.grafted import graft_head
 from splade_lit.encoder.model import AsymmetricSparseEncoder
 from splade_lit.encoder.query import IdfQueryEncoder, idf_from_json
-from splade_lit.encoder.sparse_head import Activation, Pooling
-from splade_lit.errors import UserError
-from splade_lit.sources import resolve_source
 
 logger = logging.getLogger(__name__)
 

@@ -10,11 +10,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from splade_lit.encoder import packing
-from splade_lit.encoder.dropout import use_cpu_dropout
-from splade_lit.encoder.sparse_head import Activation, Pooling, max_logits, splade_pool
-from splade_lit.errors import UserError
-from splade_lit.tokens import Tokens
+from splade_lit.core.errors import UserError
+from splade_lit.core.tokens import Tokens
+from splade_lit.encoder.body import packing
+from splade_lit.encoder.body.dropout import use_cpu_dropout
+from splade_lit.encoder.body.sparse_head import Activation, Pooling, max_logits, splade_pool
 
 logger = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from splade_lit.core.tokens import Tokens
 from splade_lit.encoder.document import MlmDocumentEncoder
-from splade_lit.tokens import Tokens
 
 logger = logging.getLogger(__name__)
 

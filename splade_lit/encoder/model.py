@@ -11,13 +11,13 @@ from scipy.sparse import csr_array, vstack
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from splade_lit.core.errors import UserError
+from splade_lit.core.progress import WorkProgress
+from splade_lit.core.tokens import KnownWords, Tokens, tokenize_documents, tokenize_queries
+from splade_lit.encoder.body.packing import evaluation_mode
 from splade_lit.encoder.document import MlmDocumentEncoder
-from splade_lit.encoder.packing import evaluation_mode
 from splade_lit.encoder.query import IdfQueryEncoder
 from splade_lit.encoder.vectors import Vectors, as_csr, csr_to_torch, keep_largest, split_rows
-from splade_lit.errors import UserError
-from splade_lit.progress import WorkProgress
-from splade_lit.tokens import KnownWords, Tokens, tokenize_documents, tokenize_queries
 
 logger = logging.getLogger(__name__)
 

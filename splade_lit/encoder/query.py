@@ -16,8 +16,8 @@ from scipy.sparse import csr_array
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from splade_lit.errors import UserError
-from splade_lit.tokens import Tokens
+from splade_lit.core.errors import UserError
+from splade_lit.core.tokens import Tokens
 
 
 class IdfQueryEncoder(nn.Module):

@@ -20,12 +20,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from splade_lit.core.errors import UserError
+from splade_lit.core.sources import resolve_source
 from splade_lit.encoder.base import load_masked_lm, load_tokenizer, quiet_transformers
 from splade_lit.encoder.document import MlmDocumentEncoder
 from splade_lit.encoder.model import AsymmetricSparseEncoder
 from splade_lit.encoder.query import IdfQueryEncoder, idf_from_json
-from splade_lit.errors import UserError
-from splade_lit.sources import resolve_source
 
 _QUERY_CLASSES = ("SparseStaticEmbedding", "IDF")
 _DOCUMENT_CLASSES = ("MLMTransformer", "Transformer")

@@ -25,9 +25,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from splade_lit.core.errors import UserError
 from splade_lit.encoder.base import quiet_transformers
 from splade_lit.encoder.model import AsymmetricSparseEncoder
-from splade_lit.errors import UserError
 
 _CLASSES = "sentence_transformers.sparse_encoder.models"
 _QUERY = "query_0_SparseStaticEmbedding"

@@ -4,10 +4,10 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from splade_lit.core.tokens import Tokens
 from splade_lit.encoder.grafted import START_ACTIVE_DIMS, calibrate_bias, start_report
 from splade_lit.encoder.model import AsymmetricSparseEncoder
 from splade_lit.encoder.query import idf_from_document_frequencies
-from splade_lit.tokens import Tokens
 
 CORPUS_IDF = "corpus"
 _SAMPLE_DOCUMENTS = 256

@@ -27,15 +27,15 @@ from scipy.sparse import csr_array, vstack
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from splade_lit.core.errors import UserError
+from splade_lit.core.tokens import Tokens
 from splade_lit.encoder.base import quiet_transformers
+from splade_lit.encoder.body.packing import evaluation_mode
 from splade_lit.encoder.document import MlmDocumentEncoder
 from splade_lit.encoder.model import AsymmetricSparseEncoder
-from splade_lit.encoder.packing import evaluation_mode
 from splade_lit.encoder.query import IdfQueryEncoder, idf_from_json
 from splade_lit.encoder.saved_writer import save_tokenizer
 from splade_lit.encoder.vectors import as_csr, keep_largest
-from splade_lit.errors import UserError
-from splade_lit.tokens import Tokens
 
 Values = Literal["dense", "sparse"]
 

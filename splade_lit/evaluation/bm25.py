@@ -12,10 +12,10 @@ import numpy as np
 from scipy.sparse import csc_array, csr_array
 from transformers import PreTrainedTokenizerBase
 
+from splade_lit.core.errors import UserError
 from splade_lit.data.tasks import RetrievalTask
-from splade_lit.errors import UserError
-from splade_lit.evaluation.evaluate import judged_query_ids
 from splade_lit.evaluation.results import TaskResult, evaluate_vectors, flat_metrics
+from splade_lit.evaluation.task_evaluation import judged_query_ids
 
 logger = logging.getLogger(__name__)
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from splade_lit.core.errors import UserError
+from splade_lit.core.files import replace_text
 from splade_lit.data.tasks import RetrievalTask
-from splade_lit.errors import UserError
 from splade_lit.evaluation.metrics import RankMetrics
 from splade_lit.evaluation.results import TaskResult
-from splade_lit.files import replace_text
 
 PER_QUERY = "per_query.jsonl"
 METRICS = ("ndcg@10", "mrr@10", "recall@10", "map@100")

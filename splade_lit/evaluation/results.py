@@ -7,8 +7,8 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from splade_lit.data.tasks import RetrievalTask
+from splade_lit.evaluation.exact_search import TopK, exact_search, string_order
 from splade_lit.evaluation.metrics import DEPTH, RankMetrics, rank_metrics
-from splade_lit.evaluation.search import TopK, exact_search, string_order
 from splade_lit.evaluation.sparsity import RetrievalSparsity, SparsityStatistics, pooled_sparsity
 
 

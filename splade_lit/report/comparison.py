@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from splade_lit.errors import UserError
+from splade_lit.core.errors import UserError
 from splade_lit.evaluation.per_query import METRICS
 from splade_lit.report.measure import Searched
 from splade_lit.report.statistics import Difference, differences, pareto_front

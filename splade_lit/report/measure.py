@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from scipy.sparse import csr_array
 
+from splade_lit.core.errors import UserError
 from splade_lit.data.tasks import RetrievalTask, load_tasks
 from splade_lit.encoder.model import AsymmetricSparseEncoder
 from splade_lit.encoder.saved import load
-from splade_lit.errors import UserError
 from splade_lit.evaluation.bm25 import bm25_vectors
-from splade_lit.evaluation.evaluate import judged_query_ids, sample_corpus
-from splade_lit.evaluation.search import SearchIndex
+from splade_lit.evaluation.exact_search import SearchIndex
+from splade_lit.evaluation.task_evaluation import judged_query_ids, sample_corpus
 from splade_lit.report.system import Evaluation, SearchCost, System
 
 _TOP = 10

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from splade_lit.report import figures, tables
+from splade_lit.report import captioned_charts as figures
+from splade_lit.report import rows as tables
 from splade_lit.report.charts import legend_mark
 from splade_lit.report.comparison import Comparison
 from splade_lit.report.statistics import Difference

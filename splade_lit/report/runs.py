@@ -9,11 +9,11 @@ from typing import Any
 
 import yaml
 
-from splade_lit.errors import UserError
+from splade_lit.card.record import read_record
+from splade_lit.core.errors import UserError
 from splade_lit.evaluation.per_query import PER_QUERY, QueryFigures, read_per_query
-from splade_lit.publish.emissions import footprint, read_emissions
-from splade_lit.publish.record import read_record
 from splade_lit.report.system import BM25, Evaluation, System, figures_by_set
+from splade_lit.runs.emissions import footprint, read_emissions
 
 _FILES = ("metrics.json", "metrics.csv", PER_QUERY, "config.yaml", "emissions.csv")
 # The stages of metrics.json that are a system's final figures: of a run, and of `evaluate`.

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from splade_lit.evaluation.per_query import QueryFigures
-from splade_lit.publish.figures import by_set
+from splade_lit.runs.stages import by_set
 
 Kind = Literal["run", "bm25", "other"]
 BM25 = "BM25"

@@ -1,0 +1,77 @@
+"""Whether training here ends in the loss curve of sentence-transformers' trainer: within the noise of two seeds.
+
+    python scripts/benchmark/loss_curve.py --pairs pairs.parquet --output loss_curve.json   # half an hour on two cores
+
+Three runs of the same recipe from the same weights: ours with two seeds, and sentence-transformers' trainer, padded and
+with all logits, on the batches of the first. Told are mean losses of the last steps; the two runs of one seed differ by
+their dropout, those of two seeds by the order of their batches as well.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import entries
+import lightning as L
+import sides
+from transformers import TrainerCallback
+
+from splade_lit.core.files import replace_text
+
+_LAST = 50
+
+
+class OurLosses(L.Callback):
+    """Losses of all steps."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, *args: Any) -> None:
+        """Note the loss of a step."""
+        self.losses.append(float(outputs["loss"]))
+
+
+class PeerLosses(TrainerCallback):
+    """The same of transformers' trainer."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
+        """Note the loss of a step."""
+        if "loss" in logs:
+            self.losses.append(logs["loss"])
+
+
+def main() -> None:
+    """Train, print and write the curves."""
+    parser = argparse.ArgumentParser(description="Compare loss curves with sentence-transformers' trainer.")
+    parser.add_argument("--pairs", default=str(entries.DATA / "qa-pairs" / "train.parquet"), help="file of pairs")
+    parser.add_argument("--steps", type=int, default=300, help="optimizer steps of 16 pairs")
+    parser.add_argument("--max_tokens", type=int, default=64, help="tokens a document is cut to")
+    parser.add_argument("--output", type=Path, help="JSON file for the curves")
+    arguments = parser.parse_args()
+    curves = {}
+    with tempfile.TemporaryDirectory(prefix="splade_lit_loss_curve_") as folder:
+        base = str(entries.make_models(Path(folder))["minilm"] / "document_0_MLMTransformer")
+        recipe = sides.Recipe(base, arguments.pairs, arguments.max_tokens, folder, max_steps=arguments.steps, seed=1)
+        for seed in (1, 2):
+            ours = OurLosses()
+            sides.fit_ours(ours, replace(recipe, seed=seed))
+            curves[f"ours, seed {seed}"] = ours.losses
+        peer = PeerLosses()
+        sides.peer_trainer(peer, recipe).train()
+        curves["sentence-transformers, seed 1"] = peer.losses
+    for name, losses in curves.items():
+        print(f"{name}: first {losses[0]:.4f}, mean of the last {_LAST} {statistics.mean(losses[-_LAST:]):.4f}")
+    if arguments.output:
+        replace_text(arguments.output, json.dumps(curves) + "\n")
+
+
+if __name__ == "__main__":
+    main()

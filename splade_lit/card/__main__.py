@@ -1,0 +1,69 @@
+"""`python -m splade_lit.card`: write the model card of a saved model anew.
+
+    python -m splade_lit.card runs/my_run/model
+    python -m splade_lit.card runs/my_run/model --model-id me/my-model --license mit --language en de
+
+The card is made of `card.json`, which a run leaves beside its model; a folder without one gets a card of what the model
+itself tells. Options are kept in `card.json`, so that they count the next time too. No network is needed.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from splade_lit.card.facts import model_facts
+from splade_lit.card.record import README, Card, read_record, write_record
+from splade_lit.card.render import model_card
+from splade_lit.command_line.arguments import CommandParser
+from splade_lit.command_line.exit_codes import run_command
+from splade_lit.core.errors import UserError
+from splade_lit.core.files import check_writable, replace_text
+from splade_lit.encoder.saved import load
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write `README.md` and `card.json` to the folder of a model.
+
+    Raises:
+        UserError: the folder holds no saved model, or cannot be written.
+    """
+    settings = _parser().parse_args(arguments)
+    folder: Path = settings.folder
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder; give that of a saved model, such as runs/NAME/model.")
+    check_writable(folder=folder)
+    card = read_record(folder) or _card_of_model(folder)
+    changes = {
+        "name": settings.name,
+        "model_id": settings.model_id,
+        "license": settings.license,
+        "language": settings.language,
+    }
+    card = replace(card, **{name: value for name, value in changes.items() if value is not None})
+    write_record(card, folder)
+    replace_text(folder / README, model_card(card))
+    print(f"card: {folder / README}")
+
+
+def _card_of_model(folder: Path) -> Card:
+    if (folder / README).exists():
+        raise UserError(f"{folder / README} was written by somebody else (there is no card.json); move it away first.")
+    # Nothing tells the license or the language of a model that comes alone.
+    settings: dict[str, Any] = {"license": None, "language": []}
+    name = folder.resolve().name
+    return Card(name=f"Inference-free SPLADE {name}", model=model_facts(load(folder)), **settings)
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser(prog="python -m splade_lit.card", description="Write the model card of a saved model anew.")
+    parser.add_argument("folder", type=Path, metavar="MODEL_DIR", help="folder of a saved model")
+    parser.add_argument("--name", help="title of the card")
+    parser.add_argument("--model-id", help="id on the Hub that the card's examples load the model by")
+    parser.add_argument("--license", help="license of the model by the Hub's short name, such as apache-2.0")
+    parser.add_argument("--language", nargs="+", help="languages of the texts, by their codes of ISO 639-1")
+    return parser
+
+
+if __name__ == "__main__":
+    run_command(main)

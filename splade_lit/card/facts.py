@@ -1,0 +1,233 @@
+"""Gathering what a model card tells: from the model, its data, the settings, the log and the machine."""
+
+import csv
+import inspect
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from huggingface_hub import try_to_load_from_cache
+
+from splade_lit.card.record import (
+    ColumnFacts,
+    Example,
+    Hyperparameters,
+    LogFacts,
+    ModelFacts,
+    PairsFacts,
+    Source,
+)
+from splade_lit.core.sources import PACKAGE_PREFIX, resolve_source
+from splade_lit.data.pairs import Pairs
+from splade_lit.encoder.model import AsymmetricSparseEncoder
+
+_MEASURED = 1000
+_SAMPLES = 3
+_LONGEST_EXAMPLE = 1000  # characters, where there is a choice
+_LOG_ROWS = 100
+# Settings of the machine or of the run's surroundings, not of what is learned.
+_NOT_HYPERPARAMETERS = ("trainer.callbacks", "trainer.logger", "trainer.default_root_dir", "data.cache_dir")
+
+
+def model_facts(encoder: AsymmetricSparseEncoder, base: Source | None = None) -> ModelFacts:
+    """What an encoder is.
+
+    Args:
+        encoder: the model.
+        base: what it was trained from, if known.
+    """
+    return ModelFacts(
+        base=base,
+        num_parameters=sum(parameter.numel() for parameter in encoder.parameters()),
+        document_class=type(encoder.document.model).__name__,
+        tokenizer_class=type(encoder.tokenizer).__name__,
+        dims=encoder.vocab_size,
+        max_query_tokens=encoder.max_query_tokens,
+        max_document_tokens=encoder.max_document_tokens,
+        pooling=encoder.document.pooling,
+        activation=encoder.document.activation,
+        frozen_idf=encoder.query.frozen,
+        max_active_dims=encoder.max_active_dims,
+    )
+
+
+def base_source(source: str, revision: str | None = None) -> Source:
+    """Where a base model that has been loaded comes from, without paths of this machine.
+
+    Args:
+        source: as `from_base` takes it.
+        revision: branch, tag or commit on the Hub.
+    """
+    if source.startswith(PACKAGE_PREFIX):
+        return Source(source.removeprefix(PACKAGE_PREFIX).partition("/")[0])
+    if Path(resolve_source(source)).exists():
+        return Source(Path(resolve_source(source)).resolve().name)
+    cached = try_to_load_from_cache(source, "config.json", revision=revision)
+    return Source(source, source, Path(cached).parent.name if isinstance(cached, str) else None)
+
+
+def pairs_source(pairs: Pairs) -> Source:
+    """Where pairs come from, without paths of this machine."""
+    commit = _hub_commit(pairs)
+    if commit is not None:
+        return Source(pairs.source.rpartition("/")[2], pairs.source, commit)
+    return Source(Path(pairs.source).name)
+
+
+def _hub_commit(pairs: Pairs) -> str | None:
+    # `datasets` keeps what it reads from the Hub in a folder named after the commit.
+    folders = [Path(file["filename"]).parent.name for file in pairs.dataset.cache_files]
+    return folders[0] if folders and re.fullmatch("[0-9a-f]{40}", folders[0]) else None
+
+
+def pairs_facts(
+    pairs: Pairs, encoder: AsymmetricSparseEncoder, columns: Sequence[str] | None = None
+) -> PairsFacts | None:
+    """Size, tokens and samples of pairs; None if there are none.
+
+    Args:
+        pairs: the texts.
+        encoder: gives tokenizer and limits.
+        columns: what the data set itself calls the columns.
+    """
+    if not len(pairs):
+        return None
+    first = pairs.select(range(min(_MEASURED, len(pairs))))
+    config = first.dataset.info.config_name
+    return PairsFacts(
+        source=pairs_source(pairs),
+        config=None if config is None or config.startswith("default") else config,
+        num_pairs=len(pairs),
+        num_measured=len(first),
+        columns=[
+            _column_facts(name, first.dataset[column], encoder, is_query=column == "query")
+            for name, column in zip(columns or pairs.columns, pairs.columns, strict=True)
+        ],
+        samples=[list(pairs[row].values()) for row in range(min(_SAMPLES, len(pairs)))],
+    )
+
+
+def _column_facts(name: str, texts: Sequence[str], encoder: AsymmetricSparseEncoder, is_query: bool) -> ColumnFacts:
+    encoded = encoder.tokenizer(
+        list(texts),
+        add_special_tokens=not is_query,
+        truncation=True,
+        max_length=encoder.max_query_tokens if is_query else encoder.max_document_tokens,
+        return_attention_mask=False,
+    )
+    lengths = [len(ids) for ids in encoded["input_ids"]]
+    return ColumnFacts(name, min(lengths), float(np.mean(lengths)), max(lengths))
+
+
+def example(encoder: AsymmetricSparseEncoder, pairs: Pairs, seed: int = 0) -> Example | None:
+    """A query drawn by chance, its document and those of two other pairs, scored as they are shown.
+
+    Args:
+        encoder: the model.
+        pairs: texts that it was not trained on, if there are such.
+        seed: of the draw; of the pairs drawn those with short texts come first.
+    """
+    drawn = _draw(pairs, seed)
+    if not drawn:
+        return None
+    documents = list(dict.fromkeys(row["document"] for row in drawn))[:3]
+    query = drawn[0]["query"]
+    scores = encoder.similarity(encoder.encode_query([query]), encoder.encode_document(documents))
+    return Example(query, documents, scores[0].tolist())
+
+
+def widget_texts(pairs: Pairs, seed: int = 0, num_texts: int = 5) -> list[str]:
+    """Documents and queries in turn, drawn by chance; other ones than `example` draws where there are enough.
+
+    Args:
+        pairs: the texts.
+        seed: of the draw.
+        num_texts: how many at most.
+    """
+    rows = _draw(pairs, seed)[3:] or _draw(pairs, seed)
+    columns = ("document", "query")
+    return [row[columns[number % 2]] for number, row in enumerate(rows[:num_texts])]
+
+
+def _draw(pairs: Pairs, seed: int, num_pairs: int = 50) -> list[dict[str, str]]:
+    rng = np.random.default_rng(seed)
+    drawn = [pairs[int(row)] for row in rng.permutation(len(pairs))[:num_pairs]]
+    return sorted(drawn, key=lambda row: max(len(row["query"]), len(row["document"])) > _LONGEST_EXAMPLE)
+
+
+def signature_defaults(kind: type) -> dict[str, Any]:
+    """The arguments of a class that have defaults, with those."""
+    parameters = inspect.signature(kind.__init__).parameters.values()  # type: ignore[misc]
+    return {one.name: one.default for one in parameters if one.default is not inspect.Parameter.empty}
+
+
+def hyperparameters(settings: Mapping[str, Any], classes: Mapping[str, type]) -> Hyperparameters:
+    """Settings by dotted name, those of the machine left out and paths cut to their last part.
+
+    Args:
+        settings: the resolved configuration: groups of settings, and settings without a group.
+        classes: group to the class that its settings are arguments of.
+    """
+    flat: dict[str, Any] = {}
+    changed: dict[str, Any] = {}
+    for group, kind in classes.items():
+        defaults = signature_defaults(kind)
+        for name, value in settings.get(group, {}).items():
+            dotted = f"{group}.{name}"
+            if dotted in _NOT_HYPERPARAMETERS:
+                continue
+            flat[dotted] = _shown(value)
+            if name not in defaults or _plain(value) != _plain(defaults[name]):
+                changed[dotted] = _shown(value)
+    if "seed_everything" in settings:
+        flat["seed_everything"] = changed["seed_everything"] = settings["seed_everything"]
+    return Hyperparameters(flat, changed)
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, list | tuple) else value
+
+
+def _shown(value: Any) -> Any:
+    if isinstance(value, str) and "/" in value and os.path.exists(os.path.expanduser(value)):
+        return Path(value).name
+    return _plain(value) if isinstance(value, list | tuple | str | int | float | None) else str(value)
+
+
+def log_facts(path: Path, steps_per_epoch: float, tasks: Sequence[str], main_metric: str | None) -> LogFacts | None:
+    """What a card shows of metrics.csv; None if there is no such file.
+
+    Args:
+        path: the file.
+        steps_per_epoch: optimizer steps of an epoch.
+        tasks: names of the retrieval sets and groups whose nDCG@10 is shown.
+        main_metric: full name of the figure that tells which row is best.
+    """
+    if not path.is_file():
+        return None
+    shown = [
+        "train/loss",
+        "train/ranking_loss",
+        "train/document_penalty",
+        "train/lambda_d",
+        "sparsity/train_document_active_dims",
+        "val/loss",
+        *(f"val/{task}_dot_ndcg@10" for task in tasks),
+    ]
+    rows = []
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            figures = {name: float(row[name]) for name in shown if row.get(name)}
+            if figures:
+                # Lightning counts steps from 0.
+                rows.append({"step": float(int(row["step"]) + 1)} | figures)
+    if not rows:
+        return None
+    plain = [number for number, row in enumerate(rows) if not any(name.startswith("val/") for name in row)]
+    kept = {plain[i] for i in np.linspace(0, len(plain) - 1, min(_LOG_ROWS, len(plain))).round().astype(int)}
+    rows = [row for number, row in enumerate(rows) if number in kept or number not in plain]
+    main = f"val/{main_metric}"
+    return LogFacts(rows, steps_per_epoch, main if any(main in row for row in rows) else None)

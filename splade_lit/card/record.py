@@ -1,0 +1,266 @@
+"""What a model card tells, as data: gathered at the end of a run and kept beside the model as `card.json`."""
+
+import json
+import types
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from splade_lit.core.errors import UserError
+from splade_lit.core.files import replace_text
+from splade_lit.runs.emissions import Footprint
+from splade_lit.runs.machine import Hardware
+
+CARD_JSON = "card.json"
+README = "README.md"
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a base model or data set comes from.
+
+    Attributes:
+        name: what people call it.
+        hub_id: its id on the Hub, if it comes from there.
+        revision: the commit, if known.
+    """
+
+    name: str
+    hub_id: str | None = None
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What the model is.
+
+    Attributes:
+        base: the model that training started from, if known.
+        num_parameters: weights of the document encoder and of the query table.
+        document_class: class of the transformers model.
+        tokenizer_class: class of the tokenizer.
+        dims: size of a vector.
+        max_query_tokens: tokens a query is cut to.
+        max_document_tokens: tokens a document is cut to, special tokens included.
+        pooling: how logits are pooled over tokens.
+        activation: what follows.
+        frozen_idf: whether the query weights were kept as they started.
+        max_active_dims: how many weights of a vector are kept; all if None.
+    """
+
+    base: Source | None
+    num_parameters: int
+    document_class: str
+    tokenizer_class: str
+    dims: int
+    max_query_tokens: int
+    max_document_tokens: int
+    pooling: str
+    activation: str
+    frozen_idf: bool
+    max_active_dims: int | None = None
+
+
+@dataclass(frozen=True)
+class Example:
+    """A query with documents, the first of which answers it, and the model's scores."""
+
+    query: str
+    documents: list[str]
+    scores: list[float]
+
+
+@dataclass(frozen=True)
+class ColumnFacts:
+    """Tokens that the model reads of the texts of a column: cut to its limit, special tokens included."""
+
+    name: str
+    min_tokens: int
+    mean_tokens: float
+    max_tokens: int
+
+
+@dataclass(frozen=True)
+class PairsFacts:
+    """Pairs of text.
+
+    Attributes:
+        source: the data set.
+        config: configuration of it, if it has several.
+        num_pairs: how many there are.
+        num_measured: how many, from the first on, the columns' figures are of.
+        columns: one after another.
+        samples: the first pairs, a text a column.
+    """
+
+    source: Source
+    config: str | None
+    num_pairs: int
+    num_measured: int
+    columns: list[ColumnFacts]
+    samples: list[list[str]]
+
+
+@dataclass(frozen=True)
+class TaskFacts:
+    """A retrieval set that the model was evaluated on."""
+
+    name: str
+    group: str | None
+    num_queries: int
+    num_documents: int
+    graded: bool
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """What was measured: `stages` is metrics.json, stage to figures by full name."""
+
+    tasks: list[TaskFacts]
+    stages: dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class SparsityFacts:
+    """The last report of the sparsity monitor: a line of sparsity.jsonl without its histogram."""
+
+    num_documents: int
+    active_dims: float
+    active_dims_median: int
+    active_dims_p95: int
+    dead_dims_ratio: float
+    most_frequent: list[tuple[str, float]]
+
+
+@dataclass(frozen=True)
+class Hyperparameters:
+    """Settings by dotted name: all of them, and those that differ from the defaults."""
+
+    all: dict[str, Any]
+    non_default: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class LogFacts:
+    """Rows of metrics.csv: column to figure, and `step`, the optimizer steps done.
+
+    Attributes:
+        rows: a choice of the rows where there are many; those with an evaluation are all there.
+        steps_per_epoch: optimizer steps of an epoch.
+        main_metric: column of the figure that tells which row is best, if there is one.
+    """
+
+    rows: list[dict[str, float]]
+    steps_per_epoch: float
+    main_metric: str | None
+
+
+@dataclass(frozen=True)
+class Training:
+    """A run.
+
+    Attributes:
+        train: pairs trained on.
+        eval: pairs held out, if any.
+        loss: settings of the loss.
+        hyperparameters: settings of the run.
+        log: how training went.
+        seconds: time by stage, `training` and `evaluation`.
+        hardware: what it ran on.
+    """
+
+    train: PairsFacts
+    eval: PairsFacts | None
+    loss: dict[str, Any]
+    hyperparameters: Hyperparameters
+    log: LogFacts | None
+    seconds: dict[str, float]
+    hardware: Hardware
+
+
+@dataclass(frozen=True)
+class Card:
+    """All that a model card tells; what is None or empty has no section.
+
+    Attributes:
+        name: title of the card.
+        model: what the model is.
+        model_id: id on the Hub that the examples load it by.
+        license: of the model, by the Hub's short name; None for none.
+        language: codes of ISO 639-1.
+        example: real texts with their scores.
+        widget: texts to try the model with.
+        training: the run.
+        retrieval: figures of retrieval.
+        sparsity: of a sample of training documents.
+        footprint: energy and emissions of the run.
+        versions: name to version of what the run used.
+    """
+
+    name: str
+    model: ModelFacts
+    model_id: str | None = None
+    license: str | None = "apache-2.0"
+    language: list[str] = field(default_factory=lambda: ["en"])
+    example: Example | None = None
+    widget: list[str] = field(default_factory=list)
+    training: Training | None = None
+    retrieval: Retrieval | None = None
+    sparsity: SparsityFacts | None = None
+    footprint: Footprint | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+def write_record(card: Card, folder: str | Path) -> None:
+    """Write `card.json` to the folder of a model.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    text = json.dumps(asdict(card), indent=2, ensure_ascii=False) + "\n"
+    replace_text(Path(folder) / CARD_JSON, text)
+
+
+def read_record(folder: str | Path) -> Card | None:
+    """The record in the folder of a model; None if there is none.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = Path(folder) / CARD_JSON
+    if not path.is_file():
+        return None
+    try:
+        return from_plain(Card, json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(
+            f"{path} is not a card's record ({type(error).__name__}: {error}); delete it to go without."
+        ) from error
+
+
+def from_plain(kind: type[T], value: Any) -> T:
+    """A dataclass from what `json` gives for its `asdict`; unknown names are passed over.
+
+    >>> from_plain(Example, {"query": "a", "documents": ["b"], "scores": [1.0]})
+    Example(query='a', documents=['b'], scores=[1.0])
+    """
+    return _typed(kind, value)
+
+
+def _typed(kind: Any, value: Any) -> Any:
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        (kind,) = (argument for argument in arguments if argument is not type(None))
+        return None if value is None else _typed(kind, value)
+    if is_dataclass(kind):
+        hints = get_type_hints(kind)
+        return kind(**{name: _typed(hints[name], part) for name, part in value.items() if name in hints})  # type: ignore[operator]
+    if origin is list:
+        return [_typed(arguments[0], part) for part in value]
+    if origin is tuple:
+        return tuple(_typed(one, part) for one, part in zip(arguments, value, strict=True))
+    if origin is dict and isinstance(value, Mapping):
+        return {name: _typed(arguments[1], part) for name, part in value.items()}
+    return value

@@ -1,0 +1,35 @@
+"""How a command ends: bad input in one sentence with exit code 2, and quietly where nobody reads on."""
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+
+from splade_lit.core.errors import UserError
+
+
+def run_command(main: Callable[[Sequence[str] | None], None], arguments: Sequence[str] | None = None) -> None:
+    """Run a command; bad input ends with one sentence on stderr and exit code 2.
+
+    Args:
+        main: takes the arguments of the command line, None for the real ones.
+        arguments: what to give it.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    logging.getLogger("splade_lit").setLevel(logging.INFO)
+    # Which devices there are, what else to install, and the like.
+    for name in ("lightning.pytorch", "lightning.fabric", "bm25s"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module=r"lightning\..*|torch\..*|jsonargparse\..*")
+    try:
+        main(arguments)
+        sys.stdout.flush()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

@@ -1,0 +1,69 @@
+"""Where files go, and writing them so that a reader never sees half of one."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from splade_lit.core.errors import UserError
+
+CACHE_VARIABLE = "SPLADE_LIT_CACHE"
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path` to write to; moved to `path` at the end, removed where the block raised.
+
+    Raises:
+        OSError: the folder cannot be made or written to.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    os.close(descriptor)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        with suppress(FileNotFoundError):
+            temporary.unlink()
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file under a temporary name and move it into place; its folder is made.
+
+    Raises:
+        UserError: the file cannot be written; what was there before is untouched.
+    """
+    try:
+        with whole_file(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}); free space or choose another folder.") from error
+
+
+def check_writable(file: Path | None = None, folder: Path | None = None) -> None:
+    """Check before any long work that a file and a folder can be written; None is passed over.
+
+    Raises:
+        UserError: one cannot.
+    """
+    if file is not None and file.is_dir():
+        raise UserError(f"{file} is a folder; give the name of a file.")
+    for path, place in ((file, file and file.absolute().parent), (folder, folder and folder.absolute())):
+        if path is None or place is None:
+            continue
+        existing = next(parent for parent in (place, *place.parents) if os.path.exists(parent))
+        try:
+            with tempfile.TemporaryFile(dir=existing):  # permissions alone do not tell, for the superuser for one
+                pass
+        except OSError as error:
+            raise UserError(f"{path} cannot be written ({error.strerror}); choose another place.") from error
+
+
+def cache_folder(folder: str | Path | None = None) -> Path:
+    """`folder`, else the environment variable SPLADE_LIT_CACHE, else `~/.cache/splade_lit`; not created here."""
+    chosen = folder or os.environ.get(CACHE_VARIABLE) or "~/.cache/splade_lit"
+    return Path(chosen).expanduser()

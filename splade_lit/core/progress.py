@@ -1,0 +1,110 @@
+"""How far long work is: a bar in a terminal or a notebook, lines in the log elsewhere."""
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Self
+
+from rich import get_console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+logger = logging.getLogger(__name__)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them.
+
+    >>> duration(42), duration(754), duration(9000)
+    ('42 s', '13 min', '2.5 h')
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+
+
+class WorkProgress:
+    """Counts what is done while its `with` block lasts.
+
+    A bar that nothing can be drawn over would leave an empty line, so a log gets lines instead.
+
+    Args:
+        verb: what is done, such as "encoding".
+        unit: what is counted, such as "documents".
+        total: how many there are; None if nobody knows.
+        show: tell it at all.
+        seconds: between two lines of a log, at least.
+    """
+
+    def __init__(self, verb: str, unit: str, total: int | None, *, show: bool = True, seconds: float = 30.0) -> None:
+        console = get_console()
+        drawn = console.is_interactive or console.is_jupyter
+        columns = (
+            TextColumn(verb),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn(unit),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+        )
+        self._bar = Progress(*columns, disable=not (show and drawn), transient=True)
+        self._task = self._bar.add_task("", total=total, rate="")
+        self._told_in_lines = show and not drawn
+        self._verb, self._unit, self._total, self._seconds = verb, unit, total, seconds
+        self._done = self._skipped = 0
+
+    def __enter__(self) -> Self:
+        """Count from now."""
+        self._start = self._told = time.monotonic()
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Remove the bar."""
+        self._bar.stop()
+
+    def skip(self, count: int) -> None:
+        """So many need no work; they do not count for the speed."""
+        self._skipped += count
+        self._bar.reset(self._task, completed=self._done + self._skipped)
+
+    def advance(self, count: int) -> None:
+        """So many more are done."""
+        self._done += count
+        self._bar.advance(self._task, count)
+        speed = self._bar.tasks[self._task].speed
+        self._bar.update(self._task, rate=f"{speed:,.0f}/s" if speed else "")
+        now = time.monotonic()
+        if self._told_in_lines and now - self._told >= self._seconds:
+            self._told = now
+            self._tell(self._done / (now - self._start))
+
+    def _tell(self, speed: float) -> None:
+        done = self._done + self._skipped
+        if self._total is None:
+            logger.info("%s: %s %s, %s a second", self._verb, f"{done:,}", self._unit, f"{speed:,.0f}")
+            return
+        logger.info(
+            "%s: %s of %s %s, %s a second, about %s left",
+            self._verb,
+            f"{done:,}",
+            f"{self._total:,}",
+            self._unit,
+            f"{speed:,.0f}",
+            duration(max(self._total - done, 0) / speed),
+        )
+
+
+@contextmanager
+def quiet_package() -> Iterator[None]:
+    """No lines of the package's own log but warnings, for what a command tries out on the side."""
+    package = logging.getLogger("splade_lit")
+    level = package.level
+    package.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        package.setLevel(level)

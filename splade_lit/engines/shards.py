@@ -1,0 +1,214 @@
+"""Vectors of a corpus on disk, in shards that are written as they are made: memory does not grow with the corpus.
+
+corpus.json       what made the vectors, and, once all are there, how many they are
+shard-00000.npz   ids, a CSR matrix (int32 indices, float32 or float16 values), and a fingerprint of the documents
+"""
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import TypeVar
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+import xxhash
+from scipy.sparse import csr_array, vstack
+
+from splade_lit.core.errors import UserError
+from splade_lit.core.files import replace_text, whole_file
+from splade_lit.core.progress import WorkProgress
+from splade_lit.core.tokens import tokenize_documents
+from splade_lit.data.corpus import Corpus
+from splade_lit.encoder.model import AsymmetricSparseEncoder
+
+logger = logging.getLogger(__name__)
+
+_Item = TypeVar("_Item")
+_HEADER = "corpus.json"
+# Documents that are tokenised and sorted by length together.
+_CHUNK_DOCUMENTS = 2048
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the shards of a folder have in common.
+
+    Attributes:
+        weights: fingerprint of the model's weights and limits.
+        corpus: where the documents come from.
+        vocab_size: dims of a vector.
+        values: `float32` or `float16`.
+        shard_documents: documents of each shard but the last.
+        num_documents: all documents; None while they are being written.
+    """
+
+    weights: str
+    corpus: str
+    vocab_size: int
+    values: str
+    shard_documents: int
+    num_documents: int | None = None
+
+
+def write_corpus_vectors(
+    encoder: AsymmetricSparseEncoder,
+    corpus: Corpus,
+    folder: str | Path,
+    *,
+    values: str = "float32",
+    shard_documents: int = 10_000,
+    show_progress_bar: bool = False,
+) -> Header:
+    """Encode a corpus into a folder; a run that was interrupted goes on after the last whole shard.
+
+    Shards that are there are compared with the corpus, so that documents which were added or changed since are encoded,
+    and no others but those of their shards.
+
+    Args:
+        encoder: the model.
+        corpus: the documents.
+        folder: a new or empty folder, or one that was begun with the same model, corpus and settings.
+        values: `float32` or `float16`, which halves the values' size and keeps 3 digits.
+        shard_documents: documents of a shard.
+        show_progress_bar: tell how far it is, with documents/s (see `WorkProgress`).
+
+    Raises:
+        UserError: the folder holds something else, cannot be written, or the corpus has no text.
+    """
+    folder = Path(folder)
+    header = Header(_fingerprint(encoder), corpus.source, encoder.vocab_size, values, shard_documents)
+    _check_folder(folder, header)
+    num_documents = 0
+    try:
+        replace_text(folder / _HEADER, json.dumps(asdict(header), indent=2) + "\n")
+        with WorkProgress("encoding", "documents", corpus.num_rows, show=show_progress_bar) as progress:
+            for number, shard in enumerate(_parts(iter(corpus), shard_documents)):
+                path = folder / f"shard-{number:05d}.npz"
+                num_documents += len(shard)
+                fingerprint = _documents_fingerprint(shard)
+                if path.exists():
+                    if _shard_fingerprint(path) == fingerprint:
+                        progress.skip(len(shard))
+                        continue
+                    logger.info("%s does not hold the corpus as it is now and is made again.", path)
+                parts = []
+                for chunk in _parts(iter(shard), _CHUNK_DOCUMENTS):
+                    texts = [encoder.prompts["document"] + text for _, text in chunk]
+                    token_ids = tokenize_documents(encoder.tokenizer, texts, encoder.max_document_tokens)
+                    parts.append(encoder.encode_document_tokens(token_ids, on_batch=progress.advance))
+                vectors = csr_array(vstack(parts, format="csr"))
+                _write_shard(path, [id for id, _ in shard], vectors, values, fingerprint)
+        if num_documents == 0:
+            raise UserError(f"{corpus.source}: no document has text.")
+        for path in sorted(folder.glob("shard-*.npz"))[-(-num_documents // shard_documents) :]:
+            path.unlink()  # the corpus was longer once
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error.strerror}); free space and start again.") from error
+    header = replace(header, num_documents=num_documents)
+    replace_text(folder / _HEADER, json.dumps(asdict(header), indent=2) + "\n")
+    return header
+
+
+def read_corpus_vectors(folder: str | Path) -> tuple[list[str], csr_array, Header]:
+    """Ids and vectors `[documents, vocab]` of all shards.
+
+    Raises:
+        UserError: the folder holds no vectors, not all of them, or damaged ones.
+    """
+    folder = Path(folder)
+    header = _read_header(folder)
+    if header is None or header.num_documents is None:
+        raise UserError(f"{folder} does not hold the vectors of a whole corpus; run python -m splade_lit.encode again.")
+    shards = [_read_shard(path, header.vocab_size) for path in sorted(folder.glob("shard-*.npz"))]
+    ids = [id for shard_ids, _ in shards for id in shard_ids]
+    if len(ids) != header.num_documents:
+        raise UserError(f"{folder} holds {len(ids)} of {header.num_documents} documents; encode the corpus again.")
+    return ids, csr_array(vstack([vectors for _, vectors in shards], format="csr")), header
+
+
+def check_made_by(header: Header, encoder: AsymmetricSparseEncoder, folder: str | Path) -> None:
+    """Check that vectors were made by this model.
+
+    Raises:
+        UserError: they were made by another.
+    """
+    if header.weights != _fingerprint(encoder):
+        raise UserError(f"The vectors in {folder} are those of another model; encode the corpus with this one.")
+
+
+def _fingerprint(encoder: AsymmetricSparseEncoder) -> str:
+    digest = xxhash.xxh3_64()
+    for name, tensor in sorted(encoder.document.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    document = encoder.document
+    settings = (document.pooling, document.activation, encoder.max_document_tokens, encoder.max_active_dims)
+    digest.update(repr((settings, encoder.prompts["document"])).encode())
+    return digest.hexdigest()
+
+
+def _check_folder(folder: Path, header: Header) -> None:
+    there = _read_header(folder)
+    if there is None:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(f"{folder} is in use and holds no vectors; give a new or an empty folder.")
+    elif replace(there, num_documents=None) != header:
+        mine, theirs = asdict(header), asdict(there)
+        names = {"weights": "model", "shard_documents": "size of shards", "values": "type of values"}
+        other = [names.get(name, name) for name in mine if name != "num_documents" and mine[name] != theirs[name]]
+        raise UserError(f"{folder} holds vectors of another {' and '.join(other)}; give a new folder.")
+
+
+def _read_header(folder: Path) -> Header | None:
+    try:
+        return Header(**json.loads((folder / _HEADER).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _parts(items: Iterator[_Item], size: int) -> Iterator[list[_Item]]:
+    while part := list(islice(items, size)):
+        yield part
+
+
+def _documents_fingerprint(documents: Sequence[tuple[str, str]]) -> str:
+    digest = xxhash.xxh3_64()
+    for document in documents:
+        for part in document:
+            digest.update(part.encode("utf-8", "surrogatepass") + b"\0")
+    return digest.hexdigest()
+
+
+def _shard_fingerprint(path: Path) -> str | None:
+    """What the documents of a shard were; None if it cannot be read."""
+    try:
+        with np.load(path, allow_pickle=False) as shard:
+            return str(shard["fingerprint"])
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+        return None
+
+
+def _write_shard(path: Path, ids: Sequence[str], vectors: csr_array, values: str, fingerprint: str) -> None:
+    with whole_file(path) as temporary, temporary.open("wb") as file:
+        np.savez(
+            file,
+            fingerprint=fingerprint,
+            ids=np.array(ids),
+            data=vectors.data.astype(values),
+            indices=vectors.indices.astype(np.int32),
+            indptr=vectors.indptr,
+        )
+
+
+def _read_shard(path: Path, vocab_size: int) -> tuple[list[str], csr_array]:
+    try:
+        with np.load(path, allow_pickle=False) as shard:
+            ids = shard["ids"].tolist()
+            arrays = (shard["data"].astype(np.float32), shard["indices"], shard["indptr"])
+        return ids, csr_array(arrays, shape=(len(ids), vocab_size))
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+        raise UserError(f"{path} is damaged; encode the corpus again.") from error

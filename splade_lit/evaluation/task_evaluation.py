@@ -1,0 +1,138 @@
+"""Evaluation of an encoder on retrieval tasks."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from scipy.sparse import csr_array
+from transformers import PreTrainedTokenizerBase
+
+from splade_lit.core.errors import UserError
+from splade_lit.core.progress import WorkProgress
+from splade_lit.core.tokens import tokenize_documents, tokenize_queries
+from splade_lit.data.tasks import RetrievalTask
+from splade_lit.evaluation.results import TaskResult, evaluate_vectors, flat_metrics
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """What evaluation needs of an encoder; `AsymmetricSparseEncoder` has it."""
+
+    tokenizer: PreTrainedTokenizerBase
+    max_query_tokens: int
+    max_document_tokens: int
+    prompts: dict[str, str]
+
+    def encode_query_tokens(self, token_ids: Sequence[np.ndarray]) -> csr_array:
+        """Query vectors `[queries, vocab]` from distinct token ids."""
+
+    def encode_document_tokens(
+        self, token_ids: Sequence[np.ndarray], *, on_batch: Callable[[int], None] | None = None
+    ) -> csr_array:
+        """Document vectors `[documents, vocab]` from token ids; `on_batch` hears how many are done at a time."""
+
+
+@dataclass(frozen=True)
+class TokenisedTask:
+    """A task with its texts as token ids: made once, evaluated many times while the model changes.
+
+    Attributes:
+        task: the task, its corpus sampled if asked for.
+        query_ids: the queries that have a relevant document.
+        queries: distinct token ids of each.
+        documents: token ids of each document, in the order of the task's corpus.
+    """
+
+    task: RetrievalTask
+    query_ids: tuple[str, ...]
+    queries: list[np.ndarray]
+    documents: list[np.ndarray]
+
+    @classmethod
+    def of(
+        cls, task: RetrievalTask, encoder: Encoder, max_corpus_documents: int | None = None, seed: int = 0
+    ) -> "TokenisedTask":
+        """Tokenise a task for an encoder.
+
+        Args:
+            task: the task.
+            encoder: gives tokenizer, prompts and limits.
+            max_corpus_documents: evaluate on a sample of the corpus, see `sample_corpus`; on all of it if not given.
+            seed: seed of the sample.
+
+        Raises:
+            UserError: no query has a relevant document.
+        """
+        task = sample_corpus(task, max_corpus_documents, seed) if max_corpus_documents is not None else task
+        query_ids = judged_query_ids(task)
+        queries = [encoder.prompts["query"] + task.queries[query_id] for query_id in query_ids]
+        documents = [encoder.prompts["document"] + text for text in task.corpus.values()]
+        return cls(
+            task,
+            query_ids,
+            tokenize_queries(encoder.tokenizer, queries, encoder.max_query_tokens),
+            tokenize_documents(encoder.tokenizer, documents, encoder.max_document_tokens),
+        )
+
+
+def judged_query_ids(task: RetrievalTask) -> tuple[str, ...]:
+    """The queries that have a relevant document, in the corpus or not.
+
+    Raises:
+        UserError: there are none.
+    """
+    judged = tuple(
+        query_id for query_id in task.queries if any(grade > 0 for grade in task.qrels.get(query_id, {}).values())
+    )
+    if not judged:
+        raise UserError(f"{task.name}: no query has a relevant document; check that its qrels name the queries' ids.")
+    return judged
+
+
+def sample_corpus(task: RetrievalTask, max_documents: int, seed: int = 0) -> RetrievalTask:
+    """The task with all judged documents of its corpus and, up to `max_documents`, others drawn by chance.
+
+    Figures on a sample are higher than those on the whole corpus; they compare with one another.
+    """
+    judged = {document_id for grades in task.qrels.values() for document_id in grades}
+    others = [document_id for document_id in task.corpus if document_id not in judged]
+    room = max(max_documents - (len(task.corpus) - len(others)), 0)
+    if room >= len(others):
+        return task
+    drawn = np.random.default_rng(seed).choice(len(others), size=room, replace=False)
+    kept = judged.union(others[i] for i in drawn)
+    return replace(task, corpus={document_id: text for document_id, text in task.corpus.items() if document_id in kept})
+
+
+def evaluate_task(
+    encoder: Encoder, task: RetrievalTask | TokenisedTask, *, show_progress_bar: bool = False
+) -> TaskResult:
+    """Encode queries and corpus, search exactly, and measure.
+
+    Args:
+        encoder: the model.
+        task: the task; `TokenisedTask` spares tokenising it again.
+        show_progress_bar: tell how far the corpus is encoded (see `WorkProgress`).
+
+    Raises:
+        UserError: no query has a relevant document, or the model's vectors are not finite.
+    """
+    tokenised = task if isinstance(task, TokenisedTask) else TokenisedTask.of(task, encoder)
+    name, size = tokenised.task.name, len(tokenised.documents)
+    with WorkProgress(f"encoding {name}", "documents", size, show=show_progress_bar) as progress:
+        documents = encoder.encode_document_tokens(tokenised.documents, on_batch=progress.advance)
+    return evaluate_vectors(
+        tokenised.task,
+        tokenised.query_ids,
+        encoder.encode_query_tokens(tokenised.queries),
+        list(tokenised.task.corpus),
+        documents,
+    )
+
+
+def evaluate_tasks(
+    encoder: Encoder, tasks: Sequence[RetrievalTask | TokenisedTask], *, show_progress_bar: bool = False
+) -> dict[str, float]:
+    """Figures of tasks and of their groups by full name: `NanoNQ_dot_ndcg@10`, `NanoBEIR_mean_dot_ndcg@10`."""
+    return flat_metrics([evaluate_task(encoder, task, show_progress_bar=show_progress_bar) for task in tasks])

@@ -1,0 +1,136 @@
+"""Reading pairs, corpus and test queries of one's own, whose columns have names of their own."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from splade_lit.core.errors import UserError
+from splade_lit.data.corpus import Corpus, load_corpus, open_corpus
+from splade_lit.data.hub import read_dataset
+from splade_lit.data.pairs import DOCSTRINGS, Pairs, load_pairs
+from splade_lit.data.tasks import is_task, read_qrels
+from splade_lit.own_data.held_out import HeldOut, given_test, hold_out, pairs_as_corpus
+from splade_lit.own_data.inspection import CorpusFacts, inspect_corpus
+
+QUERY_COLUMNS = ("query", "question", "anchor", "sentence1", "title")
+DOCUMENT_COLUMNS = ("answer", "document", "positive", "passage", "context", "sentence2", "text")
+TEXT_COLUMNS = ("text", "contents", "content", "passage", "document", "body")
+MIN_PAIRS = 20
+
+
+@dataclass(frozen=True)
+class OwnPairs:
+    """Pairs and where they come from.
+
+    Attributes:
+        pairs: those with text.
+        num_rows: rows of the source, those without text among them.
+        query_column: name of the column of queries.
+        document_column: name of the column of documents.
+    """
+
+    pairs: Pairs
+    num_rows: int
+    query_column: str
+    document_column: str
+
+
+@dataclass(frozen=True)
+class OwnCorpus:
+    """A corpus, what is in it, and how to find documents of pairs in it.
+
+    Attributes:
+        corpus: what is searched, titles before texts.
+        match: the same with the texts that more documents of the pairs equal: with titles or without.
+        facts: what is in it.
+    """
+
+    corpus: Corpus
+    match: Corpus
+    facts: CorpusFacts
+
+
+def read_pairs(
+    source: str, query_column: str | None, document_column: str | None, negative_columns: Sequence[str]
+) -> OwnPairs:
+    """Pairs from columns that are named, or go by a usual name.
+
+    Raises:
+        UserError: as `load_pairs`; a column is not named and has no usual name, or there are too few pairs.
+    """
+    if source == DOCSTRINGS:
+        raise UserError("docstrings come with a retrieval task of their own; train with experiments/quickstart.yaml.")
+    names = read_dataset(source).column_names
+    query = query_column or _usual(source, names, QUERY_COLUMNS, document_column, "queries", "--query-column")
+    document = document_column or _usual(source, names, DOCUMENT_COLUMNS, query, "documents", "--document-column")
+    pairs = load_pairs(source, query, document, negative_columns)
+    if len(pairs) < MIN_PAIRS:
+        raise UserError(
+            f"{source}: {len(pairs)} pairs with text are too few to train and to test with; give at least {MIN_PAIRS}, "
+            "better some thousands."
+        )
+    return OwnPairs(pairs, len(read_dataset(source)), query, document)
+
+
+def read_corpus(source: str, text_column: str | None, pairs: Pairs) -> OwnCorpus:
+    """A corpus in which documents of pairs are looked up.
+
+    Raises:
+        UserError: as `open_corpus`; the column is not named and has no usual name, or ids are missing or repeated.
+    """
+    if is_task(source):
+        corpus = open_corpus(source)
+        return OwnCorpus(corpus, corpus, inspect_corpus(corpus, pairs))
+    names = read_dataset(source).column_names
+    column = text_column or _usual(source, names, TEXT_COLUMNS, None, "texts", "--text-column")
+    corpus = open_corpus(source, column)
+    facts = inspect_corpus(corpus, pairs)
+    if "title" in names and facts.found_share < 1:
+        plain = open_corpus(source, column, titles=False)
+        facts_of_plain = inspect_corpus(plain, pairs)
+        if facts_of_plain.num_found > facts.num_found:
+            return OwnCorpus(corpus, plain, facts_of_plain)
+    return OwnCorpus(corpus, corpus, facts)
+
+
+def make_task(
+    name: str,
+    pairs: Pairs,
+    corpus: OwnCorpus | None,
+    queries: str | None,
+    qrels: Path | None,
+    num_queries: int | None,
+    max_documents: int,
+) -> HeldOut:
+    """The retrieval task of test queries, or of queries held out of the pairs.
+
+    Args:
+        name: of the task.
+        pairs: for training.
+        corpus: what is searched; the documents of the pairs if there is none.
+        queries: file of test queries with ids, if there are any.
+        qrels: which documents answer them.
+        num_queries: queries to hold out of the pairs where no test queries are given; by default a tenth of the pairs,
+            from 10 to 500.
+        max_documents: documents of the task.
+
+    Raises:
+        UserError: one is given without the other, or what is given does not fit together.
+    """
+    if (queries is None) != (qrels is None):
+        raise UserError("--queries and --qrels belong together: test queries, and which documents answer them.")
+    num_queries = num_queries or min(500, max(10, len(pairs) // 10))
+    if queries is not None and qrels is not None:
+        if corpus is None:
+            raise UserError("--queries and --qrels are about a corpus; give it with --corpus.")
+        return given_test(pairs, corpus.corpus, load_corpus(queries), read_qrels(qrels), max_documents, name)
+    if corpus is None:
+        return hold_out(pairs, pairs_as_corpus(pairs), num_queries, max_documents, name)
+    return hold_out(pairs, corpus.corpus, num_queries, max_documents, name, corpus.match)
+
+
+def _usual(source: str, names: Sequence[str], usual: Sequence[str], taken: str | None, what: str, option: str) -> str:
+    found = [name for name in usual if name in names and name != taken]
+    if not found:
+        raise UserError(f"{source}: name the column of {what} with {option}; its columns are {', '.join(names)}.")
+    return found[0]

@@ -1,0 +1,216 @@
+"""A retrieval task out of one's own data: queries that training never sees, over one's own corpus."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from splade_lit.core.errors import UserError
+from splade_lit.core.files import replace_text, whole_file
+from splade_lit.data.corpus import Corpus
+from splade_lit.data.pairs import Pairs
+from splade_lit.data.tasks import RetrievalTask
+from splade_lit.data.text_keys import document_hashes, document_key, hashes, query_hashes, query_key
+
+TASK_FILES = ("corpus.jsonl", "queries.jsonl", "qrels/test.tsv")
+MIN_QUERIES = 10  # with fewer held-out queries, answers that the corpus lacks are added to it
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """A retrieval task, and what it has to do with the pairs.
+
+    Attributes:
+        task: the task.
+        num_corpus: documents of the corpus that the task's was drawn from.
+        num_added: answers that the corpus lacked and the task has.
+        num_left_out: pairs that have a query of the task, and so are not trained on.
+        seen_answer_share: of the task's queries, those with an answer that another query has in training.
+    """
+
+    task: RetrievalTask
+    num_corpus: int
+    num_added: int
+    num_left_out: int
+    seen_answer_share: float
+
+
+def hold_out(
+    pairs: Pairs,
+    corpus: Corpus,
+    num_queries: int,
+    max_documents: int,
+    name: str,
+    match: Corpus | None = None,
+    seed: int = 0,
+) -> HeldOut:
+    """Draw queries of pairs, and make a task of them whose answers are looked up in a corpus by their text.
+
+    Which queries are drawn depends on their texts and the seed alone, not on their order or on how many there are.
+    Queries whose answer is in the corpus come first; if there are fewer than `MIN_QUERIES` of them, others are drawn
+    too, and the corpus of the task gets their answers.
+
+    Args:
+        pairs: what queries are drawn from.
+        corpus: what is searched.
+        num_queries: how many queries to draw; all copies of a query are drawn together.
+        max_documents: how many documents of the corpus to take: all answers, and others drawn by chance.
+        name: of the task.
+        match: the corpus with the texts to look answers up in, if they differ from those that are searched, as those
+            without titles do.
+        seed: of what is drawn.
+
+    Raises:
+        UserError: no pair would be left for training.
+    """
+    queries, answers = query_hashes(pairs), document_hashes(pairs)
+    ids, keys = _ids_and_hashes(match or corpus)
+    in_corpus = np.isin(answers, keys)
+    candidates = np.unique(queries[in_corpus])
+    add_missing = len(candidates) < MIN_QUERIES
+    if add_missing:
+        candidates = np.unique(queries)
+    drawn = candidates[np.argsort(hashes(f"{seed} {query}" for query in candidates.tolist()))][:num_queries]
+    held_out = np.isin(queries, drawn)
+    if held_out.all():
+        raise UserError(
+            f"{pairs.source}: holding {num_queries} queries out leaves no pair to train on; hold out fewer."
+        )
+    wanted = set(answers[held_out].tolist())
+    ids_of: dict[int, list[str]] = {}
+    for id, key in zip(ids, keys.tolist(), strict=True):
+        if key in wanted:
+            ids_of.setdefault(key, []).append(id)
+    added: dict[str, str] = {}
+    texts: dict[int, tuple[str, str]] = {}
+    qrels: dict[str, dict[str, int]] = {}
+    for row in np.flatnonzero(held_out).tolist():
+        pair, answer = pairs[row], int(answers[row])
+        if answer not in ids_of:
+            if not add_missing:
+                continue
+            ids_of[answer] = [f"pair-{row}"]
+            added[f"pair-{row}"] = pair["document"].strip()
+        query_id, _ = texts.setdefault(int(queries[row]), (f"q{len(texts) + 1}", pair["query"].strip()))
+        qrels.setdefault(query_id, {}).update((id, 1) for id in ids_of[answer])
+    judged = {id for grades in qrels.values() for id in grades}
+    documents = _drawn_documents(corpus, ids, judged, max_documents, seed)
+    seen = np.isin(answers, answers[~held_out])
+    return HeldOut(
+        task=RetrievalTask(name, documents | added, dict(texts.values()), qrels),
+        num_corpus=len(ids),
+        num_added=len(added),
+        num_left_out=int(held_out.sum()),
+        seen_answer_share=len(np.unique(queries[held_out & seen])) / len(drawn),
+    )
+
+
+def given_test(
+    pairs: Pairs,
+    corpus: Corpus,
+    queries: dict[str, str],
+    qrels: dict[str, dict[str, int]],
+    max_documents: int,
+    name: str,
+    seed: int = 0,
+) -> HeldOut:
+    """The task of test queries that come with judgements.
+
+    Args:
+        pairs: for training; those with a test query are counted.
+        corpus: what is searched.
+        queries: query id to text.
+        qrels: query id to document id to grade.
+        max_documents: how many documents of the corpus to take: all judged ones, and others drawn by chance.
+        name: of the task.
+        seed: of what is drawn.
+
+    Raises:
+        UserError: no query has a relevant document in the corpus, or all pairs have test queries.
+    """
+    ids, keys = _ids_and_hashes(corpus)
+    key_of = dict(zip(ids, keys.tolist(), strict=True))
+    qrels = {query: {id: grade for id, grade in grades.items() if id in key_of} for query, grades in qrels.items()}
+    qrels = {
+        query: grades for query, grades in qrels.items() if query in queries and max(grades.values(), default=0) > 0
+    }
+    if not qrels:
+        raise UserError(
+            f"{corpus.source}: no test query has a relevant document in it; check the ids of all three files."
+        )
+    judged = {id for grades in qrels.values() for id in grades}
+    texts = {query: queries[query].strip() for query in qrels}
+    held_out = np.isin(query_hashes(pairs), hashes(query_key(text) for text in texts.values()))
+    if held_out.all():
+        raise UserError(f"{pairs.source}: every pair has one of the test queries; give other pairs to train on.")
+    trained_on = set(document_hashes(pairs)[~held_out].tolist())
+    seen = [any(g > 0 and key_of[id] in trained_on for id, g in grades.items()) for grades in qrels.values()]
+    return HeldOut(
+        task=RetrievalTask(name, _drawn_documents(corpus, ids, judged, max_documents, seed), texts, qrels, graded=True),
+        num_corpus=len(ids),
+        num_added=0,
+        num_left_out=int(held_out.sum()),
+        seen_answer_share=float(np.mean(seen)),
+    )
+
+
+def pairs_as_corpus(pairs: Pairs) -> Corpus:
+    """The distinct documents of pairs, for want of another corpus."""
+    _, first = np.unique(document_hashes(pairs), return_index=True)
+    first.sort()
+    documents = pairs.dataset.select(first).select_columns("document")
+
+    def rows() -> Iterable[tuple[str | None, str]]:
+        for start in range(0, len(documents), 1000):
+            texts = documents[start : start + 1000]["document"]
+            for row, text in zip(first[start:].tolist(), texts, strict=False):
+                yield f"d{row}", text.strip()
+
+    return Corpus(len(first), lambda: iter(rows()), pairs.source, None)
+
+
+def write_beir(task: RetrievalTask, folder: Path) -> None:
+    """Write a task as a BEIR folder: corpus.jsonl, queries.jsonl, qrels/test.tsv.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+    corpus, queries, qrels = (folder / name for name in TASK_FILES)
+    try:
+        with whole_file(corpus) as temporary, temporary.open("w", encoding="utf-8") as file:
+            for id, text in task.corpus.items():
+                file.write(json.dumps({"_id": id, "title": "", "text": text}, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise UserError(
+            f"{corpus} cannot be written ({error.strerror}); free space or choose another place."
+        ) from error
+    lines = [json.dumps({"_id": id, "text": text}, ensure_ascii=False) for id, text in task.queries.items()]
+    replace_text(queries, "\n".join(lines) + "\n")
+    judgements = [f"{query}\t{id}\t{grade}" for query, grades in task.qrels.items() for id, grade in grades.items()]
+    replace_text(qrels, "\n".join(["query-id\tcorpus-id\tscore", *judgements]) + "\n")
+
+
+def _ids_and_hashes(corpus: Corpus) -> tuple[list[str], np.ndarray]:
+    """Ids of the documents with text, and the hash of each one's key."""
+    ids: list[str] = []
+
+    def keys() -> Iterable[str]:
+        for id, text in corpus:
+            ids.append(id)
+            yield document_key(text)
+
+    keyed = hashes(keys())
+    return ids, keyed
+
+
+def _drawn_documents(corpus: Corpus, ids: list[str], judged: set[str], max_documents: int, seed: int) -> dict[str, str]:
+    others = [id for id in ids if id not in judged]
+    room = max(max_documents - (len(ids) - len(others)), 0)
+    if room < len(others):
+        chosen = np.random.default_rng(seed).choice(len(others), room, replace=False)
+        kept = judged.union(others[position] for position in chosen)
+    else:
+        kept = set(ids)
+    return {id: text for id, text in corpus if id in kept}

@@ -1,0 +1,154 @@
+"""Reading what other systems left: metrics as JSON or CSV, figures of queries, rankings in TREC's run format."""
+
+import csv
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from splade_lit.core.errors import UserError
+from splade_lit.data.tasks import RetrievalTask
+from splade_lit.evaluation.metrics import rank_metrics
+from splade_lit.evaluation.per_query import QueryFigures, query_figures, read_per_query
+from splade_lit.report.runs import bm25_of, is_figures, numbers, read_json, read_run
+from splade_lit.report.system import System, figures_by_set
+
+_TREC = (".trec", ".run", ".txt")
+_KINDS = "metrics as .json or .csv, figures of queries as .jsonl, rankings as .trec, or a folder of such rankings"
+
+
+def read_results(path: Path, name: str, tasks: Sequence[RetrievalTask]) -> list[System]:
+    """The system that a file or a folder is of and, if it was evaluated beside it, BM25.
+
+    Args:
+        path: figures by full name as JSON (as sentence-transformers' evaluators return them, or by stage as
+            metrics.json), the CSV file that its evaluators write, `per_query.jsonl`, a TREC run named after its task,
+            a folder of such runs, or a folder with the metrics.json of `evaluate`.
+        name: how the system is shown.
+        tasks: with the judgements that rankings need.
+
+    Raises:
+        UserError: there is no such file, or it is none of these.
+    """
+    if path.is_dir():
+        rankings = sorted(file for file in path.iterdir() if file.suffix in _TREC)
+        return [_of_rankings(rankings, name, tasks)] if rankings else read_run(path, name)
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such file of results; give {_KINDS}.")
+    if path.suffix == ".json":
+        return _of_json(path, name)
+    if path.suffix == ".csv":
+        return [System(name, "other", figures=figures_by_set(_read_evaluator_csv(path)))]
+    if path.suffix == ".jsonl":
+        return [_of_queries(path, name)]
+    if path.suffix in _TREC:
+        return [_of_rankings([path], name, tasks)]
+    raise UserError(f"{path}: a file {path.suffix or 'without an ending'} is not known; give {_KINDS}.")
+
+
+def needs_tasks(path: Path) -> bool:
+    """Whether what is there are rankings, which say nothing without judgements."""
+    return path.suffix in _TREC or (path.is_dir() and any(file.suffix in _TREC for file in path.iterdir()))
+
+
+def _of_json(path: Path, name: str) -> list[System]:
+    value = read_json(path)
+    if is_figures(value):
+        stages = {"model": numbers(value)}
+    elif isinstance(value, dict) and value and all(is_figures(figures) for figures in value.values()):
+        stages = {stage: numbers(figures) for stage, figures in value.items()}
+    else:
+        raise UserError(f"{path} holds no figures by name, such as NanoBEIR_mean_dot_ndcg@10; give {_KINDS}.")
+    final = next((stage for stage in ("after", "model") if stage in stages), list(stages)[-1])
+    figures = figures_by_set(stages[final])
+    if not figures:
+        raise UserError(f"{path} has no figure that ends in _dot_ndcg@10, so nothing tells what it was evaluated on.")
+    system = System(name, "other", figures=figures)
+    return [system, *(bm25_of(stages, {}) if final != "bm25" else [])]
+
+
+def _read_evaluator_csv(path: Path) -> dict[str, float]:
+    """The last row of a file that an evaluator of sentence-transformers wrote, by full names."""
+    found = re.search(r"(?:^|_)evaluation_(?P<name>.+)_results$", path.stem)
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        last = {column: float(value) for column, value in rows[-1].items() if value}
+    except (OSError, IndexError, ValueError, TypeError, csv.Error) as error:
+        raise UserError(f"{path} is not a table of figures; give the CSV that an evaluator wrote.") from error
+    if found is None or "dot-NDCG@10" not in last:
+        raise UserError(
+            f"{path} is not a CSV that SparseNanoBEIREvaluator or its like wrote (..._evaluation_SET_results.csv with "
+            "a column dot-NDCG@10)."
+        )
+    group = "NanoBEIR_" if path.stem.startswith("NanoBEIR_evaluation_") else ""
+    return {f"{group}{found['name']}_{column.replace('dot-', 'dot_').lower()}": last[column] for column in last}
+
+
+def _of_queries(path: Path, name: str) -> System:
+    stages = read_per_query(path)
+    if not stages:
+        raise UserError(f"{path} holds no figures of queries.")
+    final = next((stage for stage in ("after", "model") if stage in stages), list(stages)[-1])
+    return _of_figures(name, stages[final], ())
+
+
+def _of_rankings(paths: Sequence[Path], name: str, tasks: Sequence[RetrievalTask]) -> System:
+    by_name = {task.name: task for task in tasks}
+    figures, notes = [], []
+    for path in paths:
+        if path.stem not in by_name:
+            known = f"; known are {', '.join(by_name)}" if by_name else ""
+            raise UserError(
+                f"{path}: there are no judgements for {path.stem!r}; name the file after its task and give the task "
+                f"with --tasks{known}."
+            )
+        task = by_name[path.stem]
+        run = {query_id: scores for query_id, scores in read_trec(path).items() if query_id in task.queries}
+        if not run:
+            raise UserError(f"{path}: none of its queries is one of {task.name}; check the ids.")
+        if missing := len(task.queries) - len(run):
+            notes.append(
+                f"{name} ranks nothing for {missing} of {len(task.queries)} queries of {task.name}: they are 0."
+            )
+        asked = {query_id: run.get(query_id, {}) for query_id in task.queries}
+        figures.append(query_figures(task, rank_metrics(asked, task.qrels, task.graded)))
+    groups = {
+        group: [task.name for task in tasks if task.group == group]
+        for group in dict.fromkeys(task.group for task in tasks if task.group is not None)
+    }
+    return _of_figures(name, figures, notes, groups)
+
+
+def _of_figures(
+    name: str, figures: Sequence[QueryFigures], notes: Sequence[str], groups: dict[str, list[str]] | None = None
+) -> System:
+    means = {one.task: one.means for one in figures}
+    for group, names in (groups or {}).items():
+        if set(names) <= set(means):
+            parts = [means[one] for one in names]
+            means[f"{group}_mean"] = {key: float(np.mean([part[key] for part in parts])) for key in parts[0]}
+    return System(name, "other", figures=means, per_query=list(figures), notes=tuple(notes))
+
+
+def read_trec(path: Path) -> dict[str, dict[str, float]]:
+    """Query id to document id to score, from lines of `query_id Q0 document_id rank score tag`.
+
+    Raises:
+        UserError: a line is not of that form.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read ({error}).") from error
+    run: dict[str, dict[str, float]] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            query_id, _, document_id, _, score, _ = line.split()
+            run.setdefault(query_id, {})[document_id] = float(score)
+        except ValueError as error:
+            raise UserError(f"{path}, line {number}: not `query_id Q0 document_id rank score tag`.") from error
+    return run

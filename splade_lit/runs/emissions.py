@@ -1,0 +1,124 @@
+"""`emissions.csv` of a run: codecarbon's columns, a row for each stage of each start of the run."""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from splade_lit.core.errors import UserError
+from splade_lit.core.files import replace_text
+
+# The columns that grow while a run goes on, in codecarbon's units: seconds, kg, kWh, litres.
+SUMS = ("duration", "emissions", "cpu_energy", "gpu_energy", "ram_energy", "energy_consumed", "water_consumed")
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What was used during a stage of the run."""
+
+    seconds: float
+    energy_kwh: float
+    emissions_kg: float
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Sums of emissions.csv.
+
+    Attributes:
+        stages: `training` and `evaluation`.
+        country: whose electricity was counted; the world's average if None.
+        on_cloud: whether the machine was a cloud provider's.
+        cpu_model: as codecarbon names it.
+        ram_gb: memory of the machine.
+    """
+
+    stages: dict[str, Usage]
+    country: str | None
+    on_cloud: bool
+    cpu_model: str
+    ram_gb: float
+
+    @property
+    def total(self) -> Usage:
+        """Of all stages."""
+        stages = self.stages.values()
+        return Usage(
+            sum(stage.seconds for stage in stages),
+            sum(stage.energy_kwh for stage in stages),
+            sum(stage.emissions_kg for stage in stages),
+        )
+
+
+def grown(row: Row | None, stage: str, before: Row | None, now: Row) -> Row:
+    """The row of a stage with what was used between two readings of a tracker added.
+
+    Args:
+        row: the row as it is, None if the stage begins.
+        stage: name of the stage.
+        before: the earlier reading, None for none.
+        now: the later one.
+
+    >>> first = grown(None, "training", None, {"run_id": "a", **dict.fromkeys(SUMS, 1.0)})
+    >>> now = {"run_id": "a", **dict.fromkeys(SUMS, 3.0)}
+    >>> grown(first, "training", {"run_id": "a", **dict.fromkeys(SUMS, 2.0)}, now)["energy_consumed"]
+    2.0
+    """
+    sums = {name: (row or {}).get(name, 0.0) + (now[name] - (before or {}).get(name, 0.0)) for name in SUMS}
+    rate = sums["emissions"] / sums["duration"] if sums["duration"] else 0.0
+    return {"stage": stage, **now, **sums, "emissions_rate": rate}
+
+
+def read_emissions(path: Path) -> list[Row]:
+    """The rows of a file, its sums as numbers; none if there is no file.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    if not path.is_file():
+        return []
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return [row | {name: float(row[name]) for name in SUMS} for row in csv.DictReader(file)]
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise UserError(f"{path} is not a file of emissions that a run left; move it away.") from error
+
+
+def write_emissions(path: Path, rows: Sequence[Row]) -> None:
+    """Write rows, one at least.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    columns = dict.fromkeys(name for row in rows for name in row)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(columns), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    replace_text(path, text.getvalue())
+
+
+def footprint(rows: Sequence[Row]) -> Footprint | None:
+    """What a run used by stage; None without rows."""
+    if not rows:
+        return None
+    stages = {
+        stage: Usage(
+            seconds=sum(row["duration"] for row in rows if row["stage"] == stage),
+            energy_kwh=sum(row["energy_consumed"] for row in rows if row["stage"] == stage),
+            emissions_kg=sum(row["emissions"] for row in rows if row["stage"] == stage),
+        )
+        for stage in dict.fromkeys(row["stage"] for row in rows)
+    }
+    last = rows[-1]
+    return Footprint(
+        stages=stages,
+        country=last["country_name"] or None,
+        on_cloud=last["on_cloud"] == "Y",
+        cpu_model=last["cpu_model"],
+        ram_gb=float(last["ram_total_size"]),
+    )

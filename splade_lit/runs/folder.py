@@ -1,0 +1,101 @@
+"""The folder of a run: what shows that it holds one, what may be overwritten, and which checkpoints fit."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from splade_lit.core.files import check_writable
+from splade_lit.core.errors import UserError
+
+CONFIG = "config.yaml"
+CHECKPOINTS = "checkpoints"
+# What shows that a folder holds a run, and what a new run in it replaces.
+RUN_OUTPUTS = (
+    "metrics.json",
+    "metrics.csv",
+    "per_query.jsonl",
+    "sparsity.jsonl",
+    "terms.jsonl",
+    "emissions.csv",
+    CHECKPOINTS,
+    "model",
+)
+
+
+def check_run_folder(folder: str | None, checkpoint: str | None, overwrite: bool) -> None:
+    """Check that a run may write to a folder.
+
+    Args:
+        folder: of the run.
+        checkpoint: what it is resumed from, if it is.
+        overwrite: whether what an earlier run left may go.
+
+    Raises:
+        UserError: it may not, or there is no such checkpoint.
+    """
+    if folder is None:
+        raise UserError("The run has no folder; set trainer.default_root_dir, such as runs/my_run.")
+    path = Path(folder)
+    check_writable(folder=path)
+    if checkpoint is not None:
+        read_checkpoint(Path(checkpoint))
+        if path.resolve() in Path(checkpoint).resolve().parents:
+            if overwrite:
+                raise UserError(f"--overwrite would remove {checkpoint}, which --ckpt_path asks for; give one of them.")
+            return
+    left = [name for name in RUN_OUTPUTS if (path / name).exists()]
+    if left and not overwrite:
+        raise UserError(
+            f"{folder} holds a run already; set another --trainer.default_root_dir, resume it with "
+            f"--ckpt_path {path / CHECKPOINTS}/last.ckpt, or start anew with --overwrite true."
+        )
+    if left and not (path / CONFIG).exists():
+        raise UserError(
+            f"{folder} holds {', '.join(left)} but no {CONFIG}, so it may not be the folder of a run and nothing in it "
+            "is overwritten; set another --trainer.default_root_dir."
+        )
+
+
+def read_checkpoint(path: Path, device: str = "meta", resumable: bool = True) -> dict[str, Any]:
+    """A checkpoint; without the values of its tensors unless a device is given.
+
+    Args:
+        path: the file.
+        device: where its tensors go; on `cpu` they are read from the file as they are used.
+        resumable: whether a file that holds weights only is refused.
+
+    Raises:
+        UserError: there is none.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is not a file; give a checkpoint such as runs/NAME/checkpoints/last.ckpt.")
+    try:
+        checkpoint = torch.load(path, map_location=device, weights_only=True, mmap=True)
+        whole = ({"state_dict", "optimizer_states"} if resumable else {"state_dict"}) <= set(checkpoint)
+    except Exception:  # whatever torch's readers make of other files
+        whole = False
+    if not whole:
+        raise UserError(f"{path} is not a checkpoint of a run; give one such as runs/NAME/checkpoints/last.ckpt.")
+    return checkpoint
+
+
+def check_same_model(path: Path, model: torch.nn.Module) -> None:
+    """Check that a checkpoint is one of this model.
+
+    Raises:
+        UserError: it is not.
+    """
+    shapes = {name: tensor.shape for name, tensor in read_checkpoint(path)["state_dict"].items()}
+    if shapes != {name: tensor.shape for name, tensor in model.state_dict().items()}:
+        raise UserError(f"{path} is a checkpoint of another model; resume with the {CONFIG} of its run.")
+
+
+def remove_run(folder: Path) -> None:
+    """Remove what an earlier run left, and nothing else."""
+    for path in (folder / name for name in RUN_OUTPUTS):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)

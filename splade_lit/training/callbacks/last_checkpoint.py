@@ -1,0 +1,64 @@
+"""The checkpoint that a run can always be resumed from."""
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Checkpoint
+
+from splade_lit.core.errors import UserError
+
+
+class LastCheckpoint(Checkpoint):
+    """Keeps `last.ckpt`: written after each validation and each epoch, at the last step, and where a run stops early.
+
+    A run that is interrupted or fails leaves the state of that moment.
+
+    Args:
+        folder: folder of checkpoints.
+
+    Attributes:
+        path: the file.
+        step: optimizer steps done when it was written, 0 before.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.path = Path(folder) / "last.ckpt"
+        self.step = 0
+
+    def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
+        """Set Lightning's count for loggers right: it takes a step that the checkpoint was written amid for done."""
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        """Save the last step; later, Lightning takes the epoch for finished, and a longer run would not go on in it."""
+        if trainer.global_step >= trainer.estimated_stepping_batches:
+            self._save(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save, unless Lightning only tries validation out."""
+        if not trainer.sanity_checking:
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save."""
+        self._save(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save a run that another callback has ended."""
+        self._save(trainer)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Save what there is, unless the model refuses to be saved: then the exception is about that."""
+        with suppress(UserError):
+            self._save(trainer)
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Take the step resumed from for saved."""
+        self.step = checkpoint["global_step"]
+
+    def _save(self, trainer: L.Trainer) -> None:
+        if trainer.global_step != self.step:
+            trainer.save_checkpoint(self.path)
+            self.step = trainer.global_step

@@ -1,0 +1,72 @@
+"""What callbacks hand to the loggers of a run: figures to all, histograms and tables to those that show them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+
+from splade_lit.card.markdown import code_cell, table
+from splade_lit.training.callbacks.wandb_log import WandbLog
+
+
+def log_step(trainer: L.Trainer) -> int:
+    """The step that figures of the model of the moment belong to: the one that Lightning logs the losses under.
+
+    Lightning counts from 0: what it logs of the first optimizer step, and of the validation after it, is of step 0.
+    """
+    return max(trainer.global_step - 1, 0)
+
+
+def log_figures(trainer: L.Trainer, figures: dict[str, float]) -> None:
+    """Hand figures of the model of the moment to all loggers."""
+    for logger in trainer.loggers:
+        logger.log_metrics(figures, step=log_step(trainer))
+
+
+def log_histogram(trainer: L.Trainer, name: str, values: np.ndarray, bins: int) -> None:
+    """Hand a histogram, that of `numpy.histogram(values, bins)`, to W&B and TensorBoard.
+
+    Args:
+        trainer: of the run.
+        name: under which it is shown.
+        values: at least one number.
+        bins: 512 at most, which is all that W&B takes.
+    """
+    counts, edges = np.histogram(values, bins=bins)
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            # What a wandb.Histogram becomes in the history of a run.
+            histogram: Any = {"_type": "histogram", "values": counts.tolist(), "bins": edges.tolist()}
+            logger.log_metrics({name: histogram}, step=log_step(trainer))
+        elif isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_histogram(name, values, log_step(trainer), bins=edges)
+
+
+def log_table(
+    trainer: L.Trainer, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], num_new: int
+) -> None:
+    """Hand a table that grows to W&B, which shows the last one, and its new rows to TensorBoard, which keeps them all.
+
+    Args:
+        trainer: of the run.
+        name: under which it is shown.
+        columns: their names.
+        rows: all rows so far.
+        num_new: how many of them, at the end, are of the moment.
+    """
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            logger.log_table(name, columns=list(columns), data=[list(row) for row in rows], step=log_step(trainer))
+        elif isinstance(logger, TensorBoardLogger):
+            cells = [[code_cell(str(cell)) for cell in row] for row in rows[len(rows) - num_new :]]
+            logger.experiment.add_text(name, table(columns, cells), log_step(trainer))
+
+
+def log_model(trainer: L.Trainer, folder: Path) -> None:
+    """Hand the folder of the finished model to the loggers that are to upload it."""
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLog) and logger.model_artifact:
+            logger.log_model_folder(folder)

@@ -1,0 +1,198 @@
+"""The end of a run: its model in a folder, with a card that tells what it is and how it was made."""
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, cast
+
+import lightning as L
+import torch
+import yaml
+
+from splade_lit.card import facts
+from splade_lit.card.record import (
+    README,
+    Card,
+    Retrieval,
+    SparsityFacts,
+    TaskFacts,
+    Training,
+    from_plain,
+    write_record,
+)
+from splade_lit.card.render import model_card
+from splade_lit.core.files import replace_text
+from splade_lit.data.datamodule import PairsDataModule
+from splade_lit.data.pairs import DOCSTRINGS
+from splade_lit.runs.emissions import footprint
+from splade_lit.runs.machine import hardware, package_versions
+from splade_lit.runs.stages import by_set, main_figure
+from splade_lit.training.callbacks.carbon import CarbonTracker
+from splade_lit.training.callbacks.hooks import encoder_of
+from splade_lit.training.callbacks.loggers import log_model
+from splade_lit.training.callbacks.phases import PhaseCallback
+from splade_lit.training.callbacks.retrieval import merged_stages, retrieval_evaluations
+from splade_lit.training.callbacks.sparsity_monitor import SparsityMonitor
+
+_LOSS_SETTINGS = ("penalty", "lambda_d", "lambda_q", "lambda_schedule", "lambda_ramp_ratio", "l0_threshold")
+
+
+class SaveModel(PhaseCallback):
+    """Saves the model of a finished run to `model/` in its folder, with its card.
+
+    `card.json` holds all that the card tells; `python -m splade_lit.card` makes `README.md` of it again. Every figure
+    comes from the run's own files, from the texts, or from the model itself; the network is not asked.
+
+    Args:
+        name: title of the card; made of the names of base model and data set if not given.
+        model_id: id that the model will have on the Hub; its examples load it by that.
+        license: license of the model by the Hub's short name, such as apache-2.0 or mit; null for none.
+        language: languages of the texts, by their codes of ISO 639-1.
+        seed: of the choice of texts that the card shows.
+    """
+
+    def __init__(
+        self,
+        name: str | None = None,
+        model_id: str | None = None,
+        license: str | None = "apache-2.0",
+        language: list[str] = ["en"],  # noqa: B006 - the CLI shows it
+        seed: int = 0,
+    ) -> None:
+        self.name = name
+        self.model_id = model_id
+        self.license = license
+        self.language = list(language)
+        self.seed = seed
+        self._seconds: dict[str, float] = {}
+        self._since: float | None = None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Start the clock."""
+        if stage == "fit":
+            self._since = time.perf_counter()
+
+    def on_phase_end(self, trainer: L.Trainer) -> None:
+        """Add the time until now to the phase that ends."""
+        self._count()
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save the model, write its card, and upload both where a logger is asked to.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        self._count()
+        if not trainer.is_global_zero:
+            return
+        for callback in _all(trainer, CarbonTracker):
+            callback.finish(trainer)
+        for logger in trainer.loggers:
+            logger.save()
+        folder = Path(trainer.default_root_dir) / "model"
+        encoder_of(pl_module).save(folder)
+        card = self.card(trainer, pl_module)
+        write_record(card, folder)
+        replace_text(folder / README, model_card(card))
+        log_model(trainer, folder)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The time that the run has taken until now."""
+        self._count()
+        return {"seconds": self._seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        self._seconds = dict(state_dict["seconds"])
+
+    def card(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Card:
+        """All that there is to tell of a run with a `SpladeModule` and a `PairsDataModule`."""
+        encoder = encoder_of(pl_module)
+        data = cast(PairsDataModule, trainer.datamodule)  # type: ignore[attr-defined]
+        base = facts.base_source(pl_module.hparams["base_model"], pl_module.hparams["base_revision"])
+        trained_on = facts.pairs_source(data.train_pairs)
+        shown = data.eval_pairs if len(data.eval_rows) else data.train_pairs
+        return Card(
+            name=self.name or f"Inference-free SPLADE {base.name} trained on {trained_on.name}",
+            model=facts.model_facts(encoder, base),
+            model_id=self.model_id,
+            license=self.license,
+            language=self.language,
+            example=facts.example(encoder, shown, self.seed),
+            widget=facts.widget_texts(shown, self.seed),
+            training=self._training(trainer, pl_module, data),
+            retrieval=_retrieval(trainer),
+            sparsity=_sparsity(trainer),
+            footprint=next((footprint(callback.rows) for callback in _all(trainer, CarbonTracker)), None),
+            versions=package_versions(),
+        )
+
+    def _training(self, trainer: L.Trainer, pl_module: L.LightningModule, data: PairsDataModule) -> Training:
+        encoder = encoder_of(pl_module)
+        folder = Path(trainer.default_root_dir)
+        settings = _settings(folder / "config.yaml", pl_module)
+        columns = _columns(settings.get("data", {}))
+        train = facts.pairs_facts(data.train_pairs, encoder, columns)
+        assert train is not None  # a run without pairs does not begin
+        retrieval = _retrieval(trainer)
+        after = retrieval.stages.get("after", {}) if retrieval else {}
+        batches = trainer.num_training_batches
+        device = trainer.strategy.root_device
+        return Training(
+            train=train,
+            eval=facts.pairs_facts(data.eval_pairs, encoder, columns),
+            loss={name: pl_module.hparams[name] for name in _LOSS_SETTINGS},
+            hyperparameters=facts.hyperparameters(
+                settings, {"model": type(pl_module), "data": type(data), "trainer": L.Trainer}
+            ),
+            log=facts.log_facts(
+                folder / "metrics.csv",
+                steps_per_epoch=float(batches) / trainer.accumulate_grad_batches,
+                tasks=list(by_set(after)),
+                main_metric=main_figure(after),
+            ),
+            seconds=dict(self._seconds),
+            hardware=hardware(
+                [torch.cuda.get_device_name(index) for index in trainer.device_ids] if device.type == "cuda" else []
+            ),
+        )
+
+    def _count(self) -> None:
+        if self._since is None:
+            return
+        now = time.perf_counter()
+        self._seconds[self.phase] = self._seconds.get(self.phase, 0.0) + now - self._since
+        self._since = now
+
+
+def _all(trainer: L.Trainer, kind: type[Any]) -> list[Any]:
+    return [callback for callback in trainer.callbacks if isinstance(callback, kind)]  # type: ignore[attr-defined]
+
+
+def _settings(path: Path, pl_module: L.LightningModule) -> dict[str, Any]:
+    """The resolved configuration of a run; of a run without a YAML file, the module's settings."""
+    if path.is_file():
+        return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+    return {"model": dict(pl_module.hparams)}
+
+
+def _columns(data: dict[str, Any]) -> list[str] | None:
+    """What the data set itself calls its columns, if it is one of columns."""
+    if not data or data["source"] == DOCSTRINGS:
+        return None
+    return [data["query_column"], data["document_column"], *data["negative_columns"]]
+
+
+def _retrieval(trainer: L.Trainer) -> Retrieval | None:
+    tasks = [
+        TaskFacts(task.name, task.group, len(task.queries), len(task.corpus), task.graded)
+        for callback in retrieval_evaluations(trainer)
+        for task in callback.tasks
+    ]
+    return Retrieval(tasks, merged_stages(trainer)) if tasks else None
+
+
+def _sparsity(trainer: L.Trainer) -> SparsityFacts | None:
+    for callback in _all(trainer, SparsityMonitor):
+        return from_plain(SparsityFacts, asdict(callback.reports[-1])) if callback.reports else None
+    return None
