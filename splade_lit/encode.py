@@ -16,7 +16,7 @@ from splade_lit.command_line.devices import pick_device
 from splade_lit.command_line.exit_codes import run_command
 from splade_lit.core.files import check_writable
 from splade_lit.data.corpus import open_corpus
-from splade_lit.encoder.saved import load
+from splade_lit.encoder.model import AsymmetricSparseEncoder
 from splade_lit.engines.shards import write_corpus_vectors
 
 
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     check_writable(folder=settings.output)
     device = pick_device(settings.device)
     corpus = open_corpus(settings.corpus, settings.text_column)
-    encoder = load(settings.model, revision=settings.revision, device=device)
+    encoder = AsymmetricSparseEncoder.load(settings.model, revision=settings.revision, device=device)
     try:
         header = write_corpus_vectors(
             encoder,

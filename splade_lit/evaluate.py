@@ -19,7 +19,7 @@ from splade_lit.command_line.devices import pick_device
 from splade_lit.command_line.exit_codes import run_command
 from splade_lit.core.files import check_writable, replace_text
 from splade_lit.data.tasks import NANOBEIR_ID, load_tasks
-from splade_lit.encoder.saved import load
+from splade_lit.encoder.model import AsymmetricSparseEncoder
 from splade_lit.evaluation.bm25 import best_bm25_results
 from splade_lit.evaluation.metrics_table import metrics_table
 from splade_lit.evaluation.per_query import QueryFigures, figures_of_results, write_per_query
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tasks = load_tasks(settings.tasks, settings.nanobeir_source, settings.nanobeir_revision)
     if settings.max_corpus_documents:
         tasks = [sample_corpus(task, settings.max_corpus_documents) for task in tasks]
-    encoder = load(settings.model, revision=settings.revision, device=device)
+    encoder = AsymmetricSparseEncoder.load(settings.model, revision=settings.revision, device=device)
     stages: dict[str, dict[str, float]] = {}
     per_query: dict[str, list[QueryFigures]] = {}
     if settings.bm25:

@@ -17,7 +17,6 @@ from splade_lit.core.errors import UserError
 from splade_lit.core.files import check_writable
 from splade_lit.data.tasks import NANOBEIR_ID, RetrievalTask, load_tasks
 from splade_lit.encoder.model import AsymmetricSparseEncoder
-from splade_lit.encoder.saved import load
 from splade_lit.engines.onnx import INT8_MODEL, MODEL, OnnxDocumentEncoder, export_onnx, require_packages
 from splade_lit.evaluation.task_evaluation import Encoder, evaluate_task, sample_corpus
 
@@ -39,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tasks = load_tasks(settings.tasks, settings.nanobeir_source, settings.nanobeir_revision)
     if settings.max_corpus_documents:
         tasks = [sample_corpus(task, settings.max_corpus_documents) for task in tasks]
-    encoder = load(settings.model, revision=settings.revision)
+    encoder = AsymmetricSparseEncoder.load(settings.model, revision=settings.revision)
     export_onnx(encoder, folder, values=settings.values, int8=settings.int8)
     for path in sorted(folder.glob("*.onnx")):
         print(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")

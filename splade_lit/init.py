@@ -26,7 +26,7 @@ from splade_lit.core.progress import duration, quiet_package
 from splade_lit.core.sources import first_available
 from splade_lit.data.datamodule import PairsDataModule
 from splade_lit.data.tasks import RetrievalTask
-from splade_lit.encoder.base import load_tokenizer
+from splade_lit.encoder.masked_lm import load_tokenizer
 from splade_lit.own_data.columns import make_task, read_corpus, read_pairs
 from splade_lit.own_data.findings import corpus_lines, held_out_lines, pairs_lines, settings_line, warnings
 from splade_lit.own_data.held_out import TASK_FILES, write_beir

@@ -24,7 +24,7 @@ from splade_lit.command_line.arguments import CommandParser
 from splade_lit.command_line.exit_codes import run_command
 from splade_lit.core.errors import UserError
 from splade_lit.core.files import replace_text
-from splade_lit.encoder.saved import load
+from splade_lit.encoder.model import AsymmetricSparseEncoder
 
 _PICKLE_SUFFIXES = (".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib")
 
@@ -92,7 +92,7 @@ def _check_model(folder: Path, files: Mapping[str, Path]) -> None:
         )
     if "modules.json" not in files:
         raise UserError(f"{folder} is not the folder of a saved model: it has no modules.json.")
-    load(folder)  # what does not load here would load nowhere
+    AsymmetricSparseEncoder.load(folder)  # what does not load here would load nowhere
     if README not in files:
         raise UserError(f"{folder} has no card; write one with `python -m splade_lit.card {folder}`.")
     try:

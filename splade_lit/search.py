@@ -22,7 +22,6 @@ from splade_lit.command_line.exit_codes import run_command
 from splade_lit.core.errors import UserError
 from splade_lit.data.corpus import load_corpus
 from splade_lit.encoder.model import AsymmetricSparseEncoder
-from splade_lit.encoder.saved import load
 from splade_lit.engines.shards import check_made_by, read_corpus_vectors
 from splade_lit.evaluation.exact_search import SearchIndex
 
@@ -41,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     device = pick_device(settings.device)
     corpus = load_corpus(settings.corpus, settings.text_column) if settings.corpus else {}
     corpus = dict(islice(corpus.items(), settings.limit))
-    encoder = load(settings.model, revision=settings.revision, device=device)
+    encoder = AsymmetricSparseEncoder.load(settings.model, revision=settings.revision, device=device)
     if settings.vectors:
         ids, documents, header = read_corpus_vectors(settings.vectors)
         check_made_by(header, encoder, settings.vectors)

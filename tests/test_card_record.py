@@ -193,10 +193,10 @@ SOURCES = """
 import json, sys
 from dataclasses import asdict
 from splade_lit.data.pairs import load_pairs
-from splade_lit.encoder.base import from_base
+from splade_lit.encoder.model import AsymmetricSparseEncoder
 from splade_lit.card import facts
 pairs = load_pairs("someone/pairs", max_pairs=5)
-from_base("someone/base")
+AsymmetricSparseEncoder.from_base("someone/base")
 print(json.dumps([asdict(facts.pairs_source(pairs)), asdict(facts.base_source("someone/base"))]))
 """
 

@@ -14,7 +14,7 @@ from scipy import stats
 
 from splade_lit import compare, evaluate
 from splade_lit.data.tasks import load_tasks
-from splade_lit.encoder.saved import load
+from splade_lit.encoder.model import AsymmetricSparseEncoder
 from splade_lit.evaluation.exact_search import SearchIndex
 from splade_lit.runs.emissions import footprint, read_emissions
 
@@ -78,7 +78,8 @@ def test_the_cost_of_training_is_that_of_emissions_csv(runs, page):
 
 def test_the_index_is_that_of_the_corpus(runs, page):
     (task, _) = load_tasks([str(runs.world.tasks)])
-    vectors = load(runs.dense / "model").encode_document(list(task.corpus.values()), convert_to_csr=True)
+    encoder = AsymmetricSparseEncoder.load(runs.dense / "model")
+    vectors = encoder.encode_document(list(task.corpus.values()), convert_to_csr=True)
     row = page.row("cost", "dense")
     assert row["index MB"] == f"{SearchIndex(vectors).nbytes / 1e6:.2f}"
     assert float(row["query ms"]) > 0

@@ -39,8 +39,9 @@ from transformers import AutoModelForMaskedLM, DistilBertConfig
 from splade_lit.core.files import replace_text
 from splade_lit.core.tokens import Tokens, tokenize_documents
 from splade_lit.data.tasks import load_tasks
-from splade_lit.encoder.base import from_base, load_tokenizer
 from splade_lit.encoder.grafted import calibrate_bias
+from splade_lit.encoder.masked_lm import load_tokenizer
+from splade_lit.encoder.model import AsymmetricSparseEncoder
 from splade_lit.evaluation.task_evaluation import sample_corpus
 
 SIDES = Path(__file__).with_name("sides.py")
@@ -190,7 +191,7 @@ def make_models(folder: Path) -> dict[str, Path]:
     texts = make_texts(tokenizer, 64, seed=1)
     models = {}
     for name, base in (("minilm", MINILM), ("distilbert", str(distilbert))):
-        encoder = from_base(base, max_document_tokens=512).eval()
+        encoder = AsymmetricSparseEncoder.from_base(base, max_document_tokens=512).eval()
         calibrate_bias(encoder.document, Tokens.from_lists(tokenize_documents(tokenizer, texts, 256)))
         encoder.save(folder / name)
         models[name] = folder / name

@@ -298,10 +298,10 @@ def _chunks(path: str, size: int) -> Iterator[list[str]]:
 def evaluate_ours(turns: Turns, model: str, folder: str) -> None:
     """Load model and sets, evaluate; the whole process is what is timed."""
     from splade_lit.data.tasks import load_tasks
-    from splade_lit.encoder.saved import load
+    from splade_lit.encoder.model import AsymmetricSparseEncoder
     from splade_lit.evaluation.task_evaluation import evaluate_tasks
 
-    metrics = evaluate_tasks(load(model), load_tasks([folder]))
+    metrics = evaluate_tasks(AsymmetricSparseEncoder.load(model), load_tasks([folder]))
     turns.answer(ndcg=metrics["NanoBEIR_mean_dot_ndcg@10"])
 
 

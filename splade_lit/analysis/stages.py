@@ -11,11 +11,9 @@ from scipy.sparse import csr_array
 from splade_lit.analysis.subject import Subject, open_subject, training_data
 from splade_lit.core.errors import UserError
 from splade_lit.core.tokens import tokenize_documents
-from splade_lit.encoder.base import from_base
 from splade_lit.encoder.model import AsymmetricSparseEncoder
-from splade_lit.encoder.saved import load
 from splade_lit.encoder.start import CORPUS_IDF, set_start
-from splade_lit.runs.folder import CHECKPOINTS, read_checkpoint
+from splade_lit.runs.folder import CHECKPOINTS, encoder_state, read_checkpoint
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ def run_stages(subject: Subject, texts: Sequence[str], max_checkpoints: int = 4)
     """
     run = subject.required_run()
     stages = [stage_of("start", initial_encoder(subject), texts)]
-    encoder = load(run.folder / "model")
+    encoder = AsymmetricSparseEncoder.load(run.folder / "model")
     for step, path in spaced(checkpoints(run.folder), max_checkpoints):
         load_weights(encoder, path)
         stages.append(stage_of(f"step {step}", encoder, texts))
@@ -85,7 +83,7 @@ def initial_encoder(subject: Subject) -> AsymmetricSparseEncoder:
         UserError: there is no run, or its base model or its data cannot be read any more.
     """
     settings = subject.required_run().config["model"]
-    encoder = from_base(
+    encoder = AsymmetricSparseEncoder.from_base(
         settings["base_model"],
         idf="ones" if settings["idf"] == CORPUS_IDF else settings["idf"],
         max_query_tokens=subject.encoder.max_query_tokens,
@@ -128,9 +126,9 @@ def load_weights(encoder: AsymmetricSparseEncoder, path: Path) -> None:
     Raises:
         UserError: they are those of another model.
     """
-    weights = read_checkpoint(path, device="cpu", resumable=False)["state_dict"]
+    weights = encoder_state(read_checkpoint(path, device="cpu", resumable=False))
     try:
-        encoder.load_state_dict({name.removeprefix("encoder."): tensor for name, tensor in weights.items()})
+        encoder.load_state_dict(weights)
     except RuntimeError as error:
         raise UserError(f"{path} is a checkpoint of another model than the one in its run.") from error
 

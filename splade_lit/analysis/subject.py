@@ -10,7 +10,6 @@ import yaml
 from splade_lit.core.errors import UserError
 from splade_lit.data.datamodule import PairsDataModule
 from splade_lit.encoder.model import AsymmetricSparseEncoder
-from splade_lit.encoder.saved import load
 from splade_lit.runs.folder import CONFIG
 
 T = TypeVar("T")
@@ -73,7 +72,7 @@ def open_subject(source: str | Path) -> Subject:
     """
     folder = Path(source).expanduser()
     if not (folder / CONFIG).is_file():
-        return Subject(folder.name, load(source))
+        return Subject(folder.name, AsymmetricSparseEncoder.load(source))
     if not (folder / "model").is_dir():
         raise UserError(f"{source} has no model/ yet; let the run finish, or resume it.")
     try:
@@ -81,7 +80,7 @@ def open_subject(source: str | Path) -> Subject:
         _ = config["model"]["base_model"], config["model"]["idf"], config["data"]["source"]
     except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, KeyError) as error:
         raise UserError(f"{folder / CONFIG} is not the resolved configuration of a run; give another run.") from error
-    return Subject(folder.resolve().name, load(folder / "model"), Run(folder, config))
+    return Subject(folder.resolve().name, AsymmetricSparseEncoder.load(folder / "model"), Run(folder, config))
 
 
 def training_data(subject: Subject) -> PairsDataModule:

@@ -19,7 +19,7 @@ from splade_lit.command_line.arguments import CommandParser
 from splade_lit.command_line.exit_codes import run_command
 from splade_lit.core.errors import UserError
 from splade_lit.core.files import check_writable, replace_text
-from splade_lit.encoder.saved import load
+from splade_lit.encoder.model import AsymmetricSparseEncoder
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -52,7 +52,9 @@ def _card_of_model(folder: Path) -> Card:
     # Nothing tells the license or the language of a model that comes alone.
     settings: dict[str, Any] = {"license": None, "language": []}
     name = folder.resolve().name
-    return Card(name=f"Inference-free SPLADE {name}", model=model_facts(load(folder)), **settings)
+    return Card(
+        name=f"Inference-free SPLADE {name}", model=model_facts(AsymmetricSparseEncoder.load(folder)), **settings
+    )
 
 
 def _parser() -> CommandParser:

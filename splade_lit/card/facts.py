@@ -58,7 +58,7 @@ def base_source(source: str, revision: str | None = None) -> Source:
     """Where a base model that has been loaded comes from, without paths of this machine.
 
     Args:
-        source: as `from_base` takes it.
+        source: as `AsymmetricSparseEncoder.from_base` takes it.
         revision: branch, tag or commit on the Hub.
     """
     if source.startswith(PACKAGE_PREFIX):

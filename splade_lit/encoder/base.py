@@ -1,42 +1,15 @@
-"""A new asymmetric encoder on a base model: a Hub id, a folder, or a folder inside an installed package."""
-
-import json
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+"""The parts of a new encoder on a base model: a Hub id, a folder, or a folder inside an installed package."""
 
 import torch
-from transformers import (
-    MODEL_FOR_MASKED_LM_MAPPING,
-    AutoConfig,
-    AutoModelForMaskedLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-from transformers.utils import logging as transformers_logging
 
-from splade_lit.core.errors import UserError
-from splade_lit.core.sources import resolve_source
 from splade_lit.encoder.body.sparse_head import Activation, Pooling
 from splade_lit.encoder.document import MlmDocumentEncoder
-from splade_lit.encoder.grafted import graft_head
-from splade_lit.encoder.model import AsymmetricSparseEncoder
+from splade_lit.encoder.masked_lm import load_masked_lm, load_tokenizer
+from splade_lit.encoder.parts import EncoderParts
 from splade_lit.encoder.query import IdfQueryEncoder, idf_from_json
 
-logger = logging.getLogger(__name__)
 
-# What configurations of transformers' encoders call their dropouts.
-_DROPOUTS = (
-    *("hidden_dropout_prob", "attention_probs_dropout_prob"),
-    *("dropout", "attention_dropout", "embedding_dropout", "mlp_dropout"),
-)
-_WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
-
-
-def from_base(
+def read_base(
     source: str,
     *,
     idf: str | torch.Tensor = "ones",
@@ -49,7 +22,7 @@ def from_base(
     dropout: float | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
-) -> AsymmetricSparseEncoder:
+) -> EncoderParts:
     """Put a query table and a document encoder on a base model.
 
     An encoder without a masked-LM head gets the grafted head (see `splade_lit.encoder.grafted`); its decoder bias is
@@ -77,124 +50,4 @@ def from_base(
     document.grafted = grafted
     if isinstance(idf, str):
         idf = torch.ones(document.vocab_size) if idf == "ones" else idf_from_json(idf, tokenizer, document.vocab_size)
-    return AsymmetricSparseEncoder(
-        IdfQueryEncoder(idf, freeze_idf), document, tokenizer, max_query_tokens, max_document_tokens
-    )
-
-
-def load_tokenizer(source: str, **settings: Any) -> PreTrainedTokenizerBase:
-    """The tokenizer of a base model.
-
-    Raises:
-        UserError: there is none, or it is not a fast one.
-    """
-    path = _checked_path(source)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, **settings)
-    except Exception as error:  # tokenizers raises bare exceptions for files that it cannot read
-        raise UserError(_load_failure(source, "tokenizer is damaged or is something else", error)) from error
-    if not tokenizer.is_fast:
-        raise UserError(f"{source} has no fast tokenizer; save one as tokenizer.json beside the model.")
-    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # what transformers makes up for missing files
-        raise UserError(f"{source} has no tokenizer (tokenizer.json); copy it beside the config.json.")
-    return tokenizer
-
-
-def load_masked_lm(
-    source: str, tokenizer: PreTrainedTokenizerBase, dropout: float | None = None, **settings: Any
-) -> tuple[PreTrainedModel, bool]:
-    """A masked-language model in fp32 whose vocabulary has the size of the tokenizer's.
-
-    Args:
-        source: Hub id, folder, or `package:NAME/FOLDER`.
-        tokenizer: its tokenizer.
-        dropout: dropout everywhere in the model; that of its config.json if not given.
-        **settings: `revision` and `trust_remote_code`.
-
-    Returns:
-        The model, and whether its head had to be grafted because the checkpoint has none.
-
-    Raises:
-        UserError: the model cannot be loaded.
-    """
-    path = _checked_path(source)
-    if Path(path).is_dir() and not any(any(Path(path).glob(pattern)) for pattern in _WEIGHT_FILES):
-        raise UserError(f"{source} has no weights (model.safetensors); copy them beside its config.json.")
-    with quiet_transformers():
-        try:
-            config = AutoConfig.from_pretrained(path, **settings)
-        except Exception as error:
-            raise UserError(
-                _load_failure(source, "config.json is not one that the installed transformers knows", error)
-            ) from error
-        if type(config) not in MODEL_FOR_MASKED_LM_MAPPING and not settings.get("trust_remote_code"):
-            raise UserError(
-                f"{source} is a {config.model_type} model, which has no masked-LM form in transformers; use an encoder "
-                "such as BERT."
-            )
-        for name in _DROPOUTS if dropout is not None else ():
-            if hasattr(config, name):
-                setattr(config, name, dropout)
-        try:
-            model, info = AutoModelForMaskedLM.from_pretrained(
-                path, config=config, dtype=torch.float32, output_loading_info=True, **settings
-            )
-        except Exception as error:  # safetensors and pickle raise types of their own for files that they cannot read
-            if "mismatched" in str(error):
-                raise UserError(f"{source}: its weights do not fit its config.json; use a matching pair.") from error
-            raise UserError(_load_failure(source, "weights are damaged or are something else", error)) from error
-    missing = set(info["missing_keys"])
-    head = {name for name in missing if not name.startswith(f"{model.base_model_prefix}.")}
-    if missing - head:
-        raise UserError(
-            f"{source} is not a checkpoint of a {type(model).__name__}: its body lacks {sorted(missing - head)[0]}."
-        )
-    if head:
-        logger.info("%s has no masked-LM head; one is grafted on (tied decoder, identity dense layer).", source)
-        graft_head(model, head)
-    vocab_size = max(tokenizer.get_vocab().values()) + 1
-    if vocab_size != model.config.vocab_size:
-        # Entries without a token would be dims that no query reaches; tokens without an entry would fail.
-        model.resize_token_embeddings(vocab_size, mean_resizing=False)
-    return model, bool(head)
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """No table of missing parameters, no bars of its own: what matters is told in one line by the caller."""
-    verbosity = transformers_logging.get_verbosity()
-    bar = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bar:
-            transformers_logging.enable_progress_bar()
-
-
-def _checked_path(source: str) -> str:
-    """The folder or Hub id of a source; a folder is known to be that of a model."""
-    path = resolve_source(source)
-    folder = Path(path)
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise UserError(f"{source} is not a model folder: it has no config.json.")
-        try:
-            is_config = "model_type" in dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
-            is_config = False
-        if not is_config:
-            raise UserError(f"The config.json in {source} is not that of a transformers model; fetch the model again.")
-    elif folder.exists() or path.startswith((".", "/")) or path.count("/") > 1:
-        raise UserError(f"{source} is not a folder; give a model folder, a Hub id, or package:NAME/FOLDER.")
-    return path
-
-
-def _load_failure(source: str, local_problem: str, error: Exception) -> str:
-    # What the libraries say of local files runs over many lines; it stays in the chain of exceptions.
-    if Path(resolve_source(source)).is_dir():
-        return f"{source}: its {local_problem}; fetch the model again or use another one."
-    reason = (str(error).splitlines() or [""])[0][:200].rstrip(". ") or type(error).__name__
-    return f"{source} is not a folder, and the Hub does not give it; check the name and the network ({reason})."
+    return EncoderParts(IdfQueryEncoder(idf, freeze_idf), document, tokenizer, max_query_tokens, max_document_tokens)

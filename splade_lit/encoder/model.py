@@ -14,9 +14,13 @@ from transformers import PreTrainedTokenizerBase
 from splade_lit.core.errors import UserError
 from splade_lit.core.progress import WorkProgress
 from splade_lit.core.tokens import KnownWords, Tokens, tokenize_documents, tokenize_queries
+from splade_lit.encoder.base import read_base
 from splade_lit.encoder.body.packing import evaluation_mode
 from splade_lit.encoder.document import MlmDocumentEncoder
+from splade_lit.encoder.parts import EncoderParts
 from splade_lit.encoder.query import IdfQueryEncoder
+from splade_lit.encoder.saved import read_saved
+from splade_lit.encoder.saved_writer import write_saved
 from splade_lit.encoder.vectors import Vectors, as_csr, csr_to_torch, keep_largest, split_rows
 
 logger = logging.getLogger(__name__)
@@ -78,23 +82,41 @@ class AsymmetricSparseEncoder(nn.Module):
 
     @classmethod
     def from_base(cls, source: str, **settings: Any) -> "AsymmetricSparseEncoder":
-        """A new encoder on a base model; see `splade_lit.encoder.base.from_base`."""
-        from splade_lit.encoder.base import from_base
-
-        return from_base(source, **settings)
+        """A new encoder on a base model; settings are those of `splade_lit.encoder.base.read_base`."""
+        return cls(**vars(read_base(source, **settings)))
 
     @classmethod
-    def load(cls, source: str | Path, **settings: Any) -> "AsymmetricSparseEncoder":
-        """A saved encoder from a folder or the Hub; see `splade_lit.encoder.saved.load`."""
-        from splade_lit.encoder.saved import load
+    def load(
+        cls, source: str | Path, *, device: str | torch.device | None = None, **settings: Any
+    ) -> "AsymmetricSparseEncoder":
+        """A saved encoder, in evaluation mode.
 
-        return load(source, **settings)
+        Args:
+            source: a folder, a Hub id, or `package:NAME/FOLDER`.
+            device: where to put it; the CPU if not given.
+            **settings: those of `splade_lit.encoder.saved.read_saved`.
+
+        Raises:
+            UserError: there is no such model, it is not of a form read here, or its files are damaged.
+        """
+        return cls(**vars(read_saved(source, **settings))).to(device or "cpu").eval()
 
     def save(self, folder: str | Path) -> None:
-        """Write the encoder in sentence-transformers' format; see `splade_lit.encoder.saved_writer`."""
-        from splade_lit.encoder.saved_writer import save
+        """Write the encoder in sentence-transformers' format; see `splade_lit.encoder.saved_writer.write_saved`."""
+        write_saved(self.parts, folder)
 
-        save(self, folder)
+    @property
+    def parts(self) -> EncoderParts:
+        """What the encoder is made of."""
+        return EncoderParts(
+            self.query,
+            self.document,
+            self.tokenizer,
+            self.max_query_tokens,
+            self.max_document_tokens,
+            self.prompts,
+            self.max_active_dims,
+        )
 
     @property
     def vocab_size(self) -> int:

@@ -7,7 +7,7 @@ SPLADE-doc). Nothing is unpickled but tensors.
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -22,9 +22,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from splade_lit.core.errors import UserError
 from splade_lit.core.sources import resolve_source
-from splade_lit.encoder.base import load_masked_lm, load_tokenizer, quiet_transformers
 from splade_lit.encoder.document import MlmDocumentEncoder
-from splade_lit.encoder.model import AsymmetricSparseEncoder
+from splade_lit.encoder.masked_lm import load_masked_lm, load_tokenizer, quiet_transformers
+from splade_lit.encoder.parts import EncoderParts
 from splade_lit.encoder.query import IdfQueryEncoder, idf_from_json
 
 _QUERY_CLASSES = ("SparseStaticEmbedding", "IDF")
@@ -35,8 +35,8 @@ _DOWNLOADED_ELSE = ("pytorch_model*.bin", "*/pytorch_model*.bin")
 
 
 @dataclass(frozen=True)
-class _Parts:
-    """What a saved model is made of, whatever its form."""
+class _Layout:
+    """Where the files of a saved model lie and what they say, whatever its form."""
 
     document_folder: Path
     query_folder: Path | None = None
@@ -46,24 +46,18 @@ class _Parts:
     activation: str = "relu"
     max_query_tokens: int | None = None
     max_document_tokens: int | None = None
-    prompts: dict[str, str] | None = None
+    prompts: dict[str, str] = field(default_factory=dict)
     max_active_dims: int | None = None
 
 
-def load(
-    source: str | Path,
-    *,
-    revision: str | None = None,
-    device: str | torch.device | None = None,
-    packed: bool = True,
-    trust_remote_code: bool = False,
-) -> AsymmetricSparseEncoder:
-    """Read an encoder from a folder or from the Hub.
+def read_saved(
+    source: str | Path, *, revision: str | None = None, packed: bool = True, trust_remote_code: bool = False
+) -> EncoderParts:
+    """Read the parts of an encoder from a folder or from the Hub.
 
     Args:
         source: a folder, a Hub id, or `package:NAME/FOLDER`.
         revision: branch, tag or commit on the Hub.
-        device: where to put it; the CPU if not given.
         packed: run documents without padding where the model allows it.
         trust_remote_code: run code that comes with the model.
 
@@ -72,32 +66,30 @@ def load(
     """
     folder = _local_folder(str(source), revision)
     try:
-        parts = _read_parts(folder, str(source))
+        layout = _read_layout(folder, str(source))
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise UserError(
             f"The JSON files of {source} are not laid out as sentence-transformers' are ({error}); fetch it again."
         ) from error
-    tokenizer = load_tokenizer(str(parts.document_folder), trust_remote_code=trust_remote_code)
-    _check_query_tokenizer(parts, tokenizer, str(source))
-    model, grafted = load_masked_lm(str(parts.document_folder), tokenizer, trust_remote_code=trust_remote_code)
+    tokenizer = load_tokenizer(str(layout.document_folder), trust_remote_code=trust_remote_code)
+    _check_query_tokenizer(layout, tokenizer, str(source))
+    model, grafted = load_masked_lm(str(layout.document_folder), tokenizer, trust_remote_code=trust_remote_code)
     if grafted:
         raise UserError(
             f"{source} has no masked-LM head, so it is a base model to train from and not a SPLADE encoder."
         )
     document = MlmDocumentEncoder(
-        model, tokenizer.pad_token_id or 0, _pooling(parts.pooling), _activation(parts.activation), packed
+        model, tokenizer.pad_token_id or 0, _pooling(layout.pooling), _activation(layout.activation), packed
     )
-    weights = _query_weights(parts, tokenizer, document.vocab_size)
-    encoder = AsymmetricSparseEncoder(
-        IdfQueryEncoder(weights, parts.frozen),
+    return EncoderParts(
+        IdfQueryEncoder(_query_weights(layout, tokenizer, document.vocab_size), layout.frozen),
         document,
         tokenizer,
-        parts.max_query_tokens,
-        parts.max_document_tokens,
-        parts.prompts,
-        parts.max_active_dims,
+        layout.max_query_tokens,
+        layout.max_document_tokens,
+        layout.prompts,
+        layout.max_active_dims,
     )
-    return encoder.to(device or "cpu").eval()
 
 
 def _local_folder(source: str, revision: str | None) -> Path:
@@ -120,12 +112,12 @@ def _local_folder(source: str, revision: str | None) -> Path:
         raise UserError(f"{source} is not a folder, and the Hub does not give it: {reason}") from None
 
 
-def _read_parts(folder: Path, source: str) -> _Parts:
+def _read_layout(folder: Path, source: str) -> _Layout:
     if not (folder / "modules.json").is_file():
         if not (folder / "config.json").is_file():
             raise UserError(f"{source} is not a model folder: it has neither modules.json nor config.json.")
         idf_json = folder / "idf.json"
-        return _Parts(folder, idf_json=idf_json if idf_json.is_file() else None)
+        return _Layout(folder, idf_json=idf_json if idf_json.is_file() else None)
     modules = _read_json(folder / "modules.json")
     routers = [module for module in modules if module["type"].endswith("Router")]
     if len(modules) != 1 or not routers:
@@ -142,7 +134,7 @@ def _read_parts(folder: Path, source: str) -> _Parts:
     query_config = _read_json(query[0] / "config.json")
     pooling = _read_json(document[1] / "config.json")
     model_config = _read_json(folder / "config_sentence_transformers.json", missing={})
-    return _Parts(
+    return _Layout(
         document_folder=document[0],
         query_folder=query[0],
         idf_json=_idf_json(folder, query[0], query_config.get("path")),
@@ -190,12 +182,12 @@ def _limit(config: dict[str, Any], name: str) -> int | None:
     return None if value is None else int(value)
 
 
-def _check_query_tokenizer(parts: _Parts, tokenizer: PreTrainedTokenizerBase, source: str) -> None:
+def _check_query_tokenizer(layout: _Layout, tokenizer: PreTrainedTokenizerBase, source: str) -> None:
     """Check that queries are cut into the same tokens as documents, whose tokenizer is used for both here."""
-    folder = parts.query_folder
+    folder = layout.query_folder
     if folder is None or not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt", "vocab.json")):
         return
-    if _tokenizer_files(folder) == _tokenizer_files(parts.document_folder):
+    if _tokenizer_files(folder) == _tokenizer_files(layout.document_folder):
         return  # known without the time that loading takes
     try:
         with quiet_transformers():
@@ -223,20 +215,20 @@ def _tokenizer_files(folder: Path) -> tuple[bytes, dict[str, Any]]:
     return path.read_bytes() if path.is_file() else b"", config | {"model_max_length": None}
 
 
-def _query_weights(parts: _Parts, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> Tensor:
-    if parts.idf_json is not None:
-        return idf_from_json(parts.idf_json, tokenizer, vocab_size)
-    if parts.query_folder is None:
+def _query_weights(layout: _Layout, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> Tensor:
+    if layout.idf_json is not None:
+        return idf_from_json(layout.idf_json, tokenizer, vocab_size)
+    if layout.query_folder is None:
         return torch.ones(vocab_size)
-    weights = _read_weights(parts.query_folder)
+    weights = _read_weights(layout.query_folder)
     if weights.ndim != 1 or len(weights) > vocab_size:
         raise UserError(
-            f"The query weights in {parts.query_folder} have the shape {list(weights.shape)}, but the vocabulary has "
+            f"The query weights in {layout.query_folder} have the shape {list(weights.shape)}, but the vocabulary has "
             f"{vocab_size} entries; fetch the model again."
         )
     if not torch.isfinite(weights).all():
         raise UserError(
-            f"{parts.query_folder} holds query weights that are not finite; the model diverged in training."
+            f"{layout.query_folder} holds query weights that are not finite; the model diverged in training."
         )
     # Dims beyond the table belong to padding of the vocabulary: no query reaches them.
     return torch.cat([weights, weights.new_zeros(vocab_size - len(weights))])

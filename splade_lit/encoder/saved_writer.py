@@ -26,8 +26,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from splade_lit.core.errors import UserError
-from splade_lit.encoder.base import quiet_transformers
-from splade_lit.encoder.model import AsymmetricSparseEncoder
+from splade_lit.encoder.masked_lm import quiet_transformers
+from splade_lit.encoder.parts import EncoderParts
 
 _CLASSES = "sentence_transformers.sparse_encoder.models"
 _QUERY = "query_0_SparseStaticEmbedding"
@@ -39,14 +39,14 @@ _WRITTEN_FOR = "5.0.0"
 _LOCAL_KEYS = ("backend", "is_local", "local_files_only")
 
 
-def save(encoder: AsymmetricSparseEncoder, folder: str | Path) -> None:
+def write_saved(encoder: EncoderParts, folder: str | Path) -> None:
     """Write an encoder to a folder, whole or not at all.
 
     The files go to a temporary folder beside it, which then takes its place. What else lies there (a model card, an
     export) stays.
 
     Args:
-        encoder: the encoder.
+        encoder: the parts of an encoder, both limits given.
         folder: a new or empty folder, or one that holds a saved model.
 
     Raises:
@@ -105,7 +105,7 @@ def _take_place(scratch: Path, target: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _write(encoder: AsymmetricSparseEncoder, folder: Path) -> None:
+def _write(encoder: EncoderParts, folder: Path) -> None:
     for name in (_QUERY, _DOCUMENT, _POOLING):
         (folder / name).mkdir()
     _write_json(
@@ -138,7 +138,7 @@ def _write(encoder: AsymmetricSparseEncoder, folder: Path) -> None:
         },
     )
     _write_json(folder / _QUERY / "config.json", {"frozen": encoder.query.frozen})
-    weight = encoder.idf_weights.detach().float().cpu().contiguous()
+    weight = encoder.query.idf_weights.detach().float().cpu().contiguous()
     save_file({"weight": weight}, folder / _QUERY / "model.safetensors")
     save_tokenizer(encoder, folder / _QUERY, encoder.max_query_tokens)
     with quiet_transformers(), encoder.document.whole_model() as model:
@@ -153,7 +153,7 @@ def _write(encoder: AsymmetricSparseEncoder, folder: Path) -> None:
         {
             "pooling_strategy": encoder.document.pooling,
             "activation_function": encoder.document.activation,
-            "word_embedding_dimension": encoder.vocab_size,
+            "word_embedding_dimension": encoder.document.vocab_size,
         },
     )
 
@@ -173,7 +173,7 @@ def _without_adapters(model: Any) -> Any:
     return merged
 
 
-def save_tokenizer(encoder: AsymmetricSparseEncoder, folder: Path, max_tokens: int) -> None:
+def save_tokenizer(encoder: EncoderParts, folder: Path, max_tokens: int | None) -> None:
     """Write the tokenizer with a limit of tokens, in a form that transformers 4 and `tokenizers` read too."""
     # A tokenizer keeps the limit of its last call, of whichever side, and would be written with it.
     encoder.tokenizer.backend_tokenizer.no_truncation()

@@ -29,9 +29,9 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from splade_lit.core.errors import UserError
 from splade_lit.core.tokens import Tokens
-from splade_lit.encoder.base import quiet_transformers
 from splade_lit.encoder.body.packing import evaluation_mode
 from splade_lit.encoder.document import MlmDocumentEncoder
+from splade_lit.encoder.masked_lm import quiet_transformers
 from splade_lit.encoder.model import AsymmetricSparseEncoder
 from splade_lit.encoder.query import IdfQueryEncoder, idf_from_json
 from splade_lit.encoder.saved_writer import save_tokenizer
@@ -202,7 +202,7 @@ def export_onnx(
 
 
 def _write_settings(encoder: AsymmetricSparseEncoder, folder: Path, values: Values) -> None:
-    save_tokenizer(encoder, folder, encoder.max_document_tokens)
+    save_tokenizer(encoder.parts, folder, encoder.max_document_tokens)
     tokens = encoder.tokenizer.convert_ids_to_tokens(list(range(encoder.vocab_size)))
     weights = encoder.idf_weights.detach().float().tolist()
     table = {token: weight for token, weight in zip(tokens, weights, strict=True) if weight and token is not None}

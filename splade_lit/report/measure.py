@@ -11,7 +11,6 @@ from scipy.sparse import csr_array
 from splade_lit.core.errors import UserError
 from splade_lit.data.tasks import RetrievalTask, load_tasks
 from splade_lit.encoder.model import AsymmetricSparseEncoder
-from splade_lit.encoder.saved import load
 from splade_lit.evaluation.bm25 import bm25_vectors
 from splade_lit.evaluation.exact_search import SearchIndex
 from splade_lit.evaluation.task_evaluation import judged_query_ids, sample_corpus
@@ -52,7 +51,7 @@ def measure(
     tokenizer = None
     for number, system in enumerate(systems):
         if system.model is not None:
-            encoder = load(str(system.model), device=device)
+            encoder = AsymmetricSparseEncoder.load(str(system.model), device=device)
             tokenizer = tokenizer or encoder.tokenizer
             vectors[number] = _encode(encoder, task)
     for number, system in enumerate(systems):

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from splade_lit.core.files import check_writable
 from splade_lit.core.errors import UserError
+from splade_lit.core.files import check_writable
 
 CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"
@@ -81,14 +81,21 @@ def read_checkpoint(path: Path, device: str = "meta", resumable: bool = True) ->
     return checkpoint
 
 
+def encoder_state(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The encoder's tensors by their names in it, without the state of what else was trained with."""
+    prefix = "encoder."
+    state = checkpoint["state_dict"]
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+
+
 def check_same_model(path: Path, model: torch.nn.Module) -> None:
     """Check that a checkpoint is one of this model.
 
     Raises:
         UserError: it is not.
     """
-    shapes = {name: tensor.shape for name, tensor in read_checkpoint(path)["state_dict"].items()}
-    if shapes != {name: tensor.shape for name, tensor in model.state_dict().items()}:
+    there, here = (encoder_state(state) for state in (read_checkpoint(path), {"state_dict": model.state_dict()}))
+    if {name: tensor.shape for name, tensor in there.items()} != {name: tensor.shape for name, tensor in here.items()}:
         raise UserError(f"{path} is a checkpoint of another model; resume with the {CONFIG} of its run.")
 
 

@@ -13,9 +13,9 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from splade_lit.core.errors import UserError
 from splade_lit.core.tokens import PairBatch
-from splade_lit.encoder.base import from_base
 from splade_lit.encoder.body.recompute import Recompute, set_recompute
 from splade_lit.encoder.body.sparse_head import Activation, Pooling
+from splade_lit.encoder.model import AsymmetricSparseEncoder
 from splade_lit.encoder.start import CORPUS_IDF, TrainingCorpus, set_start
 from splade_lit.losses.penalties import PENALTIES, Penalty, l0_mask
 from splade_lit.losses.ranking import in_batch_ranking_loss
@@ -115,7 +115,7 @@ class SpladeModule(L.LightningModule):
         super().__init__()
         self.save_hyperparameters()
         _check_ranges(self.hparams)
-        self.encoder = from_base(
+        self.encoder = AsymmetricSparseEncoder.from_base(
             base_model,
             idf="ones" if idf == CORPUS_IDF else idf,
             freeze_idf=freeze_idf,
