@@ -31,6 +31,7 @@ from splade_lit.command_line.arguments import parse_settings
 from splade_lit.command_line.exit_codes import run_command
 from splade_lit.core.errors import UserError
 from splade_lit.core.files import replace_text
+from splade_lit.core.ranges import LARGEST_SEED, check_range
 from splade_lit.data.datamodule import PairsDataModule
 from splade_lit.evaluation.metrics_table import headline_figures, metrics_table
 from splade_lit.runs.folder import CHECKPOINTS, CONFIG, check_run_folder, check_same_model, remove_run
@@ -103,6 +104,7 @@ class FitCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, with mistakes told in one sentence."""
         self.config = parse_settings(parser, sys.argv[1:] if args is None else args, LINKS)
+        check_range("", 0, LARGEST_SEED, seed_everything=self.config.seed_everything)
 
     def before_instantiate_classes(self) -> None:
         """Check the folder of the run, and fall back where the machine has no GPU."""

@@ -319,9 +319,9 @@ def test_a_state_of_another_epoch_is_not_used(make) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"batch_size": 0}, "data: batch_size is 0, but must be at least 1"),
+        ({"batch_size": 0}, "data.batch_size is 0; it must be at least 1"),
         ({"eval_batch_size": -1}, "eval_batch_size is -1"),
-        ({"num_eval_pairs": -1}, "num_eval_pairs is -1, but must be at least 0"),
+        ({"num_eval_pairs": -1}, "num_eval_pairs is -1; it must be at least 0"),
         ({"max_pairs": 0}, "max_pairs is 0"),
         ({"max_query_tokens": 0}, "max_query_tokens is 0"),
         ({"max_document_tokens": 0}, "max_document_tokens is 0"),

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from splade_lit.core.errors import UserError
 from splade_lit.core.files import cache_folder
+from splade_lit.core.ranges import LARGEST_SEED, check_range
 from splade_lit.core.sources import resolve_source
 from splade_lit.core.tokens import Tokens, tokenize_documents, tokenize_queries
 from splade_lit.data.hub import check_source
@@ -81,19 +82,18 @@ class PairsDataModule(LightningDataModule):
         tokenizer_revision: str | None = None,
     ) -> None:
         super().__init__()
-        for name, value, least in (
-            ("max_pairs", max_pairs, 1),
-            ("num_eval_pairs", num_eval_pairs, 0),
-            ("split_seed", split_seed, 0),
-            ("batch_size", batch_size, 1),
-            ("eval_batch_size", eval_batch_size, 1),
-            ("max_query_tokens", max_query_tokens, 1),
-            ("max_document_tokens", max_document_tokens, 1),
-            ("seed", seed, 0),
-            ("block_rows", block_rows, 1),
-        ):
-            if value is not None and value < least:
-                raise UserError(f"data: {name} is {value}, but must be at least {least}.")
+        check_range(
+            "data",
+            1,
+            max_pairs=max_pairs,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            max_query_tokens=max_query_tokens,
+            max_document_tokens=max_document_tokens,
+            block_rows=block_rows,
+        )
+        check_range("data", 0, num_eval_pairs=num_eval_pairs)
+        check_range("data", 0, LARGEST_SEED, split_seed=split_seed, seed=seed)
         if source != DOCSTRINGS:
             check_source(source)
         self.tokenizer_source = resolve_source(tokenizer)

@@ -15,6 +15,7 @@ from codecarbon.output_methods.base_output import BaseOutput
 from codecarbon.output_methods.emissions_data import EmissionsData
 
 from splade_lit.core.errors import UserError
+from splade_lit.core.ranges import check_range
 from splade_lit.runs.emissions import Row, Usage, footprint, grown, read_emissions, write_emissions
 from splade_lit.training.callbacks.hooks import EveryNSteps
 from splade_lit.training.callbacks.loggers import log_figures
@@ -45,7 +46,7 @@ class CarbonTracker(PhaseCallback):
         measure_power_secs: seconds between two measurements.
 
     Raises:
-        UserError: codecarbon knows no such country.
+        UserError: codecarbon knows no such country, or `measure_power_secs` is below 0.01.
     """
 
     def __init__(
@@ -57,8 +58,7 @@ class CarbonTracker(PhaseCallback):
         country = country_iso_code or os.environ.get("CODECARBON_COUNTRY_ISO_CODE")
         if country is not None and country not in DataSource().get_global_energy_mix_data():
             raise UserError(f"CarbonTracker: no country {country!r} is known; give three letters, such as DEU.")
-        if measure_power_secs <= 0:
-            raise UserError(f"CarbonTracker: measure_power_secs is {measure_power_secs}, but must be above 0.")
+        check_range("CarbonTracker", 0.01, measure_power_secs=measure_power_secs)
         self.country_iso_code = country
         self.tracking_mode = tracking_mode
         self.measure_power_secs = measure_power_secs

@@ -11,6 +11,9 @@ from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from splade_lit.card.markdown import code_cell, table
 from splade_lit.training.callbacks.wandb_log import WandbLog
 
+MOST_BINS = 512
+"""All that W&B takes of a histogram."""
+
 
 def log_step(trainer: L.Trainer) -> int:
     """The step that figures of the model of the moment belong to: the one that Lightning logs the losses under.
@@ -33,7 +36,7 @@ def log_histogram(trainer: L.Trainer, name: str, values: np.ndarray, bins: int) 
         trainer: of the run.
         name: under which it is shown.
         values: at least one number.
-        bins: 512 at most, which is all that W&B takes.
+        bins: `MOST_BINS` at most.
     """
     counts, edges = np.histogram(values, bins=bins)
     for logger in trainer.loggers:

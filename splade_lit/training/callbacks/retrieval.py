@@ -11,6 +11,7 @@ import lightning as L
 
 from splade_lit.core.errors import UserError
 from splade_lit.core.files import replace_text
+from splade_lit.core.ranges import check_range
 from splade_lit.data.tasks import NANOBEIR_ID, load_tasks
 from splade_lit.evaluation.bm25 import best_bm25_results
 from splade_lit.evaluation.per_query import PER_QUERY, QueryFigures, figures_of_results, write_per_query
@@ -44,6 +45,9 @@ class RetrievalEvaluation(L.Callback):
         max_corpus_documents: evaluate on a sample of each corpus that keeps all judged documents, at the last step for
             ModelCheckpoint too; on all if not given. `before` and `after` are always those of the whole corpus.
         cache_dir: folder of caches; the usual one if not given.
+
+    Raises:
+        UserError: a task cannot be loaded, or a setting is out of range.
     """
 
     def __init__(
@@ -57,6 +61,9 @@ class RetrievalEvaluation(L.Callback):
         max_corpus_documents: int | None = None,
         cache_dir: str | None = None,
     ) -> None:
+        check_range("RetrievalEvaluation", 1, every_n_steps=every_n_steps, max_corpus_documents=max_corpus_documents)
+        if not tasks:
+            raise UserError("RetrievalEvaluation.tasks is empty; name a task, such as nq, or remove the callback.")
         self.tasks = load_tasks(tasks, nanobeir_source, nanobeir_revision, cache_dir)
         self.before = before
         self.bm25 = bm25

@@ -22,6 +22,7 @@ from splade_lit.card.record import (
 )
 from splade_lit.card.render import model_card
 from splade_lit.core.files import replace_text
+from splade_lit.core.ranges import LARGEST_SEED, check_range
 from splade_lit.data.datamodule import PairsDataModule
 from splade_lit.data.pairs import DOCSTRINGS
 from splade_lit.runs.emissions import footprint
@@ -49,6 +50,9 @@ class SaveModel(PhaseCallback):
         license: license of the model by the Hub's short name, such as apache-2.0 or mit; null for none.
         language: languages of the texts, by their codes of ISO 639-1.
         seed: of the choice of texts that the card shows.
+
+    Raises:
+        UserError: the seed is out of range.
     """
 
     def __init__(
@@ -59,6 +63,7 @@ class SaveModel(PhaseCallback):
         language: list[str] = ["en"],  # noqa: B006 - the CLI shows it
         seed: int = 0,
     ) -> None:
+        check_range("SaveModel", 0, LARGEST_SEED, seed=seed)
         self.name = name
         self.model_id = model_id
         self.license = license

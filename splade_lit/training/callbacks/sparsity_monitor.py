@@ -8,10 +8,11 @@ from typing import Any
 import lightning as L
 
 from splade_lit.core.files import replace_text
+from splade_lit.core.ranges import check_range
 from splade_lit.core.tokens import Tokens
 from splade_lit.evaluation.sparsity import SparsityStatistics
 from splade_lit.training.callbacks.hooks import EveryNSteps, encoder_of
-from splade_lit.training.callbacks.loggers import log_figures, log_histogram
+from splade_lit.training.callbacks.loggers import MOST_BINS, log_figures, log_histogram
 from splade_lit.training.callbacks.phases import evaluating
 
 
@@ -98,12 +99,18 @@ class SparsityMonitor(L.Callback):
         every_n_steps: optimizer steps between two reports.
         num_documents: documents of the sample, and queries.
         num_frequent: how many of the most frequent dims are listed.
-        bins: bins of each histogram of active dims.
+        bins: bins of each histogram of active dims, 512 at most.
+
+    Raises:
+        UserError: a setting is out of range.
     """
 
     def __init__(
         self, every_n_steps: int = 500, num_documents: int = 256, num_frequent: int = 20, bins: int = 20
     ) -> None:
+        check_range("SparsityMonitor", 1, every_n_steps=every_n_steps, num_documents=num_documents)
+        check_range("SparsityMonitor", 1, MOST_BINS, bins=bins)
+        check_range("SparsityMonitor", 0, num_frequent=num_frequent)
         self.num_documents = num_documents
         self.num_frequent = num_frequent
         self.bins = bins

@@ -8,6 +8,7 @@ import lightning as L
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 
 from splade_lit.core.progress import duration
+from splade_lit.core.ranges import check_range
 
 logger = logging.getLogger(__name__)
 
@@ -25,10 +26,14 @@ class ProgressLines(ProgressBar):
 
     Args:
         seconds: between two lines, at least.
+
+    Raises:
+        UserError: `seconds` is below 0.
     """
 
     def __init__(self, seconds: float = 30.0) -> None:
         super().__init__()
+        check_range("ProgressLines", 0, seconds=seconds)
         self.seconds = seconds
         self._enabled = True
 

@@ -9,8 +9,8 @@ from typing import Any
 import lightning as L
 import numpy as np
 
-from splade_lit.core.errors import UserError
 from splade_lit.core.files import replace_text
+from splade_lit.core.ranges import LARGEST_SEED, check_range
 from splade_lit.core.tokens import tokenize_documents
 from splade_lit.encoder.model import AsymmetricSparseEncoder
 from splade_lit.encoder.vectors import split_rows
@@ -89,9 +89,8 @@ class TermTable(L.Callback):
     """
 
     def __init__(self, every_n_steps: int = 500, num_documents: int = 5, num_terms: int = 20, seed: int = 0) -> None:
-        for name, value in (("num_documents", num_documents), ("num_terms", num_terms)):
-            if value < 1:
-                raise UserError(f"TermTable: {name} is {value}, but must be at least 1.")
+        check_range("TermTable", 1, every_n_steps=every_n_steps, num_documents=num_documents, num_terms=num_terms)
+        check_range("TermTable", 0, LARGEST_SEED, seed=seed)
         self.num_documents = num_documents
         self.num_terms = num_terms
         self.seed = seed

@@ -1,0 +1,83 @@
+"""The one place that knows of ranks: which process of a run this is, and what its processes tell each other.
+
+Without a process group there is one process, of rank 0, and nothing here waits.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from torch import distributed
+
+T = TypeVar("T")
+_alone = False
+
+
+def world_size() -> int:
+    """How many processes there are."""
+    joined = distributed.is_available() and distributed.is_initialized()
+    return distributed.get_world_size() if joined and not _alone else 1
+
+
+def rank() -> int:
+    """The number of this process, from 0; rank 0 is the one that writes files."""
+    return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
+
+
+def share() -> slice:
+    """The share of this process of a sequence: every element belongs to one process.
+
+    >>> list("abc")[share()]
+    ['a', 'b', 'c']
+    """
+    return slice(None) if world_size() == 1 else slice(rank(), None, world_size())
+
+
+def gather(value: T) -> list[T]:
+    """The values of all processes in the order of their ranks; each process must call it.
+
+    Args:
+        value: any object that can be pickled.
+
+    >>> gather("of the only process")
+    ['of the only process']
+    """
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    distributed.all_gather_object(values, value)
+    return values
+
+
+def from_first(work: Callable[[], T]) -> T:
+    """What `work` returns on rank 0, which alone runs it, on all ranks; each process must call it.
+
+    Raises:
+        Exception: what `work` raises on rank 0, on all ranks, so that none waits for it in vain.
+    """
+    if world_size() == 1:
+        return work()
+    outcome: list[Any] = [None, None]
+    if rank() == 0:
+        try:
+            outcome[0] = work()
+        except Exception as error:
+            outcome[1] = error
+    distributed.broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Inside, this process waits for no other: `world_size` is 1, `gather` gives its own value.
+
+    For work of one rank, and for the end of a run that failed, where the others may never come.
+    """
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before

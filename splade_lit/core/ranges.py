@@ -1,0 +1,31 @@
+"""Settings that are numbers must lie in a range; one that does not ends in a sentence before any work."""
+
+from math import inf
+
+from splade_lit.core.errors import UserError
+
+LARGEST_SEED = 2**32 - 1
+"""numpy takes no larger seed."""
+
+
+def check_range(owner: str, least: float = -inf, most: float = inf, **settings: float | None) -> None:
+    """Check that settings lie in a range; one that is None, not given, always does.
+
+    Args:
+        owner: what the settings belong to, such as `data` or `TermTable`; empty for settings of a command.
+        least: the smallest value allowed.
+        most: the largest value allowed.
+        **settings: values by name.
+
+    Raises:
+        UserError: one is out of range or not a number.
+
+    >>> check_range("data", 1, batch_size=16, max_pairs=None)
+    >>> check_range("data", 1, batch_size=0)
+    Traceback (most recent call last):
+    splade_lit.core.errors.UserError: data.batch_size is 0; it must be at least 1.
+    """
+    for name, value in settings.items():
+        if value is not None and not least <= value <= most:
+            ends = f"at least {least}" if most == inf else f"from {least} to {most}"
+            raise UserError(f"{owner}{'.' if owner else ''}{name} is {value}; it must be {ends}.")
