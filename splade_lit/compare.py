@@ -30,9 +30,9 @@ from splade_lit.report.measure import find_tasks, measure
 from splade_lit.report.other_systems import needs_tasks, read_results
 from splade_lit.report.page import finding, html
 from splade_lit.report.rows import cost_rows, quality_rows, set_rows, terminal_table, test_rows
-from splade_lit.report.runs import read_run
-from splade_lit.report.system import System, members, printable, sets_of
+from splade_lit.report.system import System, members, printable, sets_of, systems_of_run
 from splade_lit.runs.machine import hardware
+from splade_lit.runs.run import read_run
 
 _WIDTH = 120  # columns of the tables where no terminal says
 
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     device = pick_device(settings.device)
     nanobeir = settings.nanobeir_source, settings.nanobeir_revision
     tasks = load_tasks(settings.tasks, *nanobeir) if settings.tasks else None
-    groups = [read_run(path, name) for name, path in _names(settings.runs)]
+    groups = [systems_of_run(read_run(path), name) for name, path in _names(settings.runs)]
     notes: list[str] = []
     measured = settings.search_documents > 0 and any(group[0].model is not None for group in groups)
     if tasks is None and (measured or any(needs_tasks(path) for _, path in _named(settings.results))):

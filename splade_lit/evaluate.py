@@ -8,7 +8,6 @@ metrics.json and per_query.jsonl (`--output folder/metrics.json --per-query fold
 `python -m splade_lit.compare` takes like that of a run.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from splade_lit.evaluation.metrics_table import metrics_table
 from splade_lit.evaluation.per_query import QueryFigures, figures_of_results, write_per_query
 from splade_lit.evaluation.results import TaskResult, flat_metrics
 from splade_lit.evaluation.task_evaluation import evaluate_task, sample_corpus
+from splade_lit.runs.stages import write_stages
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results = [evaluate_task(encoder, task, show_progress_bar=True) for task in tasks]
     stages["model"], per_query["model"] = flat_metrics(results), figures_of_results(tasks, results)
     if settings.output:
-        replace_text(settings.output, json.dumps(stages, indent=2) + "\n")
+        write_stages(settings.output, stages)
     if settings.per_query:
         write_per_query(settings.per_query, per_query)
     if settings.runs:

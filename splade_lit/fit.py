@@ -34,7 +34,8 @@ from splade_lit.core.files import replace_text
 from splade_lit.core.ranges import LARGEST_SEED, check_range
 from splade_lit.data.datamodule import PairsDataModule
 from splade_lit.evaluation.metrics_table import headline_figures, metrics_table
-from splade_lit.runs.folder import CHECKPOINTS, CONFIG, check_run_folder, check_same_model, remove_run
+from splade_lit.runs.config import CONFIG
+from splade_lit.runs.folder import CHECKPOINTS, MODEL, check_run_folder, check_same_model, remove_run
 from splade_lit.training.callbacks.csv_log import CsvLog
 from splade_lit.training.callbacks.last_checkpoint import LastCheckpoint
 from splade_lit.training.callbacks.retrieval import RetrievalEvaluation
@@ -199,7 +200,7 @@ def fit(cli: FitCLI) -> None:
     _train(cli)
     if not cli.trainer.is_global_zero:
         return
-    model_folder = Path(cli.trainer.default_root_dir) / "model"
+    model_folder = Path(cli.trainer.default_root_dir) / MODEL
     figures: dict[str, float] = {}
     for callback in cli.trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, RetrievalEvaluation):

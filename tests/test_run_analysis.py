@@ -17,7 +17,6 @@ from splade_lit import UserError
 from splade_lit.analysis.encoded import encode_task
 from splade_lit.analysis.query_table import biggest_moves, table_change, weights_in_corpus
 from splade_lit.analysis.stages import (
-    checkpoints,
     document_history,
     initial_encoder,
     load_weights,
@@ -27,6 +26,7 @@ from splade_lit.analysis.stages import (
 )
 from splade_lit.analysis.subject import if_possible, open_subject
 from splade_lit.data.tasks import load_tasks
+from splade_lit.runs.run import read_run
 
 TEXTS = ["the song of the river", "who wrote the book of the year", "heart disease " * 20, "queen"]
 
@@ -145,7 +145,7 @@ def test_stages_of_a_run(run):
 
 
 def test_checkpoints_are_read_in_the_order_of_training(run):
-    found = checkpoints(run)
+    found = read_run(run).checkpoints()
     assert [step for step, _ in found] == [3, 6]
     assert "optimizer_states" not in load_checkpoint(found[0][1])
 
@@ -223,9 +223,15 @@ def test_another_model_is_a_stage(run, peer, make_encoder):
 
 def test_runs_that_cannot_be_opened(run, tmp_path):
     copy = Path(shutil.copytree(run, tmp_path / "copy"))
-    (copy / "config.yaml").write_text("model: [")
-    with pytest.raises(UserError, match="not the resolved configuration"):
+    for text in ("model: [", "model: {base_model: x}", "[]", "model"):
+        (copy / "config.yaml").write_text(text)
+        with pytest.raises(UserError, match="not the resolved configuration"):
+            open_subject(copy)
+    shutil.copy(run / "config.yaml", copy)
+    (copy / "metrics.csv").write_text("loss\n1.0\n")
+    with pytest.raises(UserError, match=r"metrics\.csv is not the log of a run"):
         open_subject(copy)
+    shutil.copy(run / "metrics.csv", copy)
     shutil.rmtree(copy / "model")
     with pytest.raises(UserError, match="has no model/ yet"):
         open_subject(copy)

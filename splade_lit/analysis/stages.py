@@ -13,7 +13,7 @@ from splade_lit.core.errors import UserError
 from splade_lit.core.tokens import tokenize_documents
 from splade_lit.encoder.model import AsymmetricSparseEncoder
 from splade_lit.encoder.start import CORPUS_IDF, set_start
-from splade_lit.runs.folder import CHECKPOINTS, encoder_state, read_checkpoint
+from splade_lit.runs.folder import MODEL, encoder_state, read_checkpoint
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ def run_stages(subject: Subject, texts: Sequence[str], max_checkpoints: int = 4)
     """
     run = subject.required_run()
     stages = [stage_of("start", initial_encoder(subject), texts)]
-    encoder = AsymmetricSparseEncoder.load(run.folder / "model")
-    for step, path in spaced(checkpoints(run.folder), max_checkpoints):
+    encoder = AsymmetricSparseEncoder.load(run.folder / MODEL)
+    for step, path in spaced(run.checkpoints(), max_checkpoints):
         load_weights(encoder, path)
         stages.append(stage_of(f"step {step}", encoder, texts))
     if len(stages) == 1:
@@ -95,17 +95,6 @@ def initial_encoder(subject: Subject) -> AsymmetricSparseEncoder:
     )
     set_start(encoder, training_data(subject), settings["idf"], settings.get("start_active_dims"))
     return encoder.eval()
-
-
-def checkpoints(folder: Path) -> list[tuple[int, Path]]:
-    """Optimizer steps and path of each checkpoint of a run, in the order of training; one a step.
-
-    Raises:
-        UserError: a file is not a checkpoint.
-    """
-    paths = sorted((folder / CHECKPOINTS).glob("*.ckpt"))
-    steps = {int(read_checkpoint(path, resumable=False)["global_step"]): path for path in paths}
-    return sorted(steps.items())
 
 
 def spaced(found: Sequence[tuple[int, Path]], count: int) -> list[tuple[int, Path]]:

@@ -5,27 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
 from splade_lit.core.errors import UserError
 from splade_lit.data.datamodule import PairsDataModule
 from splade_lit.encoder.model import AsymmetricSparseEncoder
-from splade_lit.runs.folder import CONFIG
+from splade_lit.runs.config import CONFIG
+from splade_lit.runs.run import Run, read_run
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished run.
-
-    Attributes:
-        folder: of the run.
-        config: its resolved configuration.
-    """
-
-    folder: Path
-    config: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -73,14 +59,14 @@ def open_subject(source: str | Path) -> Subject:
     folder = Path(source).expanduser()
     if not (folder / CONFIG).is_file():
         return Subject(folder.name, AsymmetricSparseEncoder.load(source))
-    if not (folder / "model").is_dir():
+    run = read_run(folder)
+    if run.model is None:
         raise UserError(f"{source} has no model/ yet; let the run finish, or resume it.")
     try:
-        config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
-        _ = config["model"]["base_model"], config["model"]["idf"], config["data"]["source"]
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, KeyError) as error:
+        _ = run.config["model"]["base_model"], run.config["model"]["idf"], run.config["data"]["source"]
+    except (TypeError, KeyError) as error:
         raise UserError(f"{folder / CONFIG} is not the resolved configuration of a run; give another run.") from error
-    return Subject(folder.resolve().name, AsymmetricSparseEncoder.load(folder / "model"), Run(folder, config))
+    return Subject(folder.resolve().name, AsymmetricSparseEncoder.load(run.model), run)
 
 
 def training_data(subject: Subject) -> PairsDataModule:

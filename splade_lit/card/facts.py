@@ -1,6 +1,5 @@
 """Gathering what a model card tells: from the model, its data, the settings, the log and the machine."""
 
-import csv
 import inspect
 import os
 import re
@@ -23,11 +22,20 @@ from splade_lit.card.record import (
 from splade_lit.core.sources import PACKAGE_PREFIX, resolve_source
 from splade_lit.data.pairs import Pairs
 from splade_lit.encoder.model import AsymmetricSparseEncoder
+from splade_lit.runs.log import Log
 
 _MEASURED = 1000
 _SAMPLES = 3
 _LONGEST_EXAMPLE = 1000  # characters, where there is a choice
 _LOG_ROWS = 100
+_LOGGED = (
+    "train/loss",
+    "train/ranking_loss",
+    "train/document_penalty",
+    "train/lambda_d",
+    "sparsity/train_document_active_dims",
+    "val/loss",
+)
 # Settings of the machine or of the run's surroundings, not of what is learned.
 _NOT_HYPERPARAMETERS = ("trainer.callbacks", "trainer.logger", "trainer.default_root_dir", "data.cache_dir")
 
@@ -197,33 +205,21 @@ def _shown(value: Any) -> Any:
     return _plain(value) if isinstance(value, list | tuple | str | int | float | None) else str(value)
 
 
-def log_facts(path: Path, steps_per_epoch: float, tasks: Sequence[str], main_metric: str | None) -> LogFacts | None:
-    """What a card shows of metrics.csv; None if there is no such file.
+def log_facts(log: Log, steps_per_epoch: float, tasks: Sequence[str], main_metric: str | None) -> LogFacts | None:
+    """What a card shows of the log of a run; None if there is nothing.
 
     Args:
-        path: the file.
+        log: of the run.
         steps_per_epoch: optimizer steps of an epoch.
         tasks: names of the retrieval sets and groups whose nDCG@10 is shown.
         main_metric: full name of the figure that tells which row is best.
     """
-    if not path.is_file():
-        return None
-    shown = [
-        "train/loss",
-        "train/ranking_loss",
-        "train/document_penalty",
-        "train/lambda_d",
-        "sparsity/train_document_active_dims",
-        "val/loss",
-        *(f"val/{task}_dot_ndcg@10" for task in tasks),
+    shown = [*_LOGGED, *(f"val/{task}_dot_ndcg@10" for task in tasks)]
+    rows = [
+        {"step": float(step)} | {name: row[name] for name in shown if name in row}
+        for step, row in log.rows.items()
+        if not row.keys().isdisjoint(shown)
     ]
-    rows = []
-    with path.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            figures = {name: float(row[name]) for name in shown if row.get(name)}
-            if figures:
-                # Lightning counts steps from 0.
-                rows.append({"step": float(int(row["step"]) + 1)} | figures)
     if not rows:
         return None
     plain = [number for number, row in enumerate(rows) if not any(name.startswith("val/") for name in row)]

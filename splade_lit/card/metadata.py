@@ -5,7 +5,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from splade_lit.card.record import Card
-from splade_lit.runs.stages import by_set
+from splade_lit.runs.stages import by_set, published_name
 
 _TAGS = ["sentence-transformers", "sparse-encoder", "sparse", "asymmetric", "inference-free", "splade"]
 
@@ -40,8 +40,8 @@ def eval_results(card: Card) -> list[EvalResult]:
             task_name="Sparse Nano BEIR" if name.endswith("_mean") else "Sparse Information Retrieval",
             dataset_name=name.replace("_mean", " mean"),
             dataset_type=name,
-            metric_type=metric,
-            metric_name=metric.replace("_", " ").title(),
+            metric_type=published_name(metric),
+            metric_name=published_name(metric).replace("_", " ").title(),
             metric_value=value,
         )
         for name, figures in by_set(card.retrieval.stages.get("after", {})).items()

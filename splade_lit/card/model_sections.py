@@ -20,7 +20,7 @@ from splade_lit.card.markdown import (
     table,
 )
 from splade_lit.card.record import Card
-from splade_lit.runs.stages import MAIN, by_set
+from splade_lit.runs.stages import MAIN, by_set, published_name
 
 _UNKNOWN_ID = "path/to/model"
 _EVALUATION_PAGE = "https://sbert.net/docs/package_reference/sparse_encoder/evaluation.html"
@@ -196,10 +196,10 @@ def _task_lines(card: Card, sets: Iterable[str]) -> list[str]:
 def _figures_table(sets: Mapping[str, Mapping[str, float]]) -> str:
     metrics = dict.fromkeys(metric for figures in sets.values() for metric in figures)
     rows = [
-        [metric, *(figure(figures[metric]) if metric in figures else "-" for figures in sets.values())]
+        [published_name(metric), *(figure(figures[metric]) if metric in figures else "-" for figures in sets.values())]
         for metric in metrics
     ]
-    return table(["Metric", *sets], [bold(row) if row[0] == MAIN else row for row in rows])
+    return table(["Metric", *sets], [bold(row) if row[0] == published_name(MAIN) else row for row in rows])
 
 
 def _stages_table(card: Card) -> str:
@@ -214,7 +214,7 @@ def _stages_table(card: Card) -> str:
         [names[stage], *(figure(figures[one][MAIN]) if one in figures else "-" for one in sets)]
         for stage, figures in stages.items()
     ]
-    return section(4, f"{MAIN} in Comparison", table(["Stage", *sets], [*rows[:-1], bold(rows[-1])]))
+    return section(4, f"{published_name(MAIN)} in Comparison", table(["Stage", *sets], [*rows[:-1], bold(rows[-1])]))
 
 
 def sparsity(card: Card) -> str:

@@ -11,8 +11,8 @@ from splade_lit.core.errors import UserError
 from splade_lit.core.files import replace_text
 from splade_lit.runs.emissions import Footprint
 from splade_lit.runs.machine import Hardware
+from splade_lit.runs.run import CARD_JSON
 
-CARD_JSON = "card.json"
 README = "README.md"
 T = TypeVar("T")
 

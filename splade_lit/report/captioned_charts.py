@@ -53,8 +53,8 @@ def learning_curves(comparison: Comparison) -> list[Figure]:
     one, metric = comparison.headline, comparison.metric
 
     def active_dims(system: System) -> Points:
-        return _with_start(system, one, "corpus_active_dims", f"val/{one}_corpus_active_dims") or system.log.get(
-            "sparsity/document_active_dims", ()
+        return _with_start(system, one, "corpus_active_dims", f"val/{one}_corpus_active_dims") or system.logged(
+            "sparsity/document_active_dims"
         )
 
     figures = [
@@ -65,9 +65,7 @@ def learning_curves(comparison: Comparison) -> list[Figure]:
             higher_is_better=True,
         ),
         _curves(comparison, active_dims, "active dims of a document"),
-        _curves(
-            comparison, lambda system: system.log.get("train/ranking_loss", ()), "ranking loss of a batch", noisy=True
-        ),
+        _curves(comparison, lambda system: system.logged("train/ranking_loss"), "ranking loss of a batch", noisy=True),
     ]
     return [figure for figure in figures if figure is not None]
 
@@ -182,7 +180,7 @@ def _trade_off_title(
 
 def _with_start(system: System, one: str, figure: str, column: str) -> Points:
     """A logged figure of a set, led by that before training; not where what was logged is of a sample of the corpus."""
-    logged = list(system.log.get(column, ()))
+    logged = system.logged(column)
     start = system.before.get(one, {}).get(figure)
     if not logged or start is None or system.sampled:
         return logged

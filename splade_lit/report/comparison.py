@@ -46,7 +46,12 @@ def _query_ms(system: System, one: str) -> float | None:
 
 
 def _minutes(system: System, one: str) -> float | None:
-    return None if system.training_seconds is None else system.training_seconds / 60
+    seconds = system.run.training_seconds if system.run else None
+    return None if seconds is None else seconds / 60
+
+
+def _grams(system: System, one: str) -> float | None:
+    return 1000 * system.run.footprint.total.emissions_kg if system.run and system.run.footprint else None
 
 
 def _figure(name: str) -> Callable[[System, str], float | None]:
@@ -60,7 +65,7 @@ QUANTITIES = (
     Quantity("query ms", "Query time", "ms", "median time of a query (ms)", 3, _query_ms),
     Quantity("index MB", "Index size", "MB", "exact index (MB)", 2, _index_mb),
     Quantity("train min", "Training time", "min", "training time (minutes)", 1, _minutes),
-    Quantity("g CO2eq", "Emissions", "g", "emissions of the run (g CO2eq)", 2, lambda system, _: system.emissions_g),
+    Quantity("g CO2eq", "Emissions", "g", "emissions of the run (g CO2eq)", 2, _grams),
 )
 
 

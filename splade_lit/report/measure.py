@@ -14,7 +14,8 @@ from splade_lit.encoder.model import AsymmetricSparseEncoder
 from splade_lit.evaluation.bm25 import bm25_vectors
 from splade_lit.evaluation.exact_search import SearchIndex
 from splade_lit.evaluation.task_evaluation import judged_query_ids, sample_corpus
-from splade_lit.report.system import Evaluation, SearchCost, System
+from splade_lit.report.system import SearchCost, System
+from splade_lit.runs.config import Evaluation
 
 _TOP = 10
 _QUERIES = 200
@@ -99,7 +100,7 @@ def find_tasks(systems: Sequence[System]) -> tuple[list[RetrievalTask], list[str
     """The tasks of the runs that are at hand, each once, and a sentence for each run whose tasks are not."""
     tasks: dict[str, RetrievalTask] = {}
     notes = []
-    for evaluation in dict.fromkeys(one for system in systems for one in system.evaluations):
+    for evaluation in dict.fromkeys(one for system in systems if system.run for one in system.run.evaluations):
         try:
             tasks = {task.name: task for task in tasks_of(evaluation)} | tasks
         except UserError as error:

@@ -4,6 +4,7 @@ import csv
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -11,8 +12,9 @@ from splade_lit.core.errors import UserError
 from splade_lit.data.tasks import RetrievalTask
 from splade_lit.evaluation.metrics import rank_metrics
 from splade_lit.evaluation.per_query import QueryFigures, query_figures, read_per_query
-from splade_lit.report.runs import bm25_of, is_figures, numbers, read_json, read_run
-from splade_lit.report.system import System, figures_by_set
+from splade_lit.report.system import FINAL, System, bm25_of, systems_of_run
+from splade_lit.runs.run import read_run
+from splade_lit.runs.stages import by_set, read_stages
 
 _TREC = (".trec", ".run", ".txt")
 _KINDS = "metrics as .json or .csv, figures of queries as .jsonl, rankings as .trec, or a folder of such rankings"
@@ -33,13 +35,13 @@ def read_results(path: Path, name: str, tasks: Sequence[RetrievalTask]) -> list[
     """
     if path.is_dir():
         rankings = sorted(file for file in path.iterdir() if file.suffix in _TREC)
-        return [_of_rankings(rankings, name, tasks)] if rankings else read_run(path, name)
+        return [_of_rankings(rankings, name, tasks)] if rankings else systems_of_run(read_run(path), name)
     if not path.is_file():
         raise UserError(f"{path}: there is no such file of results; give {_KINDS}.")
     if path.suffix == ".json":
         return _of_json(path, name)
     if path.suffix == ".csv":
-        return [System(name, "other", figures=figures_by_set(_read_evaluator_csv(path)))]
+        return [System(name, "other", figures=by_set(_read_evaluator_csv(path)))]
     if path.suffix == ".jsonl":
         return [_of_queries(path, name)]
     if path.suffix in _TREC:
@@ -53,19 +55,17 @@ def needs_tasks(path: Path) -> bool:
 
 
 def _of_json(path: Path, name: str) -> list[System]:
-    value = read_json(path)
-    if is_figures(value):
-        stages = {"model": numbers(value)}
-    elif isinstance(value, dict) and value and all(is_figures(figures) for figures in value.values()):
-        stages = {stage: numbers(figures) for stage, figures in value.items()}
-    else:
-        raise UserError(f"{path} holds no figures by name, such as NanoBEIR_mean_dot_ndcg@10; give {_KINDS}.")
-    final = next((stage for stage in ("after", "model") if stage in stages), list(stages)[-1])
-    figures = figures_by_set(stages[final])
+    stages = read_stages(path)
+    final = _final(stages)
+    figures = by_set(stages[final]) if stages else {}
     if not figures:
         raise UserError(f"{path} has no figure that ends in _dot_ndcg@10, so nothing tells what it was evaluated on.")
-    system = System(name, "other", figures=figures)
-    return [system, *(bm25_of(stages, {}) if final != "bm25" else [])]
+    return [System(name, "other", figures=figures), *(bm25_of(stages, {}) if final != "bm25" else [])]
+
+
+def _final(stages: dict[str, Any]) -> str:
+    """The stage that a system is shown at."""
+    return next((stage for stage in FINAL if stage in stages), next(reversed(stages), ""))
 
 
 def _read_evaluator_csv(path: Path) -> dict[str, float]:
@@ -90,8 +90,7 @@ def _of_queries(path: Path, name: str) -> System:
     stages = read_per_query(path)
     if not stages:
         raise UserError(f"{path} holds no figures of queries.")
-    final = next((stage for stage in ("after", "model") if stage in stages), list(stages)[-1])
-    return _of_figures(name, stages[final], ())
+    return _of_figures(name, stages[_final(stages)], ())
 
 
 def _of_rankings(paths: Sequence[Path], name: str, tasks: Sequence[RetrievalTask]) -> System:

@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Literal
 
 from splade_lit.evaluation.per_query import QueryFigures
-from splade_lit.runs.stages import by_set
+from splade_lit.runs.run import Run
+from splade_lit.runs.stages import MAIN, Stages, by_set
 
 Kind = Literal["run", "bm25", "other"]
 BM25 = "BM25"
+# The stages that are final figures: of a run, and of `evaluate`.
+FINAL = ("after", "model")
 
 
 @dataclass(frozen=True)
@@ -28,16 +31,6 @@ class SearchCost:
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """What a run was evaluated on, by its configuration: arguments of `load_tasks`, and the sample while training."""
-
-    tasks: tuple[str, ...]
-    nanobeir_source: str | None = None
-    nanobeir_revision: str | None = None
-    max_corpus_documents: int | None = None
-
-
-@dataclass(frozen=True)
 class System:
     """A run, BM25, or a system of somebody else.
 
@@ -47,12 +40,7 @@ class System:
         stage: which of its figures are shown: `after`, `step 90`, `before`; empty where it has but one kind.
         figures: set or group (`NanoNQ`, `NanoBEIR_mean`) to plain name (`ndcg@10`, `corpus_active_dims`) to figure.
         per_query: figures of single queries, a task each.
-        before: the figures before training, as `figures`.
-        log: column of metrics.csv to its points: optimizer steps done, and the value.
-        training_seconds: time of training, evaluation not included.
-        emissions_g: g CO2eq of the whole run.
-        evaluations: of a run, as far as its configuration tells.
-        model: folder of its model, if there is one.
+        run: the run that it is the model of, if there is one.
         search: cost of search, where it was measured.
         notes: what a reader must know of its figures, a sentence each.
     """
@@ -62,36 +50,69 @@ class System:
     stage: str = ""
     figures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     per_query: Sequence[QueryFigures] = ()
-    before: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    log: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)
-    training_seconds: float | None = None
-    emissions_g: float | None = None
-    evaluations: tuple[Evaluation, ...] = ()
-    model: Path | None = None
+    run: Run | None = None
     search: SearchCost | None = None
     notes: tuple[str, ...] = ()
 
     @property
     def sampled(self) -> bool:
         """Whether its log has figures of a sample of a corpus."""
-        return any(one.max_corpus_documents is not None for one in self.evaluations)
+        return self.run is not None and any(one.max_corpus_documents is not None for one in self.run.evaluations)
+
+    @property
+    def before(self) -> dict[str, dict[str, float]]:
+        """The figures before training, as `figures`."""
+        return by_set(self.run.stages.get("before", {})) if self.run else {}
+
+    @property
+    def model(self) -> Path | None:
+        """Folder of its model, if there is one."""
+        return self.run.model if self.run else None
+
+    def logged(self, metric: str) -> list[tuple[int, float]]:
+        """Optimizer steps done, and the value of a metric of the log."""
+        return self.run.log.points(metric) if self.run else []
 
     def figure(self, one: str, name: str) -> float | None:
         """A figure of a set, None if it is not known."""
         return self.figures.get(one, {}).get(name)
 
 
-def figures_by_set(metrics: Mapping[str, float]) -> dict[str, dict[str, float]]:
-    """Set to plain name to figure, from full names; `eval_`, which a trainer puts before them, is passed over.
+def systems_of_run(run: Run, name: str) -> list[System]:
+    """The system of a run and, if it was evaluated, BM25 on the same sets.
 
-    >>> figures_by_set({"eval_NanoNQ_dot_ndcg@10": 0.5, "eval_NanoNQ_corpus_active_dims": 60.0})
-    {'NanoNQ': {'ndcg@10': 0.5, 'corpus_active_dims': 60.0}}
+    Args:
+        run: the run.
+        name: how the system is shown.
     """
-    plain = {name.removeprefix("eval_"): value for name, value in metrics.items()}
-    return {
-        one: {name.removeprefix("dot_"): value for name, value in figures.items()}
-        for one, figures in by_set(plain).items()
-    }
+    stage, figures, notes = _figures_of(run, name)
+    system = System(name, "run", stage, figures, run.per_query.get(stage, []), run, notes=notes)
+    return [system, *bm25_of(run.stages, run.per_query)]
+
+
+def bm25_of(stages: Stages, per_query: Mapping[str, Sequence[QueryFigures]]) -> list[System]:
+    """BM25, if it is among the stages of an evaluation."""
+    if "bm25" not in stages:
+        return []
+    words, pieces = (stages["bm25"].get(f"bm25_{tokens}_{MAIN}", 0.0) for tokens in ("words", "wordpieces"))
+    over = "words" if words >= pieces else "WordPieces"
+    return [System(BM25, "bm25", over, by_set(stages["bm25"]), per_query.get("bm25", ()))]
+
+
+def _figures_of(run: Run, name: str) -> tuple[str, dict[str, dict[str, float]], tuple[str, ...]]:
+    """Stage and figures by set: the final ones, else the last of the log, else those before training."""
+    for stage in FINAL:
+        if stage in run.stages:
+            return stage, by_set(run.stages[stage]), ()
+    if all(one.max_corpus_documents is None for one in run.evaluations):
+        for step, row in reversed(run.log.rows.items()):
+            if figures := by_set({name.removeprefix("val/"): value for name, value in row.items()}):
+                note = f"{name} has not ended: its figures are those of its last evaluation, after step {step}."
+                return f"step {step}", figures, (note,)
+    if "before" in run.stages:
+        note = f"{name} has not ended: its figures are those before training."
+        return "before", by_set(run.stages["before"]), (note,)
+    return "", {}, (f"{name} has no retrieval figures: it was not evaluated.",)
 
 
 def sets_of(systems: Sequence[System]) -> list[str]:

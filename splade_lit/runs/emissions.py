@@ -1,15 +1,14 @@
 """`emissions.csv` of a run: codecarbon's columns, a row for each stage of each start of the run."""
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from splade_lit.core.errors import UserError
-from splade_lit.core.files import replace_text
+from splade_lit.runs.csv_file import read_csv, write_csv
 
+EMISSIONS = "emissions.csv"
 # The columns that grow while a run goes on, in codecarbon's units: seconds, kg, kWh, litres.
 SUMS = ("duration", "emissions", "cpu_energy", "gpu_energy", "ram_energy", "energy_consumed", "water_consumed")
 
@@ -79,11 +78,8 @@ def read_emissions(path: Path) -> list[Row]:
     Raises:
         UserError: the file is damaged.
     """
-    if not path.is_file():
-        return []
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            return [row | {name: float(row[name]) for name in SUMS} for row in csv.DictReader(file)]
+        return [row | {name: float(row[name]) for name in SUMS} for row in read_csv(path)]
     except (OSError, KeyError, ValueError, TypeError) as error:
         raise UserError(f"{path} is not a file of emissions that a run left; move it away.") from error
 
@@ -94,12 +90,7 @@ def write_emissions(path: Path, rows: Sequence[Row]) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    columns = dict.fromkeys(name for row in rows for name in row)
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(columns), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    replace_text(path, text.getvalue())
+    write_csv(path, rows, list(dict.fromkeys(name for row in rows for name in row)))
 
 
 def footprint(rows: Sequence[Row]) -> Footprint | None:

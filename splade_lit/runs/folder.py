@@ -8,19 +8,24 @@ import torch
 
 from splade_lit.core.errors import UserError
 from splade_lit.core.files import check_writable
+from splade_lit.evaluation.per_query import PER_QUERY
+from splade_lit.runs.config import CONFIG
+from splade_lit.runs.emissions import EMISSIONS
+from splade_lit.runs.log import LOG
+from splade_lit.runs.stages import METRICS_JSON
 
-CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"
+MODEL = "model"
 # What shows that a folder holds a run, and what a new run in it replaces.
 RUN_OUTPUTS = (
-    "metrics.json",
-    "metrics.csv",
-    "per_query.jsonl",
+    METRICS_JSON,
+    LOG,
+    PER_QUERY,
     "sparsity.jsonl",
     "terms.jsonl",
-    "emissions.csv",
+    EMISSIONS,
     CHECKPOINTS,
-    "model",
+    MODEL,
 )
 
 

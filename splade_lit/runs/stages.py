@@ -1,26 +1,99 @@
-"""Figures of retrieval by set, from the full names of metrics.json."""
+"""`metrics.json` of a run: the figures of each stage, under the full names of sentence-transformers' evaluators.
 
+A full name is a set or a group of sets, and what was measured on it: `NanoNQ_dot_ndcg@10`, `NanoNQ_corpus_active_dims`,
+`NanoBEIR_mean_dot_mrr@10`. Figures of one set have plain names: `ndcg@10`, `corpus_active_dims`.
+"""
+
+import json
+import math
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
-MAIN = "dot_ndcg@10"
+from splade_lit.core.errors import UserError
+from splade_lit.core.files import replace_text
+
+METRICS_JSON = "metrics.json"
+MAIN = "ndcg@10"
+"""The figure that stands for all others."""
+
+Stages = dict[str, dict[str, float]]
+
+_MAIN_END = f"_dot_{MAIN}"
+_PARTS = ("dot_", "query_", "corpus_", "avg_")
+
+
+def read_stages(path: Path) -> Stages:
+    """Stage to figures by full name; none if there is no file. Figures that are not finite are left out.
+
+    Args:
+        path: a metrics.json, or the figures of one model alone, which are then those of the stage `model`.
+
+    Raises:
+        UserError: the file is damaged, or holds something else.
+    """
+    if not path.is_file():
+        return {}
+    value = read_json(path)
+    if _is_figures(value) and any(name.endswith(_MAIN_END) for name in value):
+        value = {"model": value}
+    if not isinstance(value, dict) or not all(map(_is_figures, value.values())):
+        raise UserError(
+            f"{path} holds no figures by name, such as NanoBEIR_mean_dot_ndcg@10, alone or for each stage; evaluate "
+            "again, or move it away."
+        )
+    return {
+        stage: {name: float(figure) for name, figure in figures.items() if math.isfinite(figure)}
+        for stage, figures in value.items()
+    }
+
+
+def write_stages(path: Path, stages: Mapping[str, Mapping[str, float]]) -> None:
+    """Write a metrics.json.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    replace_text(path, json.dumps(stages, indent=2) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The value of a JSON file.
+
+    Raises:
+        UserError: it is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not JSON ({error}); restore it, or move it away.") from error
 
 
 def by_set(metrics: Mapping[str, float]) -> dict[str, dict[str, float]]:
-    """Set or group to its figures under the names that they have in the metadata of a card.
+    """Set or group to its figures under plain names; `eval_`, which a trainer puts before full names, is passed over.
 
-    >>> by_set({"NanoNQ_dot_ndcg@10": 0.5, "NanoNQ_corpus_active_dims": 60.0, "bm25_words_ndcg@10": 0.3})
-    {'NanoNQ': {'dot_ndcg@10': 0.5, 'corpus_active_dims': 60.0}}
+    >>> by_set({"eval_NanoNQ_dot_ndcg@10": 0.5, "NanoNQ_corpus_active_dims": 60.0, "bm25_words_ndcg@10": 0.3})
+    {'NanoNQ': {'ndcg@10': 0.5, 'corpus_active_dims': 60.0}}
     """
-    sets = [name.removesuffix(f"_{MAIN}") for name in metrics if name.endswith(f"_{MAIN}")]
+    full = {name.removeprefix("eval_"): value for name, value in metrics.items()}
+    sets = [name.removesuffix(_MAIN_END) for name in full if name.endswith(_MAIN_END)]
     return {
-        one: {name.removeprefix(f"{one}_"): value for name, value in metrics.items() if _belongs(name, one)}
+        one: {
+            name.removeprefix(f"{one}_").removeprefix("dot_"): value
+            for name, value in full.items()
+            if name.startswith(tuple(f"{one}_{part}" for part in _PARTS))
+        }
         for one in sets
     }
 
 
-def _belongs(name: str, one: str) -> bool:
-    rest = name.removeprefix(f"{one}_")
-    return rest != name and rest.startswith(("dot_", "query_", "corpus_", "avg_"))
+def published_name(figure: str) -> str:
+    """The name of a figure without its set, as the metadata of a card has it.
+
+    >>> published_name("ndcg@10"), published_name("corpus_active_dims")
+    ('dot_ndcg@10', 'corpus_active_dims')
+    """
+    return f"dot_{figure}" if "@" in figure else figure
 
 
 def main_figure(metrics: Mapping[str, float]) -> str | None:
@@ -29,5 +102,9 @@ def main_figure(metrics: Mapping[str, float]) -> str | None:
     >>> main_figure({"NanoNQ_dot_ndcg@10": 0.5, "NanoBEIR_mean_dot_ndcg@10": 0.4})
     'NanoBEIR_mean_dot_ndcg@10'
     """
-    names = [name for name in metrics if name.endswith(f"_{MAIN}")]
-    return next((name for name in names if name.endswith(f"_mean_{MAIN}")), names[0] if names else None)
+    names = [name for name in metrics if name.endswith(_MAIN_END)]
+    return next((name for name in names if name.endswith(f"_mean{_MAIN_END}")), names[0] if names else None)
+
+
+def _is_figures(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(figure, int | float) for figure in value.values())

@@ -16,7 +16,7 @@ from codecarbon.output_methods.emissions_data import EmissionsData
 
 from splade_lit.core.errors import UserError
 from splade_lit.core.ranges import check_range
-from splade_lit.runs.emissions import Row, Usage, footprint, grown, read_emissions, write_emissions
+from splade_lit.runs.emissions import EMISSIONS, Row, Usage, footprint, grown, read_emissions, write_emissions
 from splade_lit.training.callbacks.hooks import EveryNSteps
 from splade_lit.training.callbacks.loggers import log_figures
 from splade_lit.training.callbacks.phases import PhaseCallback
@@ -213,7 +213,7 @@ class CarbonTracker(PhaseCallback):
 
     @staticmethod
     def _path(trainer: L.Trainer) -> Path:
-        return Path(trainer.default_root_dir) / "emissions.csv"
+        return Path(trainer.default_root_dir) / EMISSIONS
 
 
 class _Reading(BaseOutput):

@@ -10,6 +10,9 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
+from splade_lit.runs.csv_file import read_csv, write_csv
+from splade_lit.runs.log import LOG
+
 
 class CsvLog(Logger):
     """Writes `metrics.csv`: a column a metric, a row an optimizer step, empty where a metric was not logged.
@@ -24,7 +27,7 @@ class CsvLog(Logger):
 
     def __init__(self, folder: str | Path) -> None:
         super().__init__()
-        self.path = Path(folder) / "metrics.csv"
+        self.path = Path(folder) / LOG
         self._columns: list[str] = ["step"]
         self._row: dict[str, Any] = {}
         self._row_start: int | None = None  # where in the file it begins, once written
@@ -78,11 +81,11 @@ class CsvLog(Logger):
             return
         new = [name for name in self._row if name not in self._columns]
         if new or not self.path.exists():
-            rows = self._rows()
+            rows = read_csv(self.path)
             self._rewrite(rows if self._row_start is None else rows[:-1], [*self._columns, *new])
             self._row_start = None
         line = io.StringIO(newline="")
-        csv.DictWriter(line, self._columns).writerow(self._row)
+        csv.DictWriter(line, self._columns, lineterminator="\n").writerow(self._row)
         with self.path.open("r+b") as file:
             self._row_start = file.seek(*((0, os.SEEK_END) if self._row_start is None else (self._row_start,)))
             file.write(line.getvalue().encode())
@@ -95,22 +98,10 @@ class CsvLog(Logger):
 
     def _go_on_from(self, step: int) -> None:
         self._started = True
-        rows = self._rows()
+        rows = read_csv(self.path)
         if rows:
             self._rewrite([row for row in rows if int(row["step"]) < step], list(rows[0]))
 
-    def _rows(self) -> list[dict[str, Any]]:
-        if not self.path.exists():
-            return []
-        with self.path.open(newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
-
-    def _rewrite(self, rows: list[dict[str, Any]], columns: list[str]) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = self.path.with_suffix(".csv.tmp")
-        with scratch.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(rows)
-        os.replace(scratch, self.path)
+    def _rewrite(self, rows: list[dict[str, str]], columns: list[str]) -> None:
+        write_csv(self.path, rows, columns)
         self._columns = columns  # an interrupt before leaves those of the file

@@ -1,6 +1,5 @@
 """Retrieval metrics while training: before the first step, every so many steps, and at the end."""
 
-import json
 import logging
 from dataclasses import asdict
 from pathlib import Path
@@ -10,13 +9,13 @@ from typing import Any
 import lightning as L
 
 from splade_lit.core.errors import UserError
-from splade_lit.core.files import replace_text
 from splade_lit.core.ranges import check_range
 from splade_lit.data.tasks import NANOBEIR_ID, load_tasks
 from splade_lit.evaluation.bm25 import best_bm25_results
 from splade_lit.evaluation.per_query import PER_QUERY, QueryFigures, figures_of_results, write_per_query
 from splade_lit.evaluation.results import TaskResult, flat_metrics
 from splade_lit.evaluation.task_evaluation import TokenisedTask, evaluate_task
+from splade_lit.runs.stages import METRICS_JSON, write_stages
 from splade_lit.training.callbacks.hooks import EveryNSteps, encoder_of
 from splade_lit.training.callbacks.loggers import log_figures
 from splade_lit.training.callbacks.phases import evaluating
@@ -176,7 +175,7 @@ class RetrievalEvaluation(L.Callback):
 
     def _write(self, trainer: L.Trainer) -> None:
         folder = Path(trainer.default_root_dir)
-        replace_text(folder / "metrics.json", json.dumps(merged_stages(trainer), indent=2) + "\n")
+        write_stages(folder / METRICS_JSON, merged_stages(trainer))
         per_query = {
             stage: [figures for one in retrieval_evaluations(trainer) for figures in one.per_query.get(stage, ())]
             for stage in STAGES

@@ -7,7 +7,6 @@ from typing import Any, cast
 
 import lightning as L
 import torch
-import yaml
 
 from splade_lit.card import facts
 from splade_lit.card.record import (
@@ -25,14 +24,15 @@ from splade_lit.core.files import replace_text
 from splade_lit.core.ranges import LARGEST_SEED, check_range
 from splade_lit.data.datamodule import PairsDataModule
 from splade_lit.data.pairs import DOCSTRINGS
-from splade_lit.runs.emissions import footprint
+from splade_lit.runs.folder import MODEL
 from splade_lit.runs.machine import hardware, package_versions
+from splade_lit.runs.run import Run
 from splade_lit.runs.stages import by_set, main_figure
 from splade_lit.training.callbacks.carbon import CarbonTracker
 from splade_lit.training.callbacks.hooks import encoder_of
 from splade_lit.training.callbacks.loggers import log_model
 from splade_lit.training.callbacks.phases import PhaseCallback
-from splade_lit.training.callbacks.retrieval import merged_stages, retrieval_evaluations
+from splade_lit.training.callbacks.retrieval import retrieval_evaluations
 from splade_lit.training.callbacks.sparsity_monitor import SparsityMonitor
 
 _LOSS_SETTINGS = ("penalty", "lambda_d", "lambda_q", "lambda_schedule", "lambda_ramp_ratio", "l0_threshold")
@@ -94,7 +94,7 @@ class SaveModel(PhaseCallback):
             callback.finish(trainer)
         for logger in trainer.loggers:
             logger.save()
-        folder = Path(trainer.default_root_dir) / "model"
+        folder = Path(trainer.default_root_dir) / MODEL
         encoder_of(pl_module).save(folder)
         card = self.card(trainer, pl_module)
         write_record(card, folder)
@@ -114,6 +114,7 @@ class SaveModel(PhaseCallback):
         """All that there is to tell of a run with a `SpladeModule` and a `PairsDataModule`."""
         encoder = encoder_of(pl_module)
         data = cast(PairsDataModule, trainer.datamodule)  # type: ignore[attr-defined]
+        run = Run.of(Path(trainer.default_root_dir))
         base = facts.base_source(pl_module.hparams["base_model"], pl_module.hparams["base_revision"])
         trained_on = facts.pairs_source(data.train_pairs)
         shown = data.eval_pairs if len(data.eval_rows) else data.train_pairs
@@ -125,22 +126,20 @@ class SaveModel(PhaseCallback):
             language=self.language,
             example=facts.example(encoder, shown, self.seed),
             widget=facts.widget_texts(shown, self.seed),
-            training=self._training(trainer, pl_module, data),
-            retrieval=_retrieval(trainer),
+            training=self._training(trainer, pl_module, data, run),
+            retrieval=_retrieval(trainer, run),
             sparsity=_sparsity(trainer),
-            footprint=next((footprint(callback.rows) for callback in _all(trainer, CarbonTracker)), None),
+            footprint=run.footprint,
             versions=package_versions(),
         )
 
-    def _training(self, trainer: L.Trainer, pl_module: L.LightningModule, data: PairsDataModule) -> Training:
+    def _training(self, trainer: L.Trainer, pl_module: L.LightningModule, data: PairsDataModule, run: Run) -> Training:
         encoder = encoder_of(pl_module)
-        folder = Path(trainer.default_root_dir)
-        settings = _settings(folder / "config.yaml", pl_module)
+        settings = run.config or {"model": dict(pl_module.hparams)}  # of a run without a YAML file, the module's
         columns = _columns(settings.get("data", {}))
         train = facts.pairs_facts(data.train_pairs, encoder, columns)
         assert train is not None  # a run without pairs does not begin
-        retrieval = _retrieval(trainer)
-        after = retrieval.stages.get("after", {}) if retrieval else {}
+        after = run.stages.get("after", {})
         batches = trainer.num_training_batches
         device = trainer.strategy.root_device
         return Training(
@@ -151,7 +150,7 @@ class SaveModel(PhaseCallback):
                 settings, {"model": type(pl_module), "data": type(data), "trainer": L.Trainer}
             ),
             log=facts.log_facts(
-                folder / "metrics.csv",
+                run.log,
                 steps_per_epoch=float(batches) / trainer.accumulate_grad_batches,
                 tasks=list(by_set(after)),
                 main_metric=main_figure(after),
@@ -174,13 +173,6 @@ def _all(trainer: L.Trainer, kind: type[Any]) -> list[Any]:
     return [callback for callback in trainer.callbacks if isinstance(callback, kind)]  # type: ignore[attr-defined]
 
 
-def _settings(path: Path, pl_module: L.LightningModule) -> dict[str, Any]:
-    """The resolved configuration of a run; of a run without a YAML file, the module's settings."""
-    if path.is_file():
-        return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
-    return {"model": dict(pl_module.hparams)}
-
-
 def _columns(data: dict[str, Any]) -> list[str] | None:
     """What the data set itself calls its columns, if it is one of columns."""
     if not data or data["source"] == DOCSTRINGS:
@@ -188,13 +180,13 @@ def _columns(data: dict[str, Any]) -> list[str] | None:
     return [data["query_column"], data["document_column"], *data["negative_columns"]]
 
 
-def _retrieval(trainer: L.Trainer) -> Retrieval | None:
+def _retrieval(trainer: L.Trainer, run: Run) -> Retrieval | None:
     tasks = [
         TaskFacts(task.name, task.group, len(task.queries), len(task.corpus), task.graded)
         for callback in retrieval_evaluations(trainer)
         for task in callback.tasks
     ]
-    return Retrieval(tasks, merged_stages(trainer)) if tasks else None
+    return Retrieval(tasks, run.stages) if tasks else None
 
 
 def _sparsity(trainer: L.Trainer) -> SparsityFacts | None:
