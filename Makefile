@@ -15,11 +15,11 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.quickstart: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[quickstart]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[quickstart]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	@touch $(VENV)/.quickstart $@
 
 quickstart: $(VENV)/.quickstart ## Train, evaluate and search offline on two CPU cores (about 10 minutes)
@@ -28,7 +28,7 @@ quickstart: $(VENV)/.quickstart ## Train, evaluate and search offline on two CPU
 		"draw random samples from a normal distribution"
 
 $(VENV)/.notebooks: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[quickstart,notebooks]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[quickstart,notebooks]'
 	@touch $(VENV)/.quickstart $@
 
 notebooks: $(VENV)/.notebooks ## Open the notebooks that look into a model
@@ -51,7 +51,7 @@ test-all: lint ## Run every test, the slow ones too
 	$(BIN)/python -m pytest
 
 $(VENV)/.benchmark: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[benchmark]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[benchmark]'
 	@touch $(VENV)/.quickstart $@
 
 benchmark: $(VENV)/.benchmark ## Measure against sentence-transformers (an hour or more); writes bench.json

@@ -4,8 +4,8 @@
     python scripts/wandb_workspace.py --project splade --metric docstrings_dot_ndcg@10
     python scripts/wandb_workspace.py --project splade --entity me --print
 
-The project is made if there is none. Needs `pip install 'splade-lit[dashboard]'` and `wandb login`; `--print` needs no
-network and prints the view as JSON.
+The project is made if there is none. Needs `pip install -c constraints.txt -e '.[dashboard]'` and `wandb login`;
+`--print` needs no network and prints the view as JSON.
 """
 
 import argparse

@@ -30,6 +30,13 @@ from splade_lit.command_line.exit_codes import run_command
 RETRIEVAL = "splade_lit.training.callbacks.retrieval.RetrievalEvaluation"
 CHECKPOINT = "lightning.pytorch.callbacks.ModelCheckpoint"
 NDCG = "NanoBEIR_mean_dot_ndcg@10"
+# What `python -m` takes, and the module that it runs.
+COMMANDS = {
+    name.removesuffix(".__main__"): name
+    for path in sorted((REPOSITORY / "splade_lit").rglob("*.py"))
+    if "run_command(main)" in path.read_text(encoding="utf-8")
+    for name in [".".join(path.relative_to(REPOSITORY).with_suffix("").parts)]
+}
 SPARSITY = "splade_lit.training.callbacks.sparsity_monitor.SparsityMonitor"
 
 

@@ -11,12 +11,21 @@ from importlib import import_module
 from pathlib import Path
 
 import yaml
-from command_runs import Outcome, World, call, environment
+from command_runs import COMMANDS, Outcome, World, call, environment
 from conftest import REPOSITORY
 
 _BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # What a reader has in the folder that commands are run in.
-_LINKED = ("Makefile", "README.md", "constraints.txt", "docs", "notebooks", "pyproject.toml", "scripts")
+_LINKED = (
+    "CONTRIBUTING.md",
+    "Makefile",
+    "README.md",
+    "constraints.txt",
+    "docs",
+    "notebooks",
+    "pyproject.toml",
+    "scripts",
+)
 _RUNS = ("quickstart", "my_run")
 _SETTING = re.compile(r"^[A-Z_]+=")
 
@@ -31,8 +40,8 @@ class Block:
 
 
 def documents() -> list[Path]:
-    """README and all pages of docs."""
-    return [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("**/*.md"))]
+    """README, CONTRIBUTING and all pages of docs."""
+    return [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("**/*.md"))]
 
 
 def blocks(document: Path) -> list[Block]:
@@ -66,7 +75,7 @@ class Exempt:
 def run_line(line: str, words: list[str], folder: Path) -> Outcome:
     """`python -m splade_lit.NAME ...` in this process, by the command's own parser; other programs in the shell."""
     if words[:2] == ["python", "-m"] and words[2].startswith("splade_lit."):
-        return call(import_module(words[2]).main, *words[3:])
+        return call(import_module(COMMANDS[words[2]]).main, *words[3:])
     return shell(line, folder)
 
 

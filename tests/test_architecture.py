@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from command_runs import environment
+from command_runs import COMMANDS, environment
 from conftest import REPOSITORY
 
 import splade_lit
@@ -108,8 +108,8 @@ def test_modules_say_what_they_are_for():
 
 
 def test_every_experiment_and_command_is_where_it_is_looked_for():
-    commands = [path.stem for path in PACKAGE.glob("*.py") if "run_command(main)" in path.read_text()]
-    assert {"fit", "evaluate", "search"} <= set(commands)
-    for name in commands:
-        assert f"python -m splade_lit.{name}" in (PACKAGE / f"{name}.py").read_text()
+    names = ("card", "compare", "encode", "evaluate", "export", "fit", "init", "push", "search")
+    assert {f"splade_lit.{name}" for name in names} <= COMMANDS.keys()
+    for name, module in COMMANDS.items():
+        assert f"python -m {name}" in (REPOSITORY / f"{module.replace('.', '/')}.py").read_text()
     assert list(Path(REPOSITORY, "experiments").glob("*.yaml"))

@@ -205,7 +205,7 @@ def test_missing_packages_are_told(tmp_path, monkeypatch, package, make_encoder)
     outcome = call(export.main, "onnx", tmp_path / "model")
     assert outcome.code == 2
     assert outcome.errors == [
-        f"error: ONNX needs {package}, which is not installed; pip install 'splade-lit[onnx]'.",
+        f"error: ONNX needs {package}, which is not installed; run `pip install -c constraints.txt -e '.[onnx]'`.",
     ]
     assert not (tmp_path / "model" / "onnx").exists()
 

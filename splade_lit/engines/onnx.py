@@ -161,7 +161,8 @@ def require_packages(*names: str) -> None:
         try:
             import_module(name)
         except ImportError as error:
-            raise UserError(f"ONNX needs {name}, which is not installed; pip install 'splade-lit[onnx]'.") from error
+            hint = "pip install -c constraints.txt -e '.[onnx]'"
+            raise UserError(f"ONNX needs {name}, which is not installed; run `{hint}`.") from error
 
 
 def export_onnx(
