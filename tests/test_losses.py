@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import get_linear_schedule_with_warmup
 
-from splade_lit.losses.penalties import PENALTIES, flops_penalty, l0_mask, l1_penalty
+from splade_lit.losses.penalties import flops_penalty, l0_mask, l1_penalty
 from splade_lit.losses.ranking import in_batch_ranking_loss
 from splade_lit.losses.weights import learning_rate_factor, penalty_factor
 
@@ -26,6 +26,11 @@ def sparse_vectors(rows: int, vocab: int = 40, seed: int = 0, active: float = 0.
     return values * (torch.rand(rows, vocab, generator=generator) < active)
 
 
+def diagonal(size: int) -> Tensor:
+    """Document i answers query i."""
+    return torch.arange(size).repeat(2, 1).T
+
+
 def gradient(loss: Tensor, vectors: Tensor) -> Tensor:
     (grad,) = torch.autograd.grad(loss, vectors, retain_graph=True)
     return grad
@@ -35,7 +40,7 @@ def gradient(loss: Tensor, vectors: Tensor) -> Tensor:
 def test_ranking_loss_equals_the_peers(peer, num_negatives):
     queries = sparse_vectors(6, seed=1).requires_grad_()
     columns = [sparse_vectors(6, seed=2 + i).requires_grad_() for i in range(1 + num_negatives)]
-    ours = in_batch_ranking_loss(queries @ torch.cat(columns).T)
+    ours = in_batch_ranking_loss(queries @ torch.cat(columns).T, diagonal(6))
     expected = peer.SparseMultipleNegativesRankingLoss(None).compute_loss_from_embeddings([queries, *columns], None)
     torch.testing.assert_close(ours, expected, rtol=1e-6, atol=0)
     for leaf in (queries, *columns):
@@ -48,12 +53,12 @@ def test_hard_negatives_count_for_every_query():
     expected = torch.stack(
         [torch.log(torch.exp(torch.tensor([2.0, 0.0, 5.0])).sum()) - 2, torch.log1p(torch.exp(torch.tensor(-2.0)))]
     )
-    torch.testing.assert_close(in_batch_ranking_loss(harder), expected.mean())
+    torch.testing.assert_close(in_batch_ranking_loss(harder, diagonal(2)), expected.mean())
 
 
 def test_ranking_loss_of_large_scores_is_finite():
     scores = torch.tensor([[3e4, -3e4], [3e4, -3e4]])
-    assert in_batch_ranking_loss(scores).item() == pytest.approx(3e4)
+    assert in_batch_ranking_loss(scores, diagonal(2)).item() == pytest.approx(3e4)
 
 
 @pytest.mark.parametrize("threshold", [None, 0, 11, 40])
@@ -85,19 +90,20 @@ def test_l0_mask_counts_negative_values_as_active():
 def test_half_precision_comes_out_in_fp32(dtype):
     documents = (sparse_vectors(8) * 100).to(dtype)
     assert documents.float().mean(0).square().sum() > torch.finfo(torch.float16).max
-    for penalty in PENALTIES.values():
+    for penalty in (flops_penalty, l1_penalty):
         assert penalty(documents).dtype == torch.float32
         torch.testing.assert_close(penalty(documents), penalty(documents.float()), rtol=0, atol=0)
     assert l0_mask(documents, 3).dtype == dtype
     scores = (sparse_vectors(4) @ sparse_vectors(6).T).to(dtype)
-    assert in_batch_ranking_loss(scores).dtype == torch.float32
-    torch.testing.assert_close(in_batch_ranking_loss(scores), in_batch_ranking_loss(scores.float()), rtol=0, atol=0)
+    loss = in_batch_ranking_loss(scores, diagonal(4))
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, in_batch_ranking_loss(scores.float(), diagonal(4)), rtol=0, atol=0)
 
 
 def test_double_precision_stays():
     documents = sparse_vectors(8).double()
     assert flops_penalty(documents).dtype == l1_penalty(documents).dtype == torch.float64
-    assert in_batch_ranking_loss(documents @ documents.T).dtype == torch.float64
+    assert in_batch_ranking_loss(documents @ documents.T, diagonal(8)).dtype == torch.float64
 
 
 @pytest.mark.parametrize("schedule", ["quadratic", "linear"])

@@ -1,4 +1,4 @@
-"""What to cite, by what a model was made with."""
+"""What to cite for any model; parts of the loss bring their own."""
 
 SENTENCE_TRANSFORMERS = """\
 @inproceedings{reimers-2019-sentence-bert,
@@ -37,36 +37,4 @@ INFERENCE_FREE = """\
     eprint = {2411.04403},
     archivePrefix = {arXiv},
     url = {https://arxiv.org/abs/2411.04403},
-}"""
-
-RANKING = """\
-@misc{henderson2017efficient,
-    title = {Efficient Natural Language Response Suggestion for Smart Reply},
-    author = {Henderson, Matthew and Al-Rfou, Rami and Strope, Brian and Sung, Yun-hsuan and Luk{\\'a}cs,
-        L{\\'a}szl{\\'o} and Guo, Ruiqi and Kumar, Sanjiv and Miklos, Balint and Kurzweil, Ray},
-    year = {2017},
-    eprint = {1705.00652},
-    archivePrefix = {arXiv},
-    url = {https://arxiv.org/abs/1705.00652},
-}"""
-
-FLOPS = """\
-@misc{paria2020minimizing,
-    title = {Minimizing FLOPs to Learn Efficient Sparse Representations},
-    author = {Paria, Biswajit and Yeh, Chih-Kuan and Yen, Ian E. H. and Xu, Ning and Ravikumar, Pradeep
-        and P{\\'o}czos, Barnab{\\'a}s},
-    year = {2020},
-    eprint = {2004.05665},
-    archivePrefix = {arXiv},
-    url = {https://arxiv.org/abs/2004.05665},
-}"""
-
-L0_MASK = """\
-@misc{shen2025exploring,
-    title = {Exploring $\\ell_0$ Sparsification for Inference-free Sparse Retrievers},
-    author = {Shen, Xinjie and Geng, Zhichao and Yang, Yang},
-    year = {2025},
-    eprint = {2504.14839},
-    archivePrefix = {arXiv},
-    url = {https://arxiv.org/abs/2504.14839},
 }"""

@@ -28,14 +28,6 @@ _MEASURED = 1000
 _SAMPLES = 3
 _LONGEST_EXAMPLE = 1000  # characters, where there is a choice
 _LOG_ROWS = 100
-_LOGGED = (
-    "train/loss",
-    "train/ranking_loss",
-    "train/document_penalty",
-    "train/lambda_d",
-    "sparsity/train_document_active_dims",
-    "val/loss",
-)
 # Settings of the machine or of the run's surroundings, not of what is learned.
 _NOT_HYPERPARAMETERS = ("trainer.callbacks", "trainer.logger", "trainer.default_root_dir", "data.cache_dir")
 
@@ -205,16 +197,25 @@ def _shown(value: Any) -> Any:
     return _plain(value) if isinstance(value, list | tuple | str | int | float | None) else str(value)
 
 
-def log_facts(log: Log, steps_per_epoch: float, tasks: Sequence[str], main_metric: str | None) -> LogFacts | None:
+def log_facts(
+    log: Log, steps_per_epoch: float, parts: Sequence[str], tasks: Sequence[str], main_metric: str | None
+) -> LogFacts | None:
     """What a card shows of the log of a run; None if there is nothing.
 
     Args:
         log: of the run.
         steps_per_epoch: optimizer steps of an epoch.
+        parts: names of the parts of the loss.
         tasks: names of the retrieval sets and groups whose nDCG@10 is shown.
         main_metric: full name of the figure that tells which row is best.
     """
-    shown = [*_LOGGED, *(f"val/{task}_dot_ndcg@10" for task in tasks)]
+    shown = [
+        "train/loss",
+        *(f"train/{part}" for part in parts),
+        "sparsity/train_document_active_dims",
+        "val/loss",
+        *(f"val/{task}_dot_ndcg@10" for task in tasks),
+    ]
     rows = [
         {"step": float(step)} | {name: row[name] for name in shown if name in row}
         for step, row in log.rows.items()

@@ -52,14 +52,12 @@ def eval_results(card: Card) -> list[EvalResult]:
 def _tags(card: Card) -> list[str]:
     if card.training is None:
         return _TAGS
-    penalties = {"flops": ["loss:FlopsLoss"]}
     return [
         *_TAGS,
         "generated_from_trainer",
         f"dataset_size:{card.training.train.num_pairs}",
         "loss:SpladeLoss",
-        "loss:SparseMultipleNegativesRankingLoss",
-        *penalties.get(card.training.loss.get("penalty", ""), []),
+        *dict.fromkeys(f"loss:{part.tag}" for part in card.training.parts if part.tag),
     ]
 
 

@@ -237,15 +237,11 @@ def sparsity(card: Card) -> str:
 
 def citations(card: Card) -> str:
     """What to cite for what the model was made with."""
-    loss = card.training.loss if card.training else {}
+    parts = card.training.parts if card.training else []
     entries = {
         "SPLADE": papers.SPLADE,
         "Inference-free Retrieval": papers.INFERENCE_FREE,
-        "Ranking Loss": papers.RANKING if card.training else "",
-        "FLOPS Penalty": papers.FLOPS if loss.get("penalty") == "flops" else "",
-        "l0 Mask": papers.L0_MASK if loss.get("l0_threshold") is not None else "",
+        **{citation.title: citation.bibtex for part in parts for citation in part.citations},
         "Sentence Transformers": papers.SENTENCE_TRANSFORMERS,
     }
-    return section(
-        3, "BibTeX", *(section(4, name, fenced("bibtex", entry)) for name, entry in entries.items() if entry)
-    )
+    return section(3, "BibTeX", *(section(4, name, fenced("bibtex", entry)) for name, entry in entries.items()))

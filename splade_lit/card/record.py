@@ -3,12 +3,13 @@
 import json
 import types
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from splade_lit.core.errors import UserError
 from splade_lit.core.files import replace_text
+from splade_lit.losses.citation import PartFacts
 from splade_lit.runs.emissions import Footprint
 from splade_lit.runs.machine import Hardware
 from splade_lit.runs.run import CARD_JSON
@@ -169,6 +170,7 @@ class Training:
         log: how training went.
         seconds: time by stage, `training` and `evaluation`.
         hardware: what it ran on.
+        parts: what the loss was made of.
     """
 
     train: PairsFacts
@@ -178,6 +180,7 @@ class Training:
     log: LogFacts | None
     seconds: dict[str, float]
     hardware: Hardware
+    parts: list[PartFacts] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -233,11 +236,20 @@ def read_record(folder: str | Path) -> Card | None:
     if not path.is_file():
         return None
     try:
-        return from_plain(Card, json.loads(path.read_text(encoding="utf-8")))
+        return _with_parts(from_plain(Card, json.loads(path.read_text(encoding="utf-8"))))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(
             f"{path} is not a card's record ({type(error).__name__}: {error}); delete it to go without."
         ) from error
+
+
+def _with_parts(card: Card) -> Card:
+    """A card of when the loss had no parts that were recorded; its settings say what they were."""
+    if card.training is None or card.training.parts:
+        return card
+    from splade_lit.losses.objective import Objective
+
+    return replace(card, training=replace(card.training, parts=Objective(**card.training.loss).facts()))
 
 
 def from_plain(kind: type[T], value: Any) -> T:

@@ -17,14 +17,11 @@ from splade_lit.card.markdown import (
     table,
 )
 from splade_lit.card.metadata import gpu_names
-from splade_lit.card.record import Card, LogFacts, PairsFacts
+from splade_lit.card.record import Card, LogFacts, PairsFacts, Training
 
 _UNFOLDED_ROWS = 30
 _LOG_NAMES = {
     "train/loss": "Training Loss",
-    "train/ranking_loss": "Ranking Loss",
-    "train/document_penalty": "Document Penalty",
-    "train/lambda_d": "lambda_d",
     "sparsity/train_document_active_dims": "Document Active Dims",
     "val/loss": "Validation Loss",
 }
@@ -54,11 +51,14 @@ def dataset(card: Card, kind: str) -> str:
             _statistics_table(facts),
             "* Samples:",
             _samples_table(facts),
-            "* Loss: `SpladeLoss`: an in-batch ranking loss (`SparseMultipleNegativesRankingLoss`, dot products, "
-            "scale 1) and weighted penalties on activations, with these parameters:",
+            f"* Loss: `SpladeLoss`, the weighted sum of {_terms(card.training)}, with these parameters:",
             fenced("json", json.dumps(card.training.loss, indent=2)),
         ),
     )
+
+
+def _terms(training: Training) -> str:
+    return ", ".join(f"`{part.name}` (`{part.tag}`)" for part in training.parts if part.tag)
 
 
 def _statistics_table(facts: PairsFacts) -> str:
@@ -98,8 +98,9 @@ def logs(card: Card) -> str:
     if log is None:
         return ""
     columns = dict.fromkeys(name for row in log.rows for name in row if name != "step")
-    ordered = [name for name in _LOG_NAMES if name in columns] + [name for name in columns if name not in _LOG_NAMES]
-    header = ["Epoch", "Step", *(_LOG_NAMES.get(name, name.removeprefix("val/")) for name in ordered)]
+    first = ["train/loss", *(name for name in columns if name.startswith("train/")), *_LOG_NAMES]
+    ordered = [name for name in dict.fromkeys([*first, *columns]) if name in columns]
+    header = ["Epoch", "Step", *map(_log_title, ordered)]
     best = _best_row(log)
     rows = []
     for number, row in enumerate(log.rows):
@@ -113,6 +114,17 @@ def logs(card: Card) -> str:
             f"* The bold row has the best {log.main_metric.removeprefix('val/')}; the model is that of the last step."
         )
     return section(3, "Training Logs", folded(text) if len(rows) > _UNFOLDED_ROWS else text, note)
+
+
+def _log_title(column: str) -> str:
+    """The name of a column of the log; parts of the loss have their own.
+
+    >>> [_log_title(column) for column in ("train/ranking_loss", "train/lambda_d", "val/nq_dot_ndcg@10")]
+    ['Ranking Loss', 'lambda_d', 'nq_dot_ndcg@10']
+    """
+    name = column.removeprefix("train/").removeprefix("val/")
+    is_part = column.startswith("train/") and not name.startswith("lambda_")
+    return _LOG_NAMES.get(column, name.replace("_", " ").title() if is_part else name)
 
 
 def _best_row(log: LogFacts) -> int | None:

@@ -1,6 +1,7 @@
 """Settings that are numbers must lie in a range; one that does not ends in a sentence before any work."""
 
-from math import inf
+from collections.abc import Sequence
+from math import inf, isfinite
 
 from splade_lit.core.errors import UserError
 
@@ -18,7 +19,7 @@ def check_range(owner: str, least: float = -inf, most: float = inf, **settings: 
         **settings: values by name.
 
     Raises:
-        UserError: one is out of range or not a number.
+        UserError: one is out of range or not finite.
 
     >>> check_range("data", 1, batch_size=16, max_pairs=None)
     >>> check_range("data", 1, batch_size=0)
@@ -26,6 +27,18 @@ def check_range(owner: str, least: float = -inf, most: float = inf, **settings: 
     splade_lit.core.errors.UserError: data.batch_size is 0; it must be at least 1.
     """
     for name, value in settings.items():
-        if value is not None and not least <= value <= most:
+        if value is not None and not (isfinite(value) and least <= value <= most):
             ends = f"at least {least}" if most == inf else f"from {least} to {most}"
             raise UserError(f"{owner}{'.' if owner else ''}{name} is {value}; it must be {ends}.")
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Check that a setting is one of several words.
+
+    Raises:
+        UserError: it is not.
+
+    >>> check_choice("model.pooling", "max", ["max", "sum"])
+    """
+    if value not in choices:
+        raise UserError(f"{name} is {value}; it must be {' or '.join(choices)}.")

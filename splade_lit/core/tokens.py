@@ -96,6 +96,11 @@ class PairBatch:
     queries: Tokens
     documents: Tokens
 
+    @cached_property
+    def answers(self) -> Tensor:
+        """int64 `[Q, 2]`: which document answers which query, pairs (query, document) on the device of the ids."""
+        return torch.arange(len(self.queries), device=self.documents.input_ids.device).repeat(2, 1).T
+
     def to(self, device: torch.device | str, **kwargs: Any) -> "PairBatch":
         """The same batch on another device."""
         return PairBatch(self.queries.to(device), self.documents.to(device))

@@ -1,13 +1,16 @@
 """Penalties on activations that make vectors sparse. All in fp32: an untrained model's can exceed what fp16 holds."""
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-Penalty = Literal["flops", "l1"]
+from splade_lit.core.ranges import check_range
+from splade_lit.losses.citation import Citation
+from splade_lit.losses.part import Part, Step
+
+PenaltyName = Literal["flops", "l1"]
 
 
 def flops_penalty(embeddings: Float[Tensor, "batch vocab"]) -> Float[Tensor, ""]:
@@ -31,9 +34,6 @@ def l1_penalty(embeddings: Float[Tensor, "batch vocab"]) -> Float[Tensor, ""]:
     return embeddings.to(torch.promote_types(embeddings.dtype, torch.float32)).abs().sum(1).mean()
 
 
-PENALTIES: dict[Penalty, Callable[[Tensor], Tensor]] = {"flops": flops_penalty, "l1": l1_penalty}
-
-
 def l0_mask(embeddings: Float[Tensor, "batch vocab"], threshold: int) -> Float[Tensor, "batch vocab"]:
     """The embeddings with rows of `threshold` active dims or fewer set to zero (Shen et al. 2025, "l0 mask").
 
@@ -45,3 +45,101 @@ def l0_mask(embeddings: Float[Tensor, "batch vocab"], threshold: int) -> Float[T
     """
     dense = (embeddings != 0).sum(1, keepdim=True) > threshold
     return embeddings * dense
+
+
+class Penalty(Part):
+    """A penalty on activations; subclasses define `forward(vectors, step)`.
+
+    It gets the vectors of all documents of a batch; if queries are penalised too, a copy of it gets the mean of the
+    query vectors as a batch of one. In the log it is `document_NAME` and `query_NAME`.
+    """
+
+    def forward(self, vectors: Float[Tensor, "batch vocab"], step: Step) -> Float[Tensor, ""]:
+        """The penalty on a batch of vectors, without its weight."""
+        raise NotImplementedError
+
+
+class Flops(Penalty):
+    """Squared mean activations, summed over the vocabulary; see `flops_penalty`."""
+
+    name = "penalty"
+    tag = "FlopsLoss"
+    citations = (
+        Citation(
+            "FLOPS Penalty",
+            """\
+@misc{paria2020minimizing,
+    title = {Minimizing FLOPs to Learn Efficient Sparse Representations},
+    author = {Paria, Biswajit and Yeh, Chih-Kuan and Yen, Ian E. H. and Xu, Ning and Ravikumar, Pradeep
+        and P{\\'o}czos, Barnab{\\'a}s},
+    year = {2020},
+    eprint = {2004.05665},
+    archivePrefix = {arXiv},
+    url = {https://arxiv.org/abs/2004.05665},
+}""",
+        ),
+    )
+
+    def forward(self, vectors: Float[Tensor, "batch vocab"], step: Step) -> Float[Tensor, ""]:
+        """The penalty on a batch of vectors, without its weight."""
+        return flops_penalty(vectors)
+
+
+class L1(Penalty):
+    """Sum of absolute activations, mean over the batch; see `l1_penalty`."""
+
+    name = "penalty"
+
+    def forward(self, vectors: Float[Tensor, "batch vocab"], step: Step) -> Float[Tensor, ""]:
+        """The penalty on a batch of vectors, without its weight."""
+        return l1_penalty(vectors)
+
+
+class L0Mask(Penalty):
+    """A penalty that leaves out vectors which are sparse enough; see `l0_mask`.
+
+    Args:
+        penalty: the penalty on the others.
+        threshold: active dims that are few enough.
+
+    Raises:
+        UserError: the threshold is out of range.
+    """
+
+    citations = (
+        Citation(
+            "l0 Mask",
+            """\
+@misc{shen2025exploring,
+    title = {Exploring $\\ell_0$ Sparsification for Inference-free Sparse Retrievers},
+    author = {Shen, Xinjie and Geng, Zhichao and Yang, Yang},
+    year = {2025},
+    eprint = {2504.14839},
+    archivePrefix = {arXiv},
+    url = {https://arxiv.org/abs/2504.14839},
+}""",
+        ),
+    )
+
+    def __init__(self, penalty: Penalty, threshold: int) -> None:
+        super().__init__()
+        check_range("L0Mask", 0, threshold=threshold)
+        self.penalty = penalty
+        self.threshold = threshold
+
+    @property
+    def name(self) -> str:
+        """That of the penalty."""
+        return self.penalty.name
+
+    @property
+    def tag(self) -> str:
+        """That of the penalty."""
+        return self.penalty.tag
+
+    def forward(self, vectors: Float[Tensor, "batch vocab"], step: Step) -> Float[Tensor, ""]:
+        """The penalty on a batch of vectors, without its weight."""
+        return self.penalty(l0_mask(vectors, self.threshold), step)
+
+
+PENALTIES: dict[PenaltyName, type[Penalty]] = {"flops": Flops, "l1": L1}

@@ -1,6 +1,14 @@
-"""Factors as pure functions of the optimizer step, so that resuming and accumulation cannot put them out of step."""
+"""Weights of penalties and factors of learning rates.
 
-from typing import Literal
+Schedules are pure functions of the optimizer step, so that resuming and accumulation cannot put them out of step.
+"""
+
+from typing import Literal, get_args
+
+from torch import Tensor
+
+from splade_lit.core.ranges import check_choice, check_range
+from splade_lit.losses.part import Part, Step
 
 Schedule = Literal["quadratic", "linear", "constant"]
 _POWERS: dict[Schedule, int] = {"quadratic": 2, "linear": 1, "constant": 0}
@@ -38,3 +46,47 @@ def learning_rate_factor(step: int, warmup_steps: int, total_steps: int) -> floa
     if step < warmup_steps:
         return step / warmup_steps
     return max(0.0, (total_steps - step) / max(1, total_steps - warmup_steps))
+
+
+class Weight(Part):
+    """The weight of a penalty, decided step by step; subclasses define `weight(step, total_steps)`."""
+
+    tag = ""
+
+    def observe(self, step: Step) -> None:
+        """Look at a training batch before its weight is asked for; under accumulation a step has several batches."""
+
+    def weight(self, step: int, total_steps: int) -> float | Tensor:
+        """The weight at an optimizer step.
+
+        Args:
+            step: optimizer steps done.
+            total_steps: optimizer steps of the whole run.
+        """
+        raise NotImplementedError
+
+
+class Ramp(Weight):
+    """A weight that rises to its value over the first steps, then stays; see `penalty_factor`.
+
+    Args:
+        value: the full weight.
+        schedule: how it rises: `quadratic`, `linear` or `constant`.
+        ramp_ratio: fraction of all optimizer steps until the full weight.
+
+    Raises:
+        UserError: a setting is out of range.
+    """
+
+    def __init__(self, value: float, schedule: Schedule = "quadratic", ramp_ratio: float = 1 / 3) -> None:
+        super().__init__()
+        check_range("Ramp", 0, value=value)
+        check_range("Ramp", 0, 1, ramp_ratio=ramp_ratio)
+        check_choice("Ramp.schedule", schedule, get_args(Schedule))
+        self.value = value
+        self.schedule: Schedule = schedule
+        self.ramp_ratio = ramp_ratio
+
+    def weight(self, step: int, total_steps: int) -> float:
+        """The weight at an optimizer step."""
+        return penalty_factor(step, max(1, int(total_steps * self.ramp_ratio)), self.schedule) * self.value

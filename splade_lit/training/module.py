@@ -1,47 +1,32 @@
 """The LightningModule: the encoder, its loss, its two optimizer groups and what it logs."""
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, cast
+from collections.abc import Callable, Sequence
+from typing import Any, cast, get_args
 
 import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
-from torch.optim.lr_scheduler import LambdaLR
 
 from splade_lit.core.errors import UserError
+from splade_lit.core.ranges import check_choice, check_range
 from splade_lit.core.tokens import PairBatch
 from splade_lit.encoder.body.recompute import Recompute, set_recompute
 from splade_lit.encoder.body.sparse_head import Activation, Pooling
 from splade_lit.encoder.model import AsymmetricSparseEncoder
 from splade_lit.encoder.start import CORPUS_IDF, TrainingCorpus, set_start
-from splade_lit.losses.penalties import PENALTIES, Penalty, l0_mask
-from splade_lit.losses.ranking import in_batch_ranking_loss
-from splade_lit.losses.weights import Schedule, learning_rate_factor, penalty_factor
+from splade_lit.losses.objective import Losses, Objective
+from splade_lit.losses.part import Step
+from splade_lit.losses.penalties import Penalty, PenaltyName
+from splade_lit.losses.ranking import RankingLoss, RankingName
+from splade_lit.losses.weights import Schedule, Weight
 from splade_lit.training.divergence import DivergenceWatch
+from splade_lit.training.optimizers import Group, adamw
 
 logger = logging.getLogger(__name__)
 
 _PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
-
-
-@dataclass(frozen=True)
-class Losses:
-    """The loss of a batch and its parts, fp32 scalars.
-
-    Attributes:
-        loss: `ranking + lambda_d * document_penalty + lambda_q * query_penalty`.
-        ranking: in-batch ranking loss.
-        document_penalty: penalty on all document vectors of the batch, without its weight.
-        query_penalty: penalty on the query vectors, without its weight; 0 where `lambda_q` is 0.
-    """
-
-    loss: Tensor
-    ranking: Tensor
-    document_penalty: Tensor
-    query_penalty: Tensor
 
 
 class SpladeModule(L.LightningModule):
@@ -63,14 +48,15 @@ class SpladeModule(L.LightningModule):
             without, and each step takes less time.
         start_active_dims: mean active dims of a document to start from, reached by setting the decoder bias; grafted
             heads start from 200 if not given, other models as they are.
-        learning_rate: peak learning rate of the transformer.
-        idf_learning_rate: peak learning rate of the query weights.
+        learning_rate: peak learning rate of the transformer; 0 keeps it as it starts.
+        idf_learning_rate: peak learning rate of the query weights, and of parameters that parts of the loss have.
         weight_decay: AdamW's weight decay of the transformer; query weights have none.
         warmup_ratio: fraction of all optimizer steps over which learning rates rise to their peak.
-        penalty: penalty on activations, `flops` or `l1`.
-        lambda_d: weight of the penalty on documents.
-        lambda_q: weight of the penalty on queries.
-        lambda_schedule: how the weights rise to these values: `quadratic`, `linear` or `constant`.
+        ranking: ranking losses, whose weighted sum is trained on: `in_batch`, or classes by their `class_path`.
+        penalty: penalty on activations: `flops`, `l1`, or a class by its `class_path`.
+        lambda_d: weight of the penalty on documents: a number, or a class that decides it step by step.
+        lambda_q: weight of the penalty on queries, likewise.
+        lambda_schedule: how weights that are numbers rise to them: `quadratic`, `linear` or `constant`.
         lambda_ramp_ratio: fraction of all optimizer steps until they are reached.
         l0_threshold: leave documents with this many active dims or fewer out of the penalty; none if not given.
         recompute: what the backward pass makes again instead of keeping it: `nothing`, `cheap` (what takes much memory
@@ -102,9 +88,10 @@ class SpladeModule(L.LightningModule):
         idf_learning_rate: float = 1e-3,
         weight_decay: float = 0.0,
         warmup_ratio: float = 0.1,
-        penalty: Penalty = "flops",
-        lambda_d: float = 3e-3,
-        lambda_q: float = 0.0,
+        ranking: Sequence[RankingLoss | RankingName] = ("in_batch",),
+        penalty: PenaltyName | Penalty = "flops",
+        lambda_d: float | Weight = 3e-3,
+        lambda_q: float | Weight = 0.0,
         lambda_schedule: Schedule = "quadratic",
         lambda_ramp_ratio: float = 1 / 3,
         l0_threshold: int | None = None,
@@ -113,8 +100,20 @@ class SpladeModule(L.LightningModule):
         trust_remote_code: bool = False,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
-        _check_ranges(self.hparams)
+        check_range("model", 0, 1, warmup_ratio=warmup_ratio, dropout=dropout)
+        check_range("model", 0, learning_rate=learning_rate, idf_learning_rate=idf_learning_rate)
+        check_range("model", 0, weight_decay=weight_decay)
+        check_range("model", 1, max_query_tokens=max_query_tokens, max_document_tokens=max_document_tokens)
+        check_range("model", 1, start_active_dims=start_active_dims)
+        check_choice("model.pooling", pooling, get_args(Pooling))
+        check_choice("model.activation", activation, get_args(Activation))
+        check_choice("model.recompute", recompute or "nothing", get_args(Recompute))
+        self.objective = Objective(
+            ranking, penalty, lambda_d, lambda_q, lambda_schedule, lambda_ramp_ratio, l0_threshold
+        )
+        # Checkpoints have weights of modules, and settings as plain values.
+        self.save_hyperparameters(ignore=list(self.objective.settings))
+        self.save_hyperparameters(self.objective.settings)
         self.encoder = AsymmetricSparseEncoder.from_base(
             base_model,
             idf="ones" if idf == CORPUS_IDF else idf,
@@ -131,8 +130,9 @@ class SpladeModule(L.LightningModule):
         if compile_body:
             _check_compiler()
             self.encoder.document.model.compile()
+        self.objective.prepare(self.encoder.vocab_size)
         self._divergence = DivergenceWatch()
-        self._random_state: dict[str, Tensor] | None = None
+        self._seed = torch.initial_seed()
 
     def setup(self, stage: str) -> None:
         """Set what the training corpus decides: first query weights, decoder bias; and what the device decides."""
@@ -156,25 +156,15 @@ class SpladeModule(L.LightningModule):
         """
         # Scores, losses and penalties stay in fp32 whatever the precision of the run.
         with torch.autocast(documents.device.type, enabled=False):
-            ranking = in_batch_ranking_loss(self.encoder.query.scores(batch.queries, documents))
-            threshold = self.hparams["l0_threshold"]
-            penalised = documents if threshold is None else l0_mask(documents, threshold)
-            penalty = PENALTIES[self.hparams["penalty"]]
-            document_penalty = penalty(penalised)
-            lambda_d, lambda_q = self.lambdas
-            loss = ranking + lambda_d * document_penalty
-            query_penalty = torch.zeros_like(ranking)
-            if self.hparams["lambda_q"]:
-                query_penalty = penalty(self.encoder.query.mean_embedding(batch.queries)[None])
-                loss = loss + lambda_q * query_penalty
-        return Losses(loss, ranking, document_penalty, query_penalty)
-
-    @property
-    def lambdas(self) -> tuple[float, float]:
-        """Weights of the document and the query penalty at this optimizer step."""
-        ramp_steps = max(1, int(self.total_steps * self.hparams["lambda_ramp_ratio"]))
-        factor = penalty_factor(self.global_step, ramp_steps, self.hparams["lambda_schedule"])
-        return factor * self.hparams["lambda_d"], factor * self.hparams["lambda_q"]
+            step = Step(
+                scores=self.encoder.query.scores(batch.queries, documents),
+                answers=batch.answers,
+                documents=documents,
+                mean_query=self.encoder.query.mean_embedding(batch.queries),
+                step=self.global_step,
+                total_steps=self.total_steps,
+            )
+            return cast(Losses, self.objective(step))
 
     @property
     def total_steps(self) -> int:
@@ -202,52 +192,45 @@ class SpladeModule(L.LightningModule):
         """Loss of held-out pairs, with the penalty's weight of the moment."""
         documents = self.encoder.document(batch.documents)
         losses = self.losses(batch, documents)
-        values = {"val/loss": losses.loss, "val/ranking_loss": losses.ranking}
-        self.log_dict(values, batch_size=len(batch.queries), sync_dist=True)
+        ranking = {f"val/{name}": losses.values[name] for name in self.objective.ranking_losses}
+        self.log_dict({"val/loss": losses.loss} | ranking, batch_size=len(batch.queries), sync_dist=True)
 
     def _log_step(self, batch: PairBatch, documents: Tensor, losses: Losses) -> None:
         # Tensors only, numbers in the host's memory, so that nothing waits for the device: Lightning would copy a float
         # there, and reads tensors when it writes a row.
-        lambda_d, lambda_q = self.lambdas
-        values: dict[str, Any] = {
+        values: dict[str, Any] = {f"train/{name}": value for name, value in (losses.values | losses.weights).items()}
+        values |= {
             "train/loss": losses.loss,
-            "train/ranking_loss": losses.ranking,
-            "train/document_penalty": losses.document_penalty,
-            "train/lambda_d": lambda_d,
             "sparsity/train_query_active_dims": self.encoder.query.active_dims(batch.queries),
             "sparsity/train_document_active_dims": (documents.detach() > 0).sum() / len(documents),
         }
-        if self.hparams["lambda_q"]:
-            values |= {"train/query_penalty": losses.query_penalty, "train/lambda_q": lambda_q}
         for group in self.optimizers(use_pl_optimizer=False).param_groups:  # type: ignore[union-attr]
             values[f"train/learning_rate_{group['name']}"] = group["lr"]
         self.log_dict({name: torch.as_tensor(value).detach() for name, value in values.items()})
 
-    def parameter_groups(self) -> dict[str, list[torch.nn.Parameter]]:
-        """Trainable parameters by group, `idf` and `transformer`: every one of them, once.
+    def parameter_groups(self) -> list[Group]:
+        """Trainable parameters in groups `idf`, `transformer` and `loss`: every one of them, once."""
 
-        A frozen IDF table leaves its group empty, and an empty group is left out.
-        """
-        idf = [p for p in self.encoder.query.parameters() if p.requires_grad]
-        transformer = [p for p in self.encoder.document.parameters() if p.requires_grad]
-        grouped = [id(p) for p in (*idf, *transformer)]
-        trainable = [id(p) for p in self.parameters() if p.requires_grad]
-        assert sorted(grouped) == sorted(trainable), "optimizer groups must hold every trainable parameter once"
-        return {name: group for name, group in (("idf", idf), ("transformer", transformer)) if group}
+        def trainable(module: torch.nn.Module) -> list[torch.nn.Parameter]:
+            return [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+        rate, idf_rate = self.hparams["learning_rate"], self.hparams["idf_learning_rate"]
+        groups = [
+            Group("idf", trainable(self.encoder.query), idf_rate),
+            Group("transformer", trainable(self.encoder.document), rate, self.hparams["weight_decay"]),
+            Group("loss", trainable(self.objective), idf_rate),
+        ]
+        grouped = [id(parameter) for group in groups for parameter in group.parameters]
+        everything = [id(parameter) for parameter in trainable(self)]
+        assert sorted(grouped) == sorted(everything), "optimizer groups must hold every trainable parameter once"
+        return groups
 
     def configure_optimizers(self) -> Any:
-        """AdamW over the two groups; learning rates rise linearly, then fall linearly to 0, by optimizer steps."""
-        settings: dict[str, dict[str, float]] = {
-            "idf": {"lr": self.hparams["idf_learning_rate"], "weight_decay": 0.0},
-            "transformer": {"lr": self.hparams["learning_rate"], "weight_decay": self.hparams["weight_decay"]},
-        }
-        groups = [{"name": name, "params": ps, **settings[name]} for name, ps in self.parameter_groups().items()]
+        """AdamW over the groups; learning rates rise linearly, then fall linearly to 0, by optimizer steps."""
         # Lightning refuses to clip the gradients of the fused form in mixed precision; None lets torch take the next
         # best, where False would take parameters one by one.
-        optimizer = torch.optim.AdamW(groups, fused=None if self.trainer.precision.endswith("-mixed") else True)
-        total_steps = self.total_steps
-        warmup_steps = int(np.ceil(total_steps * self.hparams["warmup_ratio"]))
-        scheduler = LambdaLR(optimizer, lambda step: learning_rate_factor(step, warmup_steps, total_steps))
+        fused = None if self.trainer.precision.endswith("-mixed") else True
+        optimizer, scheduler = adamw(self.parameter_groups(), self.hparams["warmup_ratio"], self.total_steps, fused)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def optimizer_step(
@@ -267,28 +250,38 @@ class SpladeModule(L.LightningModule):
         if step % (self.trainer.log_every_n_steps or 50) == 0 or step == self.total_steps:  # type: ignore[attr-defined]
             self._divergence.check(self.parameters(), step)
 
-    def on_train_start(self) -> None:
-        """Go on with the random numbers of the checkpoint, so that dropout is that of a run without a stop."""
-        if self._random_state is not None:
-            torch.set_rng_state(self._random_state["cpu"])
-            if self.device.type == "cuda" and "cuda" in self._random_state:
-                torch.cuda.set_rng_state(self._random_state["cuda"], self.device)
-            self._random_state = None
+    def on_train_batch_start(self, batch: PairBatch, batch_idx: int) -> None:
+        """Draw dropout from seed, device, step and batch, so that a resumed run has that of one without a stop."""
+        place = (self._seed, self.global_rank, self.global_step, batch_idx)
+        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0]))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the state of the random numbers.
+        """Add the seed.
 
         Raises:
             UserError: training has diverged; a checkpoint of before is worth more.
         """
         self._divergence.check(self.parameters(), self.global_step)
-        checkpoint["random_state"] = {"cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            checkpoint["random_state"]["cuda"] = torch.cuda.get_rng_state(self.device)
+        checkpoint["seed"] = self._seed
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the state of the random numbers until training starts."""
-        self._random_state = checkpoint.get("random_state")
+        """Take over the seed; parts of the loss that the checkpoint does not know stay as they start.
+
+        Raises:
+            UserError: the checkpoint's run trained other parameters.
+        """
+        self._seed = checkpoint.get("seed", self._seed)
+        for optimizer in checkpoint.get("optimizer_states", ()):
+            sizes = [len(group["params"]) for group in optimizer["param_groups"]]
+            if sizes != [len(group.parameters) for group in self.parameter_groups() if group.parameters]:
+                raise UserError("The checkpoint's run trained other weights; resume with the config.yaml of its run.")
+        saved = checkpoint["state_dict"]
+        ours = {f"objective.{name}": state for name, state in self.objective.state_dict().items()}
+        theirs = {name: saved.pop(name) for name in list(saved) if name.startswith("objective.")}
+        if {n: s.shape for n, s in ours.items()} != {n: s.shape for n, s in theirs.items()}:
+            logger.warning("The checkpoint is of another loss, so that what is learned of the loss starts again.")
+            theirs = ours
+        saved.update(theirs)
 
 
 def check_precision(precision: str) -> None:
@@ -308,15 +301,3 @@ def _check_compiler() -> None:
         raise UserError(
             "model.compile_body needs a C++ compiler that torch.compile finds, as g++ is; install one or leave it off."
         ) from error
-
-
-def _check_ranges(settings: Any) -> None:
-    for name in ("warmup_ratio", "lambda_ramp_ratio"):
-        if not 0 <= settings[name] <= 1:
-            raise UserError(f"model.{name} is {settings[name]}; it is a fraction of all steps, from 0 to 1.")
-    for name in ("learning_rate", "idf_learning_rate", "weight_decay", "lambda_d", "lambda_q", "l0_threshold"):
-        if settings[name] is not None and not settings[name] >= 0:
-            raise UserError(f"model.{name} is {settings[name]}; it cannot be negative.")
-    for name in ("max_query_tokens", "max_document_tokens", "start_active_dims"):
-        if settings[name] is not None and settings[name] < 1:
-            raise UserError(f"model.{name} is {settings[name]}; it must be at least 1.")

@@ -24,6 +24,7 @@ from splade_lit.core.files import replace_text
 from splade_lit.core.ranges import LARGEST_SEED, check_range
 from splade_lit.data.datamodule import PairsDataModule
 from splade_lit.data.pairs import DOCSTRINGS
+from splade_lit.losses.objective import Objective
 from splade_lit.runs.folder import MODEL
 from splade_lit.runs.machine import hardware, package_versions
 from splade_lit.runs.run import Run
@@ -34,8 +35,6 @@ from splade_lit.training.callbacks.loggers import log_model
 from splade_lit.training.callbacks.phases import PhaseCallback
 from splade_lit.training.callbacks.retrieval import retrieval_evaluations
 from splade_lit.training.callbacks.sparsity_monitor import SparsityMonitor
-
-_LOSS_SETTINGS = ("penalty", "lambda_d", "lambda_q", "lambda_schedule", "lambda_ramp_ratio", "l0_threshold")
 
 
 class SaveModel(PhaseCallback):
@@ -134,7 +133,7 @@ class SaveModel(PhaseCallback):
         )
 
     def _training(self, trainer: L.Trainer, pl_module: L.LightningModule, data: PairsDataModule, run: Run) -> Training:
-        encoder = encoder_of(pl_module)
+        encoder, objective = encoder_of(pl_module), cast(Objective, pl_module.objective)
         settings = run.config or {"model": dict(pl_module.hparams)}  # of a run without a YAML file, the module's
         columns = _columns(settings.get("data", {}))
         train = facts.pairs_facts(data.train_pairs, encoder, columns)
@@ -145,13 +144,14 @@ class SaveModel(PhaseCallback):
         return Training(
             train=train,
             eval=facts.pairs_facts(data.eval_pairs, encoder, columns),
-            loss={name: pl_module.hparams[name] for name in _LOSS_SETTINGS},
+            loss=objective.settings,
             hyperparameters=facts.hyperparameters(
                 settings, {"model": type(pl_module), "data": type(data), "trainer": L.Trainer}
             ),
             log=facts.log_facts(
                 run.log,
                 steps_per_epoch=float(batches) / trainer.accumulate_grad_batches,
+                parts=list(objective.parts),
                 tasks=list(by_set(after)),
                 main_metric=main_figure(after),
             ),
@@ -159,6 +159,7 @@ class SaveModel(PhaseCallback):
             hardware=hardware(
                 [torch.cuda.get_device_name(index) for index in trainer.device_ids] if device.type == "cuda" else []
             ),
+            parts=objective.facts(),
         )
 
     def _count(self) -> None:

@@ -1,0 +1,31 @@
+"""What a model card says of the parts of a loss."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Citation:
+    """What to cite for a part.
+
+    Attributes:
+        title: heading of the entry on a model card.
+        bibtex: one entry or several.
+    """
+
+    title: str
+    bibtex: str
+
+
+@dataclass(frozen=True)
+class PartFacts:
+    """A part on a model card.
+
+    Attributes:
+        name: its column in the log, without `train/`.
+        tag: what stands after `loss:` in the card's tags; none if empty.
+        citations: what to cite for it and for the parts that it is made of.
+    """
+
+    name: str
+    tag: str
+    citations: list[Citation]
