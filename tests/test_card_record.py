@@ -178,7 +178,7 @@ def test_long_logs_are_thinned_and_folded(record, tmp_path):
             {"step": step, "train/loss": step / 7, f"val/{MAIN}": 0.001 * step if step % 100 == 99 else ""}
             for step in range(1000)
         )
-    log = facts.log_facts(read_log(tmp_path / "metrics.csv"), 500.0, ["NanoBEIR_mean"], MAIN)
+    log = facts.log_facts(read_log(tmp_path / "metrics.csv"), 500.0, ["ranking_loss"], ["NanoBEIR_mean"], MAIN)
     assert log is not None
     assert len(log.rows) == 110
     assert [row["step"] for row in log.rows if f"val/{MAIN}" in row] == [100.0 * n for n in range(1, 11)]
@@ -187,7 +187,7 @@ def test_long_logs_are_thinned_and_folded(record, tmp_path):
     text = section(model_card(replace(record, training=replace(record.training, log=log))), "### Training Logs")
     assert text.lstrip().startswith("<details>")
     assert "| **2.0000** | **1000** | **142.7** | **0.999** |" in text
-    assert facts.log_facts(read_log(tmp_path / "missing.csv"), 1.0, [], None) is None
+    assert facts.log_facts(read_log(tmp_path / "missing.csv"), 1.0, [], [], None) is None
 
 
 SOURCES = """

@@ -61,8 +61,8 @@ class Objective(nn.Module):
         l0_threshold: int | None = None,
     ) -> None:
         super().__init__()
-        numbers = {"lambda_d": lambda_d, "lambda_q": lambda_q, "l0_threshold": l0_threshold}
-        check_range("model", 0, **{name: value for name, value in numbers.items() if not isinstance(value, Weight)})
+        numbers = [None if isinstance(value, Weight) else value for value in (lambda_d, lambda_q)]
+        check_range("model", 0, l0_threshold=l0_threshold, lambda_d=numbers[0], lambda_q=numbers[1])
         check_range("model", 0, 1, lambda_ramp_ratio=lambda_ramp_ratio)
         check_choice("model.lambda_schedule", lambda_schedule, get_args(Schedule))
         self.settings: dict[str, Any] = {
