@@ -63,6 +63,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if measured and tasks:
         task = _task_to_search(systems, tasks, headline)
         systems, searched = measure(systems, task, settings.search_documents, device)
+        if searched.num_documents > settings.search_documents:
+            notes.append(
+                f"Search was measured on {searched.num_documents:,} documents of {searched.task}, not "
+                f"{settings.search_documents:,}: all documents that have a judgement are kept."
+            )
     comparison = compare(systems, headline, settings.metric, searched, notes)
     replace_text(settings.output, html(comparison, _machine()))
     _print(comparison)

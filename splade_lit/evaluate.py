@@ -19,7 +19,7 @@ from splade_lit.command_line.exit_codes import run_command
 from splade_lit.core.files import check_writable, replace_text
 from splade_lit.data.tasks import NANOBEIR_ID, load_tasks
 from splade_lit.encoder.model import AsymmetricSparseEncoder
-from splade_lit.evaluation.bm25 import best_bm25_results
+from splade_lit.evaluation.bm25 import best_bm25
 from splade_lit.evaluation.metrics_table import metrics_table
 from splade_lit.evaluation.per_query import QueryFigures, figures_of_results, write_per_query
 from splade_lit.evaluation.results import TaskResult, flat_metrics
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     stages: dict[str, dict[str, float]] = {}
     per_query: dict[str, list[QueryFigures]] = {}
     if settings.bm25:
-        stages["bm25"], of_bm25 = best_bm25_results(tasks, encoder.tokenizer)
+        stages["bm25"], of_bm25 = best_bm25(tasks, encoder.tokenizer)
         per_query["bm25"] = figures_of_results(tasks, of_bm25)
     results = [evaluate_task(encoder, task, show_progress_bar=True) for task in tasks]
     stages["model"], per_query["model"] = flat_metrics(results), figures_of_results(tasks, results)

@@ -29,7 +29,7 @@ from rich.console import Console
 
 from splade_lit.command_line.arguments import parse_settings
 from splade_lit.command_line.exit_codes import run_command
-from splade_lit.core.errors import UserError
+from splade_lit.core.errors import UserError, first_line
 from splade_lit.core.files import replace_text
 from splade_lit.core.ranges import LARGEST_SEED, check_range
 from splade_lit.data.datamodule import PairsDataModule
@@ -78,7 +78,7 @@ class OpenRunFolder(Callback):
             trainer.fit_loop.setup_data()  # or Lightning would speak up only after the first evaluation
             _ = pl_module.total_steps
         except (MisconfigurationException, ValueError) as error:
-            raise UserError(f"trainer: {_first_line(error)}") from error
+            raise UserError(f"trainer: {first_line(error)}.") from error
         if not trainer.is_global_zero:
             return
         folder = Path(trainer.default_root_dir)
@@ -134,7 +134,7 @@ class FitCLI(LightningCLI):
             if isinstance(error.__cause__, UserError):
                 raise error.__cause__ from error
             if isinstance(error.__cause__, MisconfigurationException):
-                raise UserError(_first_line(error.__cause__)) from error
+                raise UserError(f"{first_line(error.__cause__)}.") from error
             raise
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
@@ -161,7 +161,7 @@ class FitCLI(LightningCLI):
         try:
             return super().instantiate_trainer(callbacks=callbacks, **kwargs)
         except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
-            raise UserError(f"trainer: {_first_line(error)}") from error
+            raise UserError(f"trainer: {first_line(error)}.") from error
 
 
 def _fill_in(logger: Namespace, folder: Path) -> None:
@@ -184,11 +184,6 @@ def _as_list(value: Any) -> list[Any]:
     if value is None or isinstance(value, bool):
         return []
     return list(value) if isinstance(value, (list, tuple)) else [value]
-
-
-def _first_line(error: Exception) -> str:
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return f"{line.rstrip('.')}."
 
 
 def _runs_on_gpu(accelerator: Any) -> bool:
@@ -220,7 +215,7 @@ def _train(cli: FitCLI) -> None:
     except UserError:
         raise
     except MisconfigurationException as error:
-        raise UserError(_first_line(error)) from error
+        raise UserError(f"{first_line(error)}.") from error
     except BaseException as error:
         _tell_how_to_resume(trainer)
         if isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt):

@@ -22,7 +22,7 @@ from splade_lit.card.record import README, Card, read_record, write_record
 from splade_lit.card.render import model_card
 from splade_lit.command_line.arguments import CommandParser
 from splade_lit.command_line.exit_codes import run_command
-from splade_lit.core.errors import UserError
+from splade_lit.core.errors import UserError, first_line
 from splade_lit.core.files import replace_text
 from splade_lit.encoder.model import AsymmetricSparseEncoder
 
@@ -148,18 +148,14 @@ def _plain_errors(repository: str) -> Iterator[None]:
             raise UserError("The Hub does not accept the token; run `hf auth login` again, or set HF_TOKEN.") from error
         if code == 403:
             raise UserError(f"The token may not write to {repository}; use one with write access to it.") from error
-        reason = error.server_message or str(error).splitlines()[0]
+        reason = error.server_message or first_line(error)
         raise UserError(f"The Hub refuses the upload to {repository} ({code}): {reason.rstrip('.')}.") from error
     except (HTTPError, OSError) as error:
         raise UserError(
-            f"The Hub cannot be reached ({_first_line(error)}); check the network and HF_HUB_OFFLINE."
+            f"The Hub cannot be reached ({first_line(error)}); check the network and HF_HUB_OFFLINE."
         ) from error
     except (ValueError, RuntimeError) as error:
-        raise UserError(f"The upload to {repository} failed: {_first_line(error)}.") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")
+        raise UserError(f"The upload to {repository} failed: {first_line(error)}.") from error
 
 
 def _size(size: int) -> str:

@@ -1,5 +1,7 @@
 """A model looked into on a task: counts, lexical and expansion weight, pruning, and why a query is won or lost."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from command_runs import write_nanobeir
@@ -8,11 +10,13 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
 from splade_lit.analysis.active_dims import (
-    DimUse,
     active_dims_by_length,
     cheapest_point,
+    overused,
+    postings_per_query,
     pruning_curve,
     row_sizes,
+    unanswered,
 )
 from splade_lit.analysis.encoded import EncodedTask, encode_task, lexical_part, split_mass
 from splade_lit.analysis.explain import (
@@ -24,16 +28,17 @@ from splade_lit.analysis.explain import (
     RIVAL_EXPANSION,
     RIVAL_WEIGHTS,
     WEIGHTS,
-    better_bm25,
     hits,
     outcomes,
     term_shares,
 )
+from splade_lit.analysis.subject import Subject, bm25_on
 from splade_lit.core.tokens import tokenize_documents, tokenize_queries
 from splade_lit.data.tasks import RetrievalTask, load_tasks
-from splade_lit.evaluation.bm25 import best_bm25
-from splade_lit.evaluation.results import flat_metrics
+from splade_lit.evaluation.bm25 import best_bm25, bm25_result
+from splade_lit.evaluation.sparsity import RetrievalSparsity, SparsityStatistics
 from splade_lit.evaluation.task_evaluation import TokenisedTask, evaluate_task
+from splade_lit.runs.run import Run
 
 
 @pytest.fixture(scope="module")
@@ -102,26 +107,22 @@ def test_length_bins(documents, num_bins):
 
 
 def test_use_of_dims(encoded):
-    use = DimUse.of(encoded)
     documents, queries = encoded.documents.toarray() > 0, encoded.queries.toarray() > 0
     frequencies = documents.sum(axis=0)
-    np.testing.assert_array_equal(use.document_frequencies, frequencies)
-    np.testing.assert_array_equal(use.postings, sorted(frequencies[frequencies > 0], reverse=True))
-    assert set(use.dead) == set(np.flatnonzero(~documents.any(axis=0)))
-    assert set(use.unanswered) == set(np.flatnonzero(queries.any(axis=0) & ~documents.any(axis=0)))
-    assert set(use.overused(0.5)) == set(np.flatnonzero(frequencies > 15))
-    assert [frequencies[dim] for dim in use.most_frequent(7)] == sorted(frequencies, reverse=True)[:7]
+    sparsity = encoded.sparsity
+    assert set(unanswered(sparsity)) == set(np.flatnonzero(queries.any(axis=0) & ~documents.any(axis=0)))
+    assert overused(sparsity.corpus, 0.5) == (frequencies > 15).sum()
     read = sum(frequencies[query].sum() for query in queries) / len(queries)
-    assert use.postings_per_query == pytest.approx(read)
-    assert use.share_of_postings(10) == pytest.approx(sum(sorted(frequencies)[-10:]) / frequencies.sum())
+    assert postings_per_query(sparsity) == pytest.approx(read)
 
 
-def test_nothing_active_is_all_dead():
-    use = DimUse(np.zeros(5, np.int64), np.array([0, 1, 3, 0, 0]), num_documents=4, num_queries=3)
-    assert len(use.dead) == 5
-    assert use.unanswered.tolist() == [2, 1]
-    assert use.most_frequent(3).tolist() == []
-    assert (use.share_of_postings(10), use.postings_per_query) == (0.0, 0.0)
+def test_nothing_active_is_unanswered():
+    nothing, asked = (
+        csr_array(np.array(rows, np.float32)) for rows in ([[0] * 5] * 4, [[0, 1, 1, 0, 0], [0, 0, 1, 0, 0]])
+    )
+    sparsity = RetrievalSparsity(SparsityStatistics.of(asked), SparsityStatistics.of(nothing))
+    assert unanswered(sparsity).tolist() == [2, 1]
+    assert (overused(sparsity.corpus), postings_per_query(sparsity)) == (0, 0.0)
 
 
 def test_pruning_is_the_models_own_limit(encoder, encoded, task):
@@ -162,8 +163,11 @@ def test_hits_are_those_of_the_search(encoded, tokens):
 
 
 def test_the_better_bm25(encoder, task):
-    figures = best_bm25([task], encoder.tokenizer)
-    assert flat_metrics([better_bm25(task, encoder.tokenizer)], one_vocabulary=False).items() <= figures.items()
+    _, (best,) = best_bm25([task], encoder.tokenizer)
+    assert bm25_on(Subject("alone", encoder), task).metrics == best.metrics
+    for tokens, tokenizer in (("words", None), ("wordpieces", encoder.tokenizer)):
+        run = Run(Path("run"), stages={"bm25": {f"bm25_{tokens}_ndcg@10": 1.0}})
+        assert bm25_on(Subject("of a run", encoder, run), task).run == bm25_result(task, tokenizer).run
 
 
 def small_task(tokenizer, relevant: str, rival: str, ours: list[list[float]], theirs: list[list[float]]):
@@ -219,7 +223,7 @@ def test_equal_queries_are_left_out(tiny_tokenizer):
 
 
 def test_outcomes_are_all_queries_that_differ(encoder, encoded, tokens, task):
-    ours, bm25 = encoded.evaluate(), better_bm25(task, encoder.tokenizer)
+    ours, bm25 = encoded.evaluate(), best_bm25([task], encoder.tokenizer)[1][0]
     found = outcomes(encoded, ours, bm25, tokens, encoder.tokenizer)
     pairs = zip(ours.rank_metrics.query_ids, ours.rank_metrics.per_query["ndcg@10"], strict=True)
     theirs = dict(zip(bm25.rank_metrics.query_ids, bm25.rank_metrics.per_query["ndcg@10"], strict=True))

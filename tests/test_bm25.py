@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from splade_lit.core.errors import UserError
 from splade_lit.data.tasks import RetrievalTask, load_task
-from splade_lit.evaluation.bm25 import best_bm25, bm25_metrics, bm25_result
+from splade_lit.evaluation.bm25 import best_bm25, bm25_result
 
 CORPUS = {
     "d1": "The river runs through the city, the river is old.",
@@ -47,11 +47,11 @@ def test_scores_follow_the_formula() -> None:
 def test_wordpieces_find_what_words_miss(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
     """The query's word occurs in no document, a piece of it does."""
     rivers = task({"q": "rivering"}, {"q": {"d1": 1, "d2": 1}}, group="Test")
-    words, pieces = bm25_metrics(rivers), bm25_metrics(rivers, tiny_tokenizer)
+    words, pieces = bm25_result(rivers).metrics, bm25_result(rivers, tiny_tokenizer).metrics
     assert tiny_tokenizer.tokenize("rivering") == ["river", "##ing"]
     assert bm25_result(rivers).run["q"]["d1"] == 0
     assert pieces["query_active_dims"] == 1.0
-    best = best_bm25([rivers], tiny_tokenizer)
+    best, _ = best_bm25([rivers], tiny_tokenizer)
     assert best["Rivers_dot_mrr@10"] == pieces["mrr@10"] == 1.0
     assert best["Test_mean_dot_ndcg@10"] == best["Rivers_dot_ndcg@10"]
     assert (best["bm25_words_ndcg@10"], best["bm25_wordpieces_ndcg@10"]) == (words["ndcg@10"], pieces["ndcg@10"])

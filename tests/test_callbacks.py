@@ -230,7 +230,7 @@ def test_retrieval_figures_are_those_of_the_model_at_that_step(world, tmp_path):
     trainer, module = train(world, tmp_path, 5, callback, Oracle(), logger=CsvLog(tmp_path))
     stages = json.loads((tmp_path / "metrics.json").read_text())
     assert stages == callback.stages
-    assert stages["bm25"] == best_bm25(tasks, module.encoder.tokenizer)
+    assert stages["bm25"] == best_bm25(tasks, module.encoder.tokenizer)[0]
     assert stages["after"] == evaluate_tasks(module.encoder, tasks)
     untrained = SpladeModule(str(world.base), max_query_tokens=16, max_document_tokens=32)
     assert stages["before"] == pytest.approx(evaluate_tasks(untrained.encoder, tasks))

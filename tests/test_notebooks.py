@@ -12,8 +12,8 @@ from nbclient import NotebookClient
 from nbformat import NotebookNode
 
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
-FIGURES = {"01_active_dims": 6, "02_query_table": 4, "03_explain": 3, "04_compare_runs": 4}
-FIGURES_WITHOUT_RUN = {"01_active_dims": 6, "02_query_table": 1, "03_explain": 3, "04_compare_runs": 0}
+CHARTS = {"01_active_dims": 6, "02_query_table": 4, "03_explain": 3, "04_compare_runs": 4}
+CHARTS_WITHOUT_RUN = {"01_active_dims": 6, "02_query_table": 1, "03_explain": 3, "04_compare_runs": 0}
 NO_RUN = "Left out: peer is a model without its run; give the folder of a run, such as runs/quickstart."
 
 
@@ -44,8 +44,8 @@ def on_model(world) -> dict[str, NotebookNode]:
     return execute(save_with_peer(world), world)
 
 
-def figures(book: NotebookNode) -> int:
-    """Figures that a notebook shows."""
+def charts(book: NotebookNode) -> int:
+    """Charts that a notebook shows."""
     return sum("image/png" in output.get("data", {}) for cell in book.cells for output in cell.get("outputs", []))
 
 
@@ -65,18 +65,18 @@ def test_no_output_is_kept(path):
 
 
 def test_notebooks_run_on_a_run(on_run):
-    assert {name: figures(book) for name, book in on_run.items()} == pytest.approx(FIGURES, abs=1)
+    assert {name: charts(book) for name, book in on_run.items()} == pytest.approx(CHARTS, abs=1)
     for book in on_run.values():
         assert "Left out" not in printed(book)
         assert "Warning" not in printed(book, "stderr")
-    assert "There is one stage only" not in printed(on_run["04_compare_runs"])
+    assert "There is one snapshot only" not in printed(on_run["04_compare_runs"])
 
 
 def test_notebooks_run_without_a_run(on_model):
-    assert {name: figures(book) for name, book in on_model.items()} == pytest.approx(FIGURES_WITHOUT_RUN, abs=1)
+    assert {name: charts(book) for name, book in on_model.items()} == pytest.approx(CHARTS_WITHOUT_RUN, abs=1)
     for name in ("02_query_table", "04_compare_runs"):
         assert NO_RUN in printed(on_model[name])
-    assert "There is one stage only" in printed(on_model["04_compare_runs"])
+    assert "There is one snapshot only" in printed(on_model["04_compare_runs"])
     for book in on_model.values():
         assert "Warning" not in printed(book, "stderr")
 

@@ -1,4 +1,4 @@
-"""Figures: the title tells the finding, axes have names, series a legend, colours the palette; nothing runs over."""
+"""Charts: the title tells the finding, axes have names, series a legend, colours the palette; nothing runs over."""
 
 import numpy as np
 import pytest
@@ -7,12 +7,13 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from splade_lit.analysis import plots
-from splade_lit.analysis.active_dims import CurvePoint, DimUse, LengthBin
+from splade_lit.analysis.active_dims import CurvePoint, LengthBin
 from splade_lit.analysis.encoded import MassSplit
 from splade_lit.analysis.explain import CAUSES, EXPANSION, MISSING, NO_TERM, Outcome, TermShare
 from splade_lit.analysis.plots.style import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION, YELLOW
 from splade_lit.analysis.query_table import CorpusWeights, Move, TableChange
-from splade_lit.analysis.stages import DocumentHistory, TermChanges
+from splade_lit.analysis.snapshots import DocumentHistory, TermChanges
+from splade_lit.evaluation.sparsity import RetrievalSparsity, SparsityStatistics
 
 PALETTE = {colour.lower() for colour in (BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION, YELLOW)}
 TOKENS = [f"word{i}" for i in range(40)]
@@ -33,7 +34,11 @@ def outcome(gain: float, cause: str, term: str | None = "$") -> Outcome:
     )
 
 
-USE = DimUse(np.arange(40), np.arange(40) % 3, num_documents=100, num_queries=20)
+def counts(row_frequencies: np.ndarray, num_rows: int) -> SparsityStatistics:
+    return SparsityStatistics(row_frequencies, np.bincount([3], minlength=41) * num_rows)
+
+
+SPARSITY = RetrievalSparsity(counts(np.arange(40) % 3, 20), counts(np.arange(40), 100))
 SPLIT = MassSplit(np.full(4, 3.0), np.full(4, 1.0), ints(2, 2, 2, 2), ints(8, 8, 8, 8), ints(4, 4, 4, 4))
 CURVE = [CurvePoint(4, 3.5, 0.3, 0.1), CurvePoint(16, 14.0, 0.495, 0.3), CurvePoint(None, 80.0, 0.5, 0.9)]
 CHANGE = TableChange(floats(1, 2, 3, 4), floats(1, 3, 2, 5), ints(0, 2, 3, 4), ints(9, 4, 2, 1), num_documents=12)
@@ -55,8 +60,14 @@ FIGURES = [
         ),
         "Documents of 3-9 tokens have 20 active dims (median), those of 10 tokens 35",
     ),
-    (lambda: plots.posting_lengths(USE), "longest posting lists hold 100% of all postings; 1 of 40 dims (2%) are dead"),
-    (lambda: plots.most_frequent_dims(USE, TOKENS), "is active in 39% of the documents; 19 dims are in more than 20%"),
+    (
+        lambda: plots.posting_lengths(SPARSITY.corpus),
+        "longest posting lists hold 100% of all postings; 1 of 40 dims (2%) are dead",
+    ),
+    (
+        lambda: plots.most_frequent_dims(SPARSITY, TOKENS),
+        "is active in 39% of the documents; 19 dims are in more than 20%",
+    ),
     (
         lambda: plots.lexical_mass(SPLIT),
         "75% of a document's weight, and 20% of its active dims, are on terms of its text",

@@ -9,12 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from splade_lit.evaluation.paired_tests import differences, holm, paired_tests
 from splade_lit.evaluation.per_query import METRICS, QueryFigures
+from splade_lit.report.captioned_charts import trade_offs
 from splade_lit.report.charts import Interval, Line, Point, Series, curves, intervals, scatter, sorted_bars
-from splade_lit.report.comparison import with_one_bm25
+from splade_lit.report.comparison import QUANTITIES, Comparison, compare, pareto_front, with_one_bm25
+from splade_lit.report.page import finding
 from splade_lit.report.scales import log_ticks, make_scale, ticks
-from splade_lit.report.statistics import differences, holm, paired_tests, pareto_front
-from splade_lit.report.system import System
+from splade_lit.report.system import Kind, System
 
 EVIL = "<script>&\"'"
 FIGURES = st.one_of(st.none(), st.integers(0, 6).map(float))
@@ -66,7 +68,7 @@ def test_the_randomisation_test_agrees_with_the_t_test_on_many_queries():
 
 def test_tests_of_what_never_varies():
     assert paired_tests(np.zeros(50)) == (1.0, 1.0)
-    assert paired_tests(np.ones(1)) == (None, None)
+    assert paired_tests(np.ones(1)) == (1.0, 1.0)
     p_t, p_random = paired_tests(np.ones(50))
     assert p_t == 0.0
     assert p_random <= 0.001
@@ -112,6 +114,55 @@ def test_bm25_of_several_runs_is_one_system_where_it_agrees():
     assert one[-1].figures == {"x": {"ndcg@10": 0.1}, "y": {"ndcg@10": 0.2}}
     two = with_one_bm25([group("a", x=0.1), group("b", x=0.3), group("d", x=0.3)])
     assert [system.name for system in two] == ["a", "b", "d", "BM25 (of a)", "BM25 (of b)"]
+
+
+def compared(**values: list[float]) -> Comparison:
+    """A comparison of systems by what each has at each query; BM25 if it is called so."""
+    systems = [
+        System(
+            name,
+            "bm25" if name == "BM25" else "run",
+            "after",
+            {"t": {"ndcg@10": float(np.mean(each))}},
+            [figures("t", {str(number): value for number, value in enumerate(each)})],
+        )
+        for name, each in values.items()
+    ]
+    return compare(systems, "t")
+
+
+def test_a_system_ranks_best_where_that_is_more_than_chance():
+    good, equal, low = [0.9, 0.8] * 20, [0.8, 0.9] * 20, [0.2, 0.3] * 20
+    assert finding(compared(a=good, BM25=low)).startswith(
+        "a ranks best on t: nDCG@10 0.8500, 0.6000 above BM25, more than chance (p 0.0"
+    )
+    assert finding(compared(a=good, b=equal, BM25=low)) == (
+        "a has the highest figure on t: nDCG@10 0.8500, 0.0000 above b, not more than chance (p 1.0000), "
+        "0.6000 above BM25, more than chance (p 0.0006)"
+    )
+    assert finding(compared(BM25=good, a=low)).startswith("BM25 ranks best on t: nDCG@10 0.8500, 0.6000 above a, more")
+    assert finding(compared(a=good)) == "a on t: nDCG@10 0.8500"
+    untested = [System(name, "other", figures={"t": {"ndcg@10": value}}) for name, value in (("a", 0.5), ("b", 0.4))]
+    assert (
+        finding(compare(untested, "t")) == "a has the highest figure on t: nDCG@10 0.5000, 0.1000 above b, not tested"
+    )
+    assert finding(compare(untested, "")) == "No system has retrieval figures yet"
+
+
+def test_what_ranks_below_bm25_is_on_no_front_where_its_cost_is_not_known():
+    def system(name: str, kind: Kind, quality: float, dims: float | None) -> System:
+        known = {} if dims is None else {"corpus_active_dims": dims}
+        return System(name, kind, "after", {"t": {"ndcg@10": quality} | known})
+
+    dims = QUANTITIES[0]
+    below, above = system("below", "run", 0.3, 50.0), system("above", "run", 0.5, 90.0)
+    unknown, known = system("BM25", "bm25", 0.4, None), system("BM25", "bm25", 0.4, 70.0)
+    assert compare([below, above, unknown], "t").front(dims) == [False, True, False]
+    assert compare([below, above, known], "t").front(dims) == [True, True, True]
+    assert compare([system("dearer", "run", 0.3, 80.0), known], "t").front(dims) == [False, True]
+    (chart,) = [one for one in trade_offs(compare([below, unknown], "t")) if "dims" in one.title]
+    assert chart.title == "Active dims: none on the front, all rank below BM25"
+    assert "ring" not in chart.svg
 
 
 RANGES = st.tuples(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6)).map(lambda pair: (pair[0], pair[0] + pair[1]))

@@ -16,15 +16,14 @@ from tiny_runs import write_pairs
 from splade_lit import UserError
 from splade_lit.analysis.encoded import encode_task
 from splade_lit.analysis.query_table import biggest_moves, table_change, weights_in_corpus
-from splade_lit.analysis.stages import (
+from splade_lit.analysis.snapshots import (
     document_history,
-    initial_encoder,
     load_weights,
-    other_stage,
-    run_stages,
+    other_snapshot,
+    run_snapshots,
     term_changes,
 )
-from splade_lit.analysis.subject import if_possible, open_subject
+from splade_lit.analysis.subject import if_possible, initial_encoder, open_subject, training_data
 from splade_lit.data.tasks import load_tasks
 from splade_lit.runs.run import read_run
 
@@ -61,7 +60,7 @@ def test_the_start_is_made_again(untrained):
     change = table_change(subject)
     assert len(set(change.before.tolist())) > 10
     np.testing.assert_allclose(change.before, change.after, rtol=1e-6)
-    first, start = subject.encoder, initial_encoder(subject)
+    first, start = subject.encoder, initial_encoder(subject, training_data(subject))
     torch.testing.assert_close(start.encode_document(TEXTS).to_dense(), first.encode_document(TEXTS).to_dense())
     torch.testing.assert_close(start.encode_query(TEXTS).to_dense(), first.encode_query(TEXTS).to_dense())
 
@@ -133,15 +132,15 @@ def test_weights_in_a_corpus(world, run):
     assert corpus.rank_correlation == pytest.approx(expected)
 
 
-def test_stages_of_a_run(run):
+def test_snapshots_of_a_run(run):
     subject = open_subject(run)
-    stages = run_stages(subject, TEXTS)
-    assert [stage.label for stage in stages] == ["start", "step 3", "step 6"]
+    snapshots = run_snapshots(subject, TEXTS)
+    assert [snapshot.label for snapshot in snapshots] == ["start", "step 3", "step 6"]
     last = subject.encoder.encode_document(TEXTS, convert_to_csr=True)
-    np.testing.assert_allclose(stages[-1].documents.toarray(), last.toarray(), rtol=1e-5, atol=1e-6)
-    for before, after in pairwise(stages):
+    np.testing.assert_allclose(snapshots[-1].documents.toarray(), last.toarray(), rtol=1e-5, atol=1e-6)
+    for before, after in pairwise(snapshots):
         assert abs(before.documents - after.documents).max() > 0.01
-    assert [stage.label for stage in run_stages(subject, TEXTS, max_checkpoints=1)] == ["start", "step 6"]
+    assert [snapshot.label for snapshot in run_snapshots(subject, TEXTS, max_checkpoints=1)] == ["start", "step 6"]
 
 
 def test_checkpoints_are_read_in_the_order_of_training(run):
@@ -150,28 +149,30 @@ def test_checkpoints_are_read_in_the_order_of_training(run):
     assert "optimizer_states" not in load_checkpoint(found[0][1])
 
 
-def test_a_run_without_checkpoints_has_two_stages(run, tmp_path):
+def test_a_run_without_checkpoints_has_two_snapshots(run, tmp_path):
     copy = Path(shutil.copytree(run, tmp_path / "copy"))
     shutil.rmtree(copy / "checkpoints")
-    assert [stage.label for stage in run_stages(open_subject(copy), TEXTS)] == ["start", "end"]
+    assert [snapshot.label for snapshot in run_snapshots(open_subject(copy), TEXTS)] == ["start", "end"]
 
 
 def test_what_is_no_checkpoint_of_the_run_is_refused(run, tmp_path):
     copy = Path(shutil.copytree(run, tmp_path / "copy"))
     (copy / "checkpoints" / "notes.ckpt").write_text("notes")
     with pytest.raises(UserError, match=r"notes\.ckpt is not a checkpoint"):
-        run_stages(open_subject(copy), TEXTS)
+        run_snapshots(open_subject(copy), TEXTS)
     torch.save({"state_dict": {"encoder.query.idf_weights": torch.ones(3)}, "global_step": 1}, tmp_path / "other.ckpt")
     with pytest.raises(UserError, match="another model"):
         load_weights(open_subject(run).encoder, tmp_path / "other.ckpt")
 
 
 def test_terms_gained_and_lost(run):
-    stages = run_stages(open_subject(run), TEXTS)
-    change = term_changes(stages[0], stages[-1])
+    snapshots = run_snapshots(open_subject(run), TEXTS)
+    change = term_changes(snapshots[0], snapshots[-1])
     gaining, losing = np.zeros_like(change.gaining), np.zeros_like(change.losing)
     for row in range(len(TEXTS)):
-        first, last = (set(np.flatnonzero(stage.documents[[row]].toarray()[0])) for stage in (stages[0], stages[-1]))
+        first, last = (
+            set(np.flatnonzero(snapshot.documents[[row]].toarray()[0])) for snapshot in (snapshots[0], snapshots[-1])
+        )
         assert (change.kept[row], change.gained[row], change.lost[row]) == (
             len(first & last),
             len(last - first),
@@ -187,38 +188,38 @@ def test_terms_gained_and_lost(run):
 
 def test_history_of_a_document(run):
     subject = open_subject(run)
-    stages = run_stages(subject, TEXTS)
-    history = document_history(stages, 1, subject.tokens, n=6)
-    change = term_changes(stages[0], stages[-1])
+    snapshots = run_snapshots(subject, TEXTS)
+    history = document_history(snapshots, 1, subject.tokens, n=6)
+    change = term_changes(snapshots[0], snapshots[-1])
     assert (history.gained, history.lost) == (change.gained[1], change.lost[1])
     vocabulary = subject.encoder.tokenizer.get_vocab()
     dims = [vocabulary[term] for term in history.terms]
-    expected = np.stack([stage.documents[[1]].toarray()[0][dims] for stage in stages], axis=1)
+    expected = np.stack([snapshot.documents[[1]].toarray()[0][dims] for snapshot in snapshots], axis=1)
     np.testing.assert_array_equal(history.weights, expected)
-    moves = stages[-1].documents[[1]].toarray()[0] - stages[0].documents[[1]].toarray()[0]
+    moves = snapshots[-1].documents[[1]].toarray()[0] - snapshots[0].documents[[1]].toarray()[0]
     assert [moves[dim] for dim in dims] == [*np.sort(moves)[::-1][:3], *np.sort(moves)[:3][::-1]]
 
 
 def test_models_without_a_run(peer):
     subject = open_subject(peer)
     assert subject.run is None
-    for function in (table_change, initial_encoder):
+    for function in (table_change, training_data):
         with pytest.raises(UserError, match="peer is a model without its run"):
             function(subject)
     expected = SparseEncoder(str(peer), device="cpu").encode_document(TEXTS).to_dense()
     torch.testing.assert_close(subject.encoder.encode_document(TEXTS).to_dense(), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_another_model_is_a_stage(run, peer, make_encoder):
+def test_another_model_is_a_snapshot(run, peer, make_encoder):
     subject = open_subject(run)
-    stage = other_stage(subject, peer, TEXTS)
+    snapshot = other_snapshot(subject, peer, TEXTS)
     expected = SparseEncoder(str(peer), device="cpu").encode_document(TEXTS).to_dense()
-    np.testing.assert_allclose(stage.documents.toarray(), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(snapshot.documents.toarray(), expected, rtol=1e-5, atol=1e-5)
     encoder = make_encoder()
     encoder.tokenizer = open_subject(peer).encoder.tokenizer.train_new_from_iterator(TEXTS * 50, 90)
     subject_of_other_words = type(subject)("other", encoder)
     with pytest.raises(UserError, match="another vocabulary"):
-        other_stage(subject_of_other_words, peer, TEXTS)
+        other_snapshot(subject_of_other_words, peer, TEXTS)
 
 
 def test_runs_that_cannot_be_opened(run, tmp_path):

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from jaxtyping import Int64
@@ -10,7 +9,7 @@ from scipy.sparse import csr_array
 
 from splade_lit.analysis.encoded import EncodedTask
 from splade_lit.encoder.vectors import keep_largest
-from splade_lit.evaluation.sparsity import SparsityStatistics
+from splade_lit.evaluation.sparsity import RetrievalSparsity, SparsityStatistics, expected_flops
 
 OVERUSED_SHARE = 0.2
 LIMITS = (4, 8, 16, 32, 64, 128, 256)
@@ -71,63 +70,21 @@ def active_dims_by_length(
     return result
 
 
-@dataclass(frozen=True)
-class DimUse:
-    """How often each dim is active.
+def unanswered(sparsity: RetrievalSparsity) -> Int64[np.ndarray, " dims"]:
+    """Dims that are active in a query and in no document, those of most queries first."""
+    queries = sparsity.queries.row_frequencies
+    dims = np.flatnonzero((sparsity.corpus.row_frequencies == 0) & (queries > 0))
+    return dims[np.argsort(-queries[dims], kind="stable")]
 
-    Attributes:
-        document_frequencies: documents in which each dim is active: the lengths of the posting lists.
-        query_frequencies: queries in which each dim is active.
-        num_documents: documents counted.
-        num_queries: queries counted.
-    """
 
-    document_frequencies: Int64[np.ndarray, " vocab"]
-    query_frequencies: Int64[np.ndarray, " vocab"]
-    num_documents: int
-    num_queries: int
+def overused(documents: SparsityStatistics, share: float = OVERUSED_SHARE) -> int:
+    """How many dims are active in more than this share of the documents."""
+    return int((documents.row_frequencies > share * documents.num_rows).sum())
 
-    @classmethod
-    def of(cls, encoded: EncodedTask) -> "DimUse":
-        """Count the vectors of a task."""
-        documents, queries = (SparsityStatistics.of(side) for side in (encoded.documents, encoded.queries))
-        return cls(documents.row_frequencies, queries.row_frequencies, documents.num_rows, queries.num_rows)
 
-    @cached_property
-    def postings(self) -> Int64[np.ndarray, " live"]:
-        """Lengths of the posting lists that are not empty, the longest first."""
-        live = self.document_frequencies[self.document_frequencies > 0]
-        return np.sort(live)[::-1]
-
-    @property
-    def dead(self) -> Int64[np.ndarray, " dims"]:
-        """Dims that are active in no document."""
-        return np.flatnonzero(self.document_frequencies == 0)
-
-    @property
-    def unanswered(self) -> Int64[np.ndarray, " dims"]:
-        """Dims that are active in a query and in no document, those of most queries first."""
-        dims = np.flatnonzero((self.document_frequencies == 0) & (self.query_frequencies > 0))
-        return dims[np.argsort(-self.query_frequencies[dims], kind="stable")]
-
-    def overused(self, share: float = OVERUSED_SHARE) -> Int64[np.ndarray, " dims"]:
-        """Dims that are active in more than this share of the documents, the most frequent first."""
-        dims = np.flatnonzero(self.document_frequencies > share * self.num_documents)
-        return dims[np.argsort(-self.document_frequencies[dims], kind="stable")]
-
-    def most_frequent(self, n: int) -> Int64[np.ndarray, " dims"]:
-        """The n dims that are active in most documents; of equal ones the lower dim first."""
-        live = int((self.document_frequencies > 0).sum())
-        return np.argsort(-self.document_frequencies, kind="stable")[: min(n, live)]
-
-    def share_of_postings(self, longest: int) -> float:
-        """Share of all postings that this many of the longest posting lists hold."""
-        return float(self.postings[:longest].sum() / max(self.postings.sum(), 1))
-
-    @property
-    def postings_per_query(self) -> float:
-        """Postings that the average query reads."""
-        return float(self.query_frequencies @ self.document_frequencies) / max(self.num_queries, 1)
+def postings_per_query(sparsity: RetrievalSparsity) -> float:
+    """Postings that the average query reads."""
+    return expected_flops(sparsity.queries, sparsity.corpus) * sparsity.corpus.num_rows
 
 
 @dataclass(frozen=True)

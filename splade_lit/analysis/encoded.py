@@ -10,6 +10,7 @@ from scipy.sparse import csr_array
 
 from splade_lit.data.tasks import RetrievalTask
 from splade_lit.evaluation.results import TaskResult, evaluate_vectors
+from splade_lit.evaluation.sparsity import RetrievalSparsity, SparsityStatistics
 from splade_lit.evaluation.task_evaluation import Encoder, TokenisedTask
 
 
@@ -46,6 +47,11 @@ class EncodedTask:
     def presence(self) -> csr_array:
         """1 where a document's text, cut to the model's limit, holds a token: `[documents, vocab]`."""
         return token_presence(self.tokenised.documents, self.documents.shape[1])
+
+    @property
+    def sparsity(self) -> RetrievalSparsity:
+        """In how many queries and in how many documents each dim is active."""
+        return RetrievalSparsity(SparsityStatistics.of(self.queries), SparsityStatistics.of(self.documents))
 
     def evaluate(self, documents: csr_array | None = None) -> TaskResult:
         """Figures and ranking of these document vectors, or of others in their place."""

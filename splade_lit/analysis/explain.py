@@ -8,8 +8,9 @@ from transformers import PreTrainedTokenizerBase
 from splade_lit.analysis.encoded import EncodedTask
 from splade_lit.core.tokens import tokenize_documents
 from splade_lit.data.tasks import RetrievalTask
-from splade_lit.evaluation.bm25 import bm25_result
 from splade_lit.evaluation.metrics import DEPTH
+from splade_lit.evaluation.paired_tests import Difference, differences
+from splade_lit.evaluation.per_query import query_figures
 from splade_lit.evaluation.results import TaskResult
 
 # Why we win: what the deciding term is in the relevant document.
@@ -108,10 +109,18 @@ def hits(encoded: EncodedTask, result: TaskResult, tokens: Sequence[str], query_
     return found
 
 
-def better_bm25(task: RetrievalTask, tokenizer: PreTrainedTokenizerBase) -> TaskResult:
-    """BM25 over words or over WordPieces, whichever has the higher nDCG@10."""
-    results = [bm25_result(task), bm25_result(task, tokenizer)]
-    return max(results, key=lambda result: result.metrics["ndcg@10"])
+def against_bm25(encoded: EncodedTask, ours: TaskResult, bm25: TaskResult, name: str = "ours") -> Difference:
+    """What one of us has above the other in nDCG@10, query by query, as `python -m splade_lit.compare` tests it.
+
+    Args:
+        encoded: the task.
+        ours: our evaluation of it.
+        bm25: BM25's.
+        name: what to call us.
+    """
+    figures = {side: [query_figures(encoded.task, one.rank_metrics)] for side, one in ((name, ours), ("BM25", bm25))}
+    (difference,) = differences(figures, frozenset({encoded.task.name}), "ndcg@10")
+    return difference
 
 
 @dataclass(frozen=True)

@@ -4,16 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float32, Int64
 from scipy.stats import spearmanr
 
 from splade_lit.analysis.encoded import EncodedTask
-from splade_lit.analysis.subject import Subject, training_data
+from splade_lit.analysis.subject import Subject, initial_encoder, query_weights, training_data
 from splade_lit.core.errors import UserError
-from splade_lit.data.datamodule import PairsDataModule
-from splade_lit.encoder.query import idf_from_document_frequencies, idf_from_json
-from splade_lit.encoder.start import CORPUS_IDF
 from splade_lit.evaluation.sparsity import SparsityStatistics
 
 
@@ -104,38 +100,16 @@ def table_change(subject: Subject) -> TableChange:
     Raises:
         UserError: there is no run, its training data cannot be read any more, or they are no longer the same.
     """
-    config = subject.required_run().config["model"]
     data = training_data(subject)
     change = TableChange(
-        before=initial_weights(config["idf"], subject, data),
-        after=subject.encoder.idf_weights.detach().cpu().numpy().copy(),
+        before=query_weights(initial_encoder(subject, data)),
+        after=query_weights(subject.encoder),
         query_frequencies=data.queries.document_frequencies(data.train_rows, subject.encoder.vocab_size),
         document_frequencies=data.document_frequencies(subject.encoder.vocab_size),
         num_documents=data.num_documents,
     )
     check_unmoved(change, subject.name)
     return change
-
-
-def initial_weights(idf: str, subject: Subject, data: PairsDataModule) -> Float32[np.ndarray, " vocab"]:
-    """The query weights that a run starts from.
-
-    Args:
-        idf: the run's setting: `ones`, `corpus` or the path of an idf.json.
-        subject: gives tokenizer and size.
-        data: the training data.
-
-    Raises:
-        UserError: the idf.json cannot be read any more.
-    """
-    vocab_size = subject.encoder.vocab_size
-    if idf == CORPUS_IDF:
-        weights = idf_from_document_frequencies(data.document_frequencies(vocab_size), data.num_documents)
-    elif idf == "ones":
-        weights = torch.ones(vocab_size)
-    else:
-        weights = idf_from_json(idf, subject.encoder.tokenizer, vocab_size)
-    return weights.numpy()
 
 
 def check_unmoved(change: TableChange, name: str) -> None:
@@ -186,5 +160,5 @@ def weights_in_corpus(subject: Subject, encoded: EncodedTask) -> CorpusWeights:
     frequencies = statistics.row_frequencies
     added = np.asarray(subject.encoder.tokenizer("")["input_ids"], dtype=np.int64)
     frequencies[added[added < len(frequencies)]] = 0  # special tokens, which every document has
-    weights = subject.encoder.idf_weights.detach().cpu().numpy().copy()
+    weights = query_weights(subject.encoder)
     return CorpusWeights(weights, frequencies, statistics.num_rows, f"documents of {encoded.task.name}")

@@ -5,11 +5,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+from jaxtyping import Float32
+
 from splade_lit.core.errors import UserError
 from splade_lit.data.datamodule import PairsDataModule
+from splade_lit.data.tasks import RetrievalTask
 from splade_lit.encoder.model import AsymmetricSparseEncoder
+from splade_lit.encoder.start import set_start, untrained_encoder
+from splade_lit.evaluation.bm25 import best_bm25, bm25_result
+from splade_lit.evaluation.results import TaskResult
 from splade_lit.runs.config import CONFIG
 from splade_lit.runs.run import Run, read_run
+from splade_lit.runs.stages import over_wordpieces
 
 T = TypeVar("T")
 
@@ -85,6 +93,35 @@ def training_data(subject: Subject) -> PairsDataModule:
     data = PairsDataModule(**settings)
     data.setup()
     return data
+
+
+def initial_encoder(subject: Subject, data: PairsDataModule) -> AsymmetricSparseEncoder:
+    """The model that a run started from.
+
+    Args:
+        subject: the model with its run.
+        data: what the run was trained on, see `training_data`.
+
+    Raises:
+        UserError: there is no run, or its base model cannot be read any more.
+    """
+    settings = subject.required_run().config["model"]
+    encoder = untrained_encoder(settings)
+    set_start(encoder, data, settings["idf"], settings.get("start_active_dims"))
+    return encoder.eval()
+
+
+def query_weights(encoder: AsymmetricSparseEncoder) -> Float32[np.ndarray, " vocab"]:
+    """A copy of the query table."""
+    return encoder.idf_weights.detach().cpu().numpy().copy()
+
+
+def bm25_on(subject: Subject, task: RetrievalTask) -> TaskResult:
+    """BM25 on a task, over words or WordPieces: what the run was compared with, else the better of the two here."""
+    stages = subject.run.stages if subject.run else {}
+    if "bm25" not in stages:
+        return best_bm25([task], subject.encoder.tokenizer)[1][0]
+    return bm25_result(task, subject.encoder.tokenizer if over_wordpieces(stages["bm25"]) else None)
 
 
 def if_possible(function: Callable[..., T], *arguments: Any) -> T | None:

@@ -110,14 +110,3 @@ def count(number: int) -> str:
     ('22.7M', '9,730')
     """
     return f"{number / 1e6:.1f}M" if number >= 1e6 else f"{number:,}"
-
-
-def duration(seconds: float) -> str:
-    """A time for a person.
-
-    >>> duration(12.34), duration(150), duration(7200)
-    ('12.3 seconds', '2.5 minutes', '2.0 hours')
-    """
-    if seconds < 60:
-        return f"{seconds:.1f} seconds"
-    return f"{seconds / 60:.1f} minutes" if seconds < 3600 else f"{seconds / 3600:.1f} hours"

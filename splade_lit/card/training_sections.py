@@ -7,7 +7,6 @@ from typing import Any
 from splade_lit.card.markdown import (
     bold,
     code_cell,
-    duration,
     fenced,
     folded,
     link_with_commit,
@@ -18,6 +17,7 @@ from splade_lit.card.markdown import (
 )
 from splade_lit.card.metadata import gpu_names
 from splade_lit.card.record import Card, LogFacts, PairsFacts, Training
+from splade_lit.core.progress import duration
 
 _UNFOLDED_ROWS = 30
 _LOG_NAMES = {

@@ -18,7 +18,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from splade_lit.core.errors import UserError
+from splade_lit.core.errors import UserError, first_line
 from splade_lit.core.sources import resolve_source
 from splade_lit.encoder.grafted import graft_head
 
@@ -146,5 +146,6 @@ def _load_failure(source: str, local_problem: str, error: Exception) -> str:
     # What the libraries say of local files runs over many lines; it stays in the chain of exceptions.
     if Path(resolve_source(source)).is_dir():
         return f"{source}: its {local_problem}; fetch the model again or use another one."
-    reason = (str(error).splitlines() or [""])[0][:200].rstrip(". ") or type(error).__name__
-    return f"{source} is not a folder, and the Hub does not give it; check the name and the network ({reason})."
+    return (
+        f"{source} is not a folder, and the Hub does not give it; check the name and the network ({first_line(error)})."
+    )

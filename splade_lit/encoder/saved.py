@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from splade_lit.core.errors import UserError
+from splade_lit.core.errors import UserError, first_line
 from splade_lit.core.sources import resolve_source
 from splade_lit.encoder.document import MlmDocumentEncoder
 from splade_lit.encoder.masked_lm import load_masked_lm, load_tokenizer, quiet_transformers
@@ -108,8 +108,7 @@ def _local_folder(source: str, revision: str | None) -> Path:
             f"{source} is not a folder, and the Hub cannot be reached; check the name and the network."
         ) from None
     except (HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise UserError(f"{source} is not a folder, and the Hub does not give it: {reason}") from None
+        raise UserError(f"{source} is not a folder, and the Hub does not give it: {first_line(error)}.") from None
 
 
 def _read_layout(folder: Path, source: str) -> _Layout:

@@ -1,6 +1,7 @@
 """What a training corpus decides before the first step: query weights and decoder bias."""
 
-from typing import Protocol, runtime_checkable
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -11,6 +12,10 @@ from splade_lit.encoder.query import idf_from_document_frequencies
 
 CORPUS_IDF = "corpus"
 _SAMPLE_DOCUMENTS = 256
+_BASE_SETTINGS = (
+    *("freeze_idf", "max_query_tokens", "max_document_tokens", "pooling", "activation"),
+    *("packed", "dropout", "trust_remote_code"),
+)
 
 
 @runtime_checkable
@@ -26,6 +31,21 @@ class TrainingCorpus(Protocol):
 
     def sample_documents(self, num_documents: int, seed: int) -> Tokens:
         """Token ids of so many training documents."""
+
+
+def untrained_encoder(settings: Mapping[str, Any]) -> AsymmetricSparseEncoder:
+    """The encoder on the base model that the settings of a `SpladeModule` name; `set_start` comes next.
+
+    Raises:
+        UserError: the base model or the IDF table cannot be loaded.
+    """
+    idf = settings["idf"]
+    return AsymmetricSparseEncoder.from_base(
+        settings["base_model"],
+        idf="ones" if idf == CORPUS_IDF else idf,
+        revision=settings.get("base_revision"),
+        **{name: settings[name] for name in _BASE_SETTINGS if name in settings},
+    )
 
 
 def set_start(

@@ -63,13 +63,10 @@ def bm25_vectors(
     return counts, weights.tocsr()
 
 
-def bm25_metrics(task: RetrievalTask, tokenizer: PreTrainedTokenizerBase | None = None) -> dict[str, float]:
-    """Figures of BM25 on a task under plain names (`ndcg@10`); see `bm25_result`."""
-    return bm25_result(task, tokenizer).metrics
-
-
-def best_bm25(tasks: Sequence[RetrievalTask], tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
-    """Figures of BM25 over words or over a tokenizer's WordPieces, whichever has the higher mean nDCG@10.
+def best_bm25(
+    tasks: Sequence[RetrievalTask], tokenizer: PreTrainedTokenizerBase
+) -> tuple[dict[str, float], list[TaskResult]]:
+    """BM25 over words or over a tokenizer's WordPieces, whichever has the higher mean nDCG@10.
 
     Args:
         tasks: one task at least.
@@ -77,24 +74,18 @@ def best_bm25(tasks: Sequence[RetrievalTask], tokenizer: PreTrainedTokenizerBase
 
     Returns:
         Figures by full name as `evaluate_tasks` gives them and, to tell which of the two they are, those that they were
-        chosen by: `bm25_words_ndcg@10` and `bm25_wordpieces_ndcg@10`, means over the tasks.
+        chosen by: `bm25_words_ndcg@10` and `bm25_wordpieces_ndcg@10`, means over the tasks. Then the results that they
+        are the means of, in the order of the tasks.
     """
-    return best_bm25_results(tasks, tokenizer)[0]
-
-
-def best_bm25_results(
-    tasks: Sequence[RetrievalTask], tokenizer: PreTrainedTokenizerBase
-) -> tuple[dict[str, float], list[TaskResult]]:
-    """The figures of `best_bm25` and the results that they are the means of, in the order of the tasks."""
     results = {
         "words": [bm25_result(task) for task in tasks],
         "wordpieces": [bm25_result(task, tokenizer) for task in tasks],
     }
     means = {name: float(np.mean([one.metrics["ndcg@10"] for one in each])) for name, each in results.items()}
     best = max(means, key=means.__getitem__)
-    told = ", ".join(f"{mean:.4f} over {tokens}" for tokens, mean in means.items())
-    logger.info("BM25: mean nDCG@10 %s; the better one counts", told)
-    figures = flat_metrics(results[best], one_vocabulary=False)  # bm25s numbers the words of each task anew
+    scores = ", ".join(f"{mean:.4f} over {tokens}" for tokens, mean in means.items())
+    logger.info("BM25: mean nDCG@10 %s; the better one counts", scores)
+    figures = flat_metrics(results[best], one_vocabulary=False)  # bm25s gives the words of each task its own numbers
     return figures | {f"bm25_{name}_ndcg@10": mean for name, mean in means.items()}, results[best]
 
 

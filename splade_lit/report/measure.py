@@ -24,7 +24,7 @@ _ROUNDS = 5
 
 @dataclass(frozen=True)
 class Searched:
-    """What search was measured on."""
+    """What search was measured on: all judged documents of the task are in, even where fewer were asked for."""
 
     task: str
     num_documents: int

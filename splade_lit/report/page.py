@@ -1,15 +1,17 @@
 """A comparison as one HTML page that needs nothing else: style and charts are inside, and there is no script."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from splade_lit.report import captioned_charts as figures
+from splade_lit.evaluation.paired_tests import Difference
+from splade_lit.report import captioned_charts as charts
 from splade_lit.report import rows as tables
 from splade_lit.report.charts import legend_mark
 from splade_lit.report.comparison import Comparison
-from splade_lit.report.statistics import Difference
+from splade_lit.report.system import System
 
 _EXTREMES = 5
 
@@ -19,7 +21,7 @@ class Pair:
     """The queries that a pair of systems differs at."""
 
     summary: str
-    figure: figures.Figure
+    chart: charts.CaptionedChart
     first: str
     second: str
     wins: list[tuple[str, str, str]]
@@ -40,49 +42,66 @@ def html(comparison: Comparison, machine: str) -> str:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    style = Markup(environment.get_template("report.css").render())
-    series = figures.series_of(comparison)
+    series = charts.series_of(comparison)
     page = environment.get_template("report.html").render(
-        style=style,
+        style=Markup(environment.get_template("report.css").render()),
         comparison=comparison,
         finding=finding(comparison),
         machine=machine,
-        marks=[legend_mark(series[system.name]) for system in comparison.systems],
+        marks=[*(legend_mark(series[system.name]) for system in comparison.systems), *("" for _ in comparison.starts)],
         quality=tables.quality_rows(comparison),
         cost=tables.cost_rows(comparison),
         sets=tables.set_rows(comparison),
         tests=tables.test_rows(comparison),
-        trade_offs=figures.trade_offs(comparison),
-        curves=figures.learning_curves(comparison),
-        tests_figure=figures.tests_figure(comparison),
+        trade_offs=charts.trade_offs(comparison),
+        curves=charts.learning_curves(comparison),
+        tests_chart=charts.tests_chart(comparison),
         pairs=[_pair(pair, comparison) for pair in comparison.differences],
     )
     return page.rstrip() + "\n"
 
 
 def finding(comparison: Comparison) -> str:
-    """What the whole comparison comes to, in a sentence."""
+    """What the whole comparison comes to, in a sentence without its stop.
+
+    A system ranks best only where it is above the second best by more than chance.
+    """
     known = [(quality, system) for system in comparison.systems if (quality := comparison.quality(system)) is not None]
     if not known:
         return "No system has retrieval figures yet"
-    quality, best = max(known, key=lambda row: row[0])
+    ranked = sorted(known, key=lambda row: -row[0])
+    quality, best = ranked[0]
     task = "its task" if comparison.headline == best.name else comparison.headline
-    sentence = f"{figures.short(best.name)} ranks best on {task}: {comparison.metric_name} {quality:.4f}"
-    others = [(quality, system) for quality, system in known if system.kind == "bm25" and system is not best]
-    if others:
-        bm25_quality, bm25 = max(others, key=lambda row: row[0])
-        sentence += f", {quality - bm25_quality:.4f} above {bm25.name}"
+    rivals = [system for _, system in ranked[1:2]]
+    rivals += [system for _, system in ranked[2:] if system.kind == "bm25" and rivals[0].kind != "bm25"][:1]
+    pairs = [comparison.difference(best, rival) for rival in rivals]
+    leads = bool(pairs) and pairs[0] is not None and pairs[0].significant and pairs[0].first == best.name
+    verb = "ranks best on" if leads else "has the highest figure on" if rivals else "on"
+    parts = [f"{charts.short(best.name)} {verb} {task}: {comparison.metric_name} {quality:.4f}"]
+    parts += [_lead(comparison, best, rival, pair) for rival, pair in zip(rivals, pairs, strict=True)]
     start = best.before.get(comparison.headline, {}).get(comparison.metric)
-    if start is not None and best.stage != "before":
-        sentence += f"; {start:.4f} before training"
-    return sentence
+    ending = "" if start is None or best.stage == "before" else f"; {start:.4f} before training"
+    return ", ".join(parts) + ending
+
+
+def _lead(comparison: Comparison, best: System, rival: System, pair: Difference | None) -> str:
+    ahead = (comparison.quality(best) or 0.0) - (comparison.quality(rival) or 0.0)
+    verdict = pair.verdict if pair else "not tested"
+    if (
+        pair and pair.significant and pair.first != best.name
+    ):  # the mean of a group counts its sets alike, large or small
+        verdict = "though below it query by query"
+    return f"{ahead:.4f} above {charts.short(rival.name)}, {verdict}"
 
 
 def _pair(pair: Difference, comparison: Comparison) -> Pair:
     wins, losses = pair.extremes(_EXTREMES)
 
-    def listed(rows: list[int]) -> list[tuple[str, str, str]]:
-        return [(pair.queries[row], "/".join(pair.keys[row]), f"{pair.values[row]:+.4f}") for row in rows]
+    def listed(rows: Sequence[int]) -> list[tuple[str, str, str]]:
+        return [
+            (charts.short_query(pair.queries[row]), "/".join(pair.keys[row]), f"{pair.values[row]:+.4f}")
+            for row in rows
+        ]
 
-    summary = f"{figures.short(pair.first)} against {figures.short(pair.second)}: {pair.mean:+.4f}"
-    return Pair(summary, figures.pair_figure(pair, comparison), pair.first, pair.second, listed(wins), listed(losses))
+    summary = f"{charts.short(pair.first)} against {charts.short(pair.second)}: {pair.mean:+.4f}"
+    return Pair(summary, charts.pair_chart(pair, comparison), pair.first, pair.second, listed(wins), listed(losses))

@@ -8,7 +8,7 @@ from rich.console import JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
-from splade_lit.report.captioned_charts import p_value
+from splade_lit.evaluation.paired_tests import p_value
 from splade_lit.report.comparison import METRIC_NAMES, QUANTITIES, QUERY_DIMS, Comparison
 from splade_lit.report.system import sets_of
 
@@ -26,20 +26,22 @@ class Rows:
 
 
 def quality_rows(comparison: Comparison, metrics: Sequence[str] = tuple(METRIC_NAMES)) -> Rows:
-    """Each system: quality and sparsity on the headline; `*` where it is on the Pareto front of active dims."""
+    """Each system and each start: quality and sparsity on the headline.
+
+    `*` marks the systems that are on the Pareto front of active dims.
+    """
     shown = (QUERY_DIMS, *QUANTITIES[:2])
-    rows = []
-    for system, on_front in zip(comparison.systems, comparison.front(QUANTITIES[0]), strict=True):
-        qualities = [system.figure(comparison.headline, metric) for metric in metrics]
-        rows.append(
-            [
-                system.name,
-                system.stage or "-",
-                *("-" if value is None else f"{value:.4f}" for value in qualities),
-                *(quantity.show(quantity.value(system, comparison.headline)) for quantity in shown),
-                _FRONT if on_front else "",
-            ]
-        )
+    front = [*comparison.front(QUANTITIES[0]), *(False for _ in comparison.starts)]
+    rows = [
+        [
+            system.name,
+            system.stage or "-",
+            *(_quality(system.figure(comparison.headline, metric)) for metric in metrics),
+            *(quantity.show(quantity.value(system, comparison.headline)) for quantity in shown),
+            _FRONT if on_front else "",
+        ]
+        for system, on_front in zip([*comparison.systems, *comparison.starts], front, strict=True)
+    ]
     columns = [
         "system",
         "stage",
@@ -62,10 +64,10 @@ def cost_rows(comparison: Comparison) -> Rows:
 def set_rows(comparison: Comparison) -> Rows:
     """The metric of each system on each set."""
     sets = sets_of(comparison.systems)
-    rows = []
-    for system in comparison.systems:
-        values = [system.figure(one, comparison.metric) for one in sets]
-        rows.append([system.name, *("-" if value is None else f"{value:.4f}" for value in values)])
+    rows = [
+        [system.name, *(_quality(system.figure(one, comparison.metric)) for one in sets)]
+        for system in comparison.systems
+    ]
     return Rows(comparison.metric_name, ["system", *sets], rows)
 
 
@@ -85,6 +87,10 @@ def test_rows(comparison: Comparison) -> Rows:
     ]
     columns = ["system", "against", "mean", "95 % interval", "won, equal, lost", "p (t-test)", "p (randomisation)"]
     return Rows(f"differences in {comparison.metric_name}, query by query", columns, rows, names=2)
+
+
+def _quality(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
 
 
 def terminal_table(rows: Rows) -> Table:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from splade_lit.evaluation.per_query import QueryFigures
 from splade_lit.runs.run import Run
-from splade_lit.runs.stages import MAIN, Stages, by_set
+from splade_lit.runs.stages import Stages, by_set, over_wordpieces
 
 Kind = Literal["run", "bm25", "other"]
 BM25 = "BM25"
@@ -94,8 +94,7 @@ def bm25_of(stages: Stages, per_query: Mapping[str, Sequence[QueryFigures]]) -> 
     """BM25, if it is among the stages of an evaluation."""
     if "bm25" not in stages:
         return []
-    words, pieces = (stages["bm25"].get(f"bm25_{tokens}_{MAIN}", 0.0) for tokens in ("words", "wordpieces"))
-    over = "words" if words >= pieces else "WordPieces"
+    over = "WordPieces" if over_wordpieces(stages["bm25"]) else "words"
     return [System(BM25, "bm25", over, by_set(stages["bm25"]), per_query.get("bm25", ()))]
 
 

@@ -96,6 +96,12 @@ def published_name(figure: str) -> str:
     return f"dot_{figure}" if "@" in figure else figure
 
 
+def over_wordpieces(bm25: Mapping[str, float]) -> bool:
+    """Whether the figures of BM25 are those over WordPieces; words, if both ranked equally well."""
+    words, pieces = (bm25.get(f"bm25_{tokens}_{MAIN}", 0.0) for tokens in ("words", "wordpieces"))
+    return pieces > words
+
+
 def main_figure(metrics: Mapping[str, float]) -> str | None:
     """Full name of the figure that stands for all: nDCG@10 of the first group, else of the first set.
 

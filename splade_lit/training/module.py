@@ -14,8 +14,7 @@ from splade_lit.core.ranges import check_choice, check_range
 from splade_lit.core.tokens import PairBatch
 from splade_lit.encoder.body.recompute import Recompute, set_recompute
 from splade_lit.encoder.body.sparse_head import Activation, Pooling
-from splade_lit.encoder.model import AsymmetricSparseEncoder
-from splade_lit.encoder.start import CORPUS_IDF, TrainingCorpus, set_start
+from splade_lit.encoder.start import TrainingCorpus, set_start, untrained_encoder
 from splade_lit.losses.objective import Losses, Objective
 from splade_lit.losses.part import Step
 from splade_lit.losses.penalties import Penalty, PenaltyName
@@ -114,19 +113,7 @@ class SpladeModule(L.LightningModule):
         # Checkpoints have weights of modules, and settings as plain values.
         self.save_hyperparameters(ignore=list(self.objective.settings))
         self.save_hyperparameters(self.objective.settings)
-        self.encoder = AsymmetricSparseEncoder.from_base(
-            base_model,
-            idf="ones" if idf == CORPUS_IDF else idf,
-            freeze_idf=freeze_idf,
-            max_query_tokens=max_query_tokens,
-            max_document_tokens=max_document_tokens,
-            pooling=pooling,
-            activation=activation,
-            packed=packed,
-            dropout=dropout,
-            revision=base_revision,
-            trust_remote_code=trust_remote_code,
-        )
+        self.encoder = untrained_encoder(self.hparams)
         if compile_body:
             _check_compiler()
             self.encoder.document.model.compile()

@@ -1,6 +1,6 @@
-"""Figures of the notebooks: the title says what was found, axes have units, colours tell apart for everyone.
+"""Charts of the notebooks: the title says what was found, axes have units, colours tell apart for everyone.
 
-Every function takes records of `splade_lit.analysis` and gives a new figure.
+Every function takes records of `splade_lit.analysis` and gives a new figure of matplotlib.
 """
 
 from splade_lit.analysis.plots.changes import document_history, most_changed_terms, terms_gained_and_lost

@@ -1,4 +1,4 @@
-"""Figures of stages: which terms documents gain and lose."""
+"""Charts of snapshots: which terms documents gain and lose."""
 
 from collections.abc import Sequence
 
@@ -6,11 +6,11 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from splade_lit.analysis.plots.style import BLACK, GREEN, GREY, SKY, VERMILLION, label, mean, new_figure, plain, shorten
-from splade_lit.analysis.stages import DocumentHistory, TermChanges
+from splade_lit.analysis.snapshots import DocumentHistory, TermChanges
 
 
 def terms_gained_and_lost(changes: Sequence[TermChanges]) -> Figure:
-    """Terms that a document keeps, gains and loses from stage to stage, on average."""
+    """Terms that a document keeps, gains and loses from snapshot to snapshot, on average."""
     kept, gained, lost = (
         np.array([mean(getattr(one, name)) for one in changes]) for name in ("kept", "gained", "lost")
     )
@@ -27,13 +27,13 @@ def terms_gained_and_lost(changes: Sequence[TermChanges]) -> Figure:
     axes.axhline(0, color=BLACK, linewidth=0.8)
     axes.set_xticks(places, [plain(f"{one.before}\nto {one.after}") for one in changes])
     axes.set_xlim(-1, len(changes))
-    axes.set(xlabel="stages", ylabel="terms of a document (mean)")
+    axes.set(xlabel="snapshots", ylabel="terms of a document (mean)")
     axes.legend()
     return figure
 
 
 def most_changed_terms(change: TermChanges, tokens: Sequence[str], n: int = 12) -> Figure:
-    """The terms that most documents gain or lose between two stages."""
+    """The terms that most documents gain or lose between two snapshots."""
     num_documents = max(len(change.kept), 1)
     dims = [*np.argsort(-change.gaining, kind="stable")[:n], *np.argsort(-change.losing, kind="stable")[:n][::-1]]
     dims = [dim for dim in dict.fromkeys(dims) if change.gaining[dim] or change.losing[dim]]
@@ -56,7 +56,7 @@ def most_changed_terms(change: TermChanges, tokens: Sequence[str], n: int = 12) 
 
 
 def document_history(history: DocumentHistory, name: str) -> Figure:
-    """The weights of a document's terms over the stages.
+    """The weights of a document's terms over the snapshots.
 
     Args:
         history: the terms that moved most.
@@ -73,6 +73,6 @@ def document_history(history: DocumentHistory, name: str) -> Figure:
         axes.text(column, row, "not active", ha="center", va="center", fontsize=8, color=GREY)
     axes.set_xticks(range(len(history.labels)), [plain(one) for one in history.labels])
     axes.set_yticks(range(len(history.terms)), [label(term) for term in history.terms])
-    axes.set(xlabel="stage", ylabel="terms that moved most")
+    axes.set(xlabel="snapshot", ylabel="terms that moved most")
     figure.colorbar(image, ax=axes, label="document weight")
     return figure

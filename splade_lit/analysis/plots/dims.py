@@ -1,4 +1,4 @@
-"""Figures of active dims: how many, which ones, what they buy."""
+"""Charts of active dims: how many, which ones, what they buy."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -6,9 +6,10 @@ from itertools import pairwise
 import numpy as np
 from matplotlib.figure import Figure
 
-from splade_lit.analysis.active_dims import OVERUSED_SHARE, CurvePoint, DimUse, LengthBin, cheapest_point
+from splade_lit.analysis.active_dims import OVERUSED_SHARE, CurvePoint, LengthBin, cheapest_point, overused
 from splade_lit.analysis.encoded import MassSplit
 from splade_lit.analysis.plots.style import BLACK, BLUE, GREEN, ORANGE, SKY, VERMILLION, label, mean, new_figure
+from splade_lit.evaluation.sparsity import RetrievalSparsity, SparsityStatistics
 
 
 def active_dims(documents: np.ndarray, queries: np.ndarray) -> Figure:
@@ -53,28 +54,25 @@ def active_dims_by_length(bins: Sequence[LengthBin]) -> Figure:
     return figure
 
 
-def posting_lengths(use: DimUse) -> Figure:
+def posting_lengths(documents: SparsityStatistics) -> Figure:
     """Lengths of posting lists by rank, and how many dims have which document frequency."""
-    vocab_size, top = len(use.document_frequencies), min(100, len(use.postings))
+    frequencies, num_documents = documents.row_frequencies, documents.num_rows
+    postings = np.sort(frequencies[frequencies > 0])[::-1]
+    vocab_size, top = len(frequencies), min(100, len(postings))
+    share = postings[:top].sum() / max(postings.sum(), 1)
     title = (
-        f"The {top} longest posting lists hold {use.share_of_postings(top):.0%} of all postings; "
-        f"{len(use.dead):,} of {vocab_size:,} dims ({len(use.dead) / vocab_size:.0%}) are dead: in no document"
+        f"The {top} longest posting lists hold {share:.0%} of all postings; {vocab_size - len(postings):,} of "
+        f"{vocab_size:,} dims ({documents.dead_dims_ratio:.0%}) are dead: in no document"
     )
     figure, (ranks, spectrum) = new_figure(title, 2)
-    limit = OVERUSED_SHARE * use.num_documents
-    ranks.loglog(
-        np.arange(1, len(use.postings) + 1), use.postings, color=BLUE, label=f"{len(use.postings):,} live dims"
-    )
-    ranks.axhline(
-        limit,
-        color=VERMILLION,
-        linestyle="--",
-        label=f"{OVERUSED_SHARE:.0%} of {use.num_documents:,} documents: {len(use.overused())} dims above",
-    )
+    limit, often = OVERUSED_SHARE * num_documents, f"{OVERUSED_SHARE:.0%}"
+    ranks.loglog(np.arange(1, len(postings) + 1), postings, color=BLUE, label=f"{len(postings):,} live dims")
+    above = f"{often} of {num_documents:,} documents: {overused(documents)} dims above"
+    ranks.axhline(limit, color=VERMILLION, linestyle="--", label=above)
     ranks.set(xlabel="dims, by length of posting list (rank)", ylabel="posting list (documents)")
-    edges = np.unique(np.geomspace(1, max(use.num_documents, 2), 25).round())
-    spectrum.hist(use.postings, bins=[*edges[:-1], edges[-1] + 1], color=GREEN, label="live dims")
-    spectrum.axvline(limit, color=VERMILLION, linestyle="--", label=f"{OVERUSED_SHARE:.0%} of the documents")
+    edges = np.unique(np.geomspace(1, max(num_documents, 2), 25).round())
+    spectrum.hist(postings, bins=[*edges[:-1], edges[-1] + 1], color=GREEN, label="live dims")
+    spectrum.axvline(limit, color=VERMILLION, linestyle="--", label=f"{often} of the documents")
     spectrum.set(xscale="log", xlabel="document frequency (documents)", ylabel="dims")
     for axis in (ranks.xaxis, ranks.yaxis, spectrum.xaxis):
         axis.set_major_formatter("{x:,g}")
@@ -83,15 +81,13 @@ def posting_lengths(use: DimUse) -> Figure:
     return figure
 
 
-def most_frequent_dims(use: DimUse, tokens: Sequence[str], n: int = 20) -> Figure:
+def most_frequent_dims(sparsity: RetrievalSparsity, tokens: Sequence[str], n: int = 20) -> Figure:
     """The dims that are active in most documents, and how many queries ask for them."""
-    dims = use.most_frequent(n)
-    documents = 100 * use.document_frequencies[dims] / use.num_documents
-    queries = 100 * use.query_frequencies[dims] / max(use.num_queries, 1)
-    count = len(use.overused())
-    head = (
-        f"“{label(tokens[dims[0]])}” is active in {documents[0]:.0f}% of the documents" if len(dims) else "No live dim"
-    )
+    frequent = [(dim, 100 * share) for dim, share in sparsity.corpus.most_frequent(n) if share]
+    dims, documents = [dim for dim, _ in frequent], [share for _, share in frequent]
+    queries = 100 * sparsity.queries.row_frequencies[dims] / max(sparsity.queries.num_rows, 1)
+    count = overused(sparsity.corpus)
+    head = f"“{label(tokens[dims[0]])}” is active in {documents[0]:.0f}% of the documents" if dims else "No live dim"
     title = f"{head}; {count} {'dim is' if count == 1 else 'dims are'} in more than {OVERUSED_SHARE:.0%}"
     figure, (axes,) = new_figure(title, height=1.5 + 0.25 * len(dims))
     places = np.arange(len(dims))

@@ -1,4 +1,4 @@
-"""Figures of scores: where we win, where BM25 wins, and which terms decide."""
+"""Charts of scores: where we win, where BM25 wins, and which terms decide."""
 
 import textwrap
 from collections import Counter

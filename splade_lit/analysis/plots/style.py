@@ -1,4 +1,4 @@
-"""How all figures look: size, title, colours that tell apart for everyone, text that matplotlib can draw."""
+"""How all charts look: size, title, colours that tell apart for everyone, text that matplotlib can draw."""
 
 import textwrap
 
@@ -15,7 +15,7 @@ _LEAST_HEIGHT = 2.6
 
 
 def new_figure(title: str, panels: int = 1, height: float = 4.2) -> tuple[Figure, list[Axes]]:
-    """A figure with the finding as its title, and its panels from left to right."""
+    """A chart with the finding as its title, and its panels from left to right."""
     figure = Figure(figsize=(10.0, max(height, _LEAST_HEIGHT)), dpi=100, layout="constrained")
     figure.suptitle(textwrap.fill(title, _TITLE_CHARACTERS), x=0.01, ha="left", fontsize=12, fontweight="bold")
     axes = list(figure.subplots(1, panels, squeeze=False)[0])

@@ -1,4 +1,4 @@
-"""Figures of the query table: before and after learning, against the frequencies of a corpus."""
+"""Charts of the query table: before and after learning, against the frequencies of a corpus."""
 
 from collections.abc import Sequence
 from itertools import pairwise

@@ -11,7 +11,7 @@ import lightning as L
 from splade_lit.core.errors import UserError
 from splade_lit.core.ranges import check_range
 from splade_lit.data.tasks import NANOBEIR_ID, load_tasks
-from splade_lit.evaluation.bm25 import best_bm25_results
+from splade_lit.evaluation.bm25 import best_bm25
 from splade_lit.evaluation.per_query import PER_QUERY, QueryFigures, figures_of_results, write_per_query
 from splade_lit.evaluation.results import TaskResult, flat_metrics
 from splade_lit.evaluation.task_evaluation import TokenisedTask, evaluate_task
@@ -102,7 +102,7 @@ class RetrievalEvaluation(L.Callback):
         if trainer.ckpt_path is None:
             if self.bm25:
                 with evaluating(trainer):
-                    figures, results = best_bm25_results(self.tasks, encoder_of(pl_module).tokenizer)
+                    figures, results = best_bm25(self.tasks, encoder_of(pl_module).tokenizer)
                 self._keep("bm25", figures, results)
             if self.before:
                 results = self._evaluate(pl_module, None)

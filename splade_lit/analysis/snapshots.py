@@ -8,16 +8,15 @@ import numpy as np
 from jaxtyping import Float32, Int64
 from scipy.sparse import csr_array
 
-from splade_lit.analysis.subject import Subject, open_subject, training_data
+from splade_lit.analysis.subject import Subject, initial_encoder, open_subject, training_data
 from splade_lit.core.errors import UserError
 from splade_lit.core.tokens import tokenize_documents
 from splade_lit.encoder.model import AsymmetricSparseEncoder
-from splade_lit.encoder.start import CORPUS_IDF, set_start
 from splade_lit.runs.folder import MODEL, encoder_state, read_checkpoint
 
 
 @dataclass(frozen=True)
-class Stage:
+class Snapshot:
     """A model at some point, and its vectors of the same documents.
 
     Attributes:
@@ -29,16 +28,16 @@ class Stage:
     documents: csr_array
 
 
-def stage_of(label: str, encoder: AsymmetricSparseEncoder, texts: Sequence[str]) -> Stage:
+def snapshot_of(label: str, encoder: AsymmetricSparseEncoder, texts: Sequence[str]) -> Snapshot:
     """Encode the documents with a model, by its own tokenizer and limit."""
     token_ids = tokenize_documents(
         encoder.tokenizer, [encoder.prompts["document"] + text for text in texts], encoder.max_document_tokens
     )
-    return Stage(label, encoder.encode_document_tokens(token_ids))
+    return Snapshot(label, encoder.encode_document_tokens(token_ids))
 
 
-def run_stages(subject: Subject, texts: Sequence[str], max_checkpoints: int = 4) -> list[Stage]:
-    """The stages of a run: its start, made again from its settings and data, and its checkpoints.
+def run_snapshots(subject: Subject, texts: Sequence[str], max_checkpoints: int = 4) -> list[Snapshot]:
+    """The snapshots of a run: its start, made again from its settings and data, and its checkpoints.
 
     Args:
         subject: the model with its run.
@@ -49,18 +48,18 @@ def run_stages(subject: Subject, texts: Sequence[str], max_checkpoints: int = 4)
         UserError: there is no run, its base model or its data cannot be read any more, or a checkpoint does not fit.
     """
     run = subject.required_run()
-    stages = [stage_of("start", initial_encoder(subject), texts)]
+    snapshots = [snapshot_of("start", initial_encoder(subject, training_data(subject)), texts)]
     encoder = AsymmetricSparseEncoder.load(run.folder / MODEL)
     for step, path in spaced(run.checkpoints(), max_checkpoints):
         load_weights(encoder, path)
-        stages.append(stage_of(f"step {step}", encoder, texts))
-    if len(stages) == 1:
-        stages.append(stage_of("end", subject.encoder, texts))
-    return stages
+        snapshots.append(snapshot_of(f"step {step}", encoder, texts))
+    if len(snapshots) == 1:
+        snapshots.append(snapshot_of("end", subject.encoder, texts))
+    return snapshots
 
 
-def other_stage(subject: Subject, other: str | Path, texts: Sequence[str]) -> Stage:
-    """Another model as a stage.
+def other_snapshot(subject: Subject, other: str | Path, texts: Sequence[str]) -> Snapshot:
+    """Another model as a snapshot.
 
     Args:
         subject: the model that it is compared with.
@@ -73,28 +72,7 @@ def other_stage(subject: Subject, other: str | Path, texts: Sequence[str]) -> St
     second = open_subject(other)
     if second.tokens != subject.tokens:
         raise UserError(f"{other} has another vocabulary than {subject.name}; compare models of one tokenizer.")
-    return stage_of(str(other), second.encoder, texts)
-
-
-def initial_encoder(subject: Subject) -> AsymmetricSparseEncoder:
-    """The model that a run started from.
-
-    Raises:
-        UserError: there is no run, or its base model or its data cannot be read any more.
-    """
-    settings = subject.required_run().config["model"]
-    encoder = AsymmetricSparseEncoder.from_base(
-        settings["base_model"],
-        idf="ones" if settings["idf"] == CORPUS_IDF else settings["idf"],
-        max_query_tokens=subject.encoder.max_query_tokens,
-        max_document_tokens=subject.encoder.max_document_tokens,
-        pooling=subject.encoder.document.pooling,
-        activation=subject.encoder.document.activation,
-        revision=settings.get("base_revision"),
-        trust_remote_code=settings.get("trust_remote_code", False),
-    )
-    set_start(encoder, training_data(subject), settings["idf"], settings.get("start_active_dims"))
-    return encoder.eval()
+    return snapshot_of(str(other), second.encoder, texts)
 
 
 def spaced(found: Sequence[tuple[int, Path]], count: int) -> list[tuple[int, Path]]:
@@ -124,10 +102,10 @@ def load_weights(encoder: AsymmetricSparseEncoder, path: Path) -> None:
 
 @dataclass(frozen=True)
 class TermChanges:
-    """What documents gain and lose from one stage to the next.
+    """What documents gain and lose from one snapshot to the next.
 
     Attributes:
-        before: label of the first stage.
+        before: label of the first snapshot.
         after: label of the second.
         kept: terms of each document that are active in both.
         gained: terms of each document that only the second has.
@@ -145,14 +123,14 @@ class TermChanges:
     losing: Int64[np.ndarray, " vocab"]
 
 
-def term_changes(before: Stage, after: Stage) -> TermChanges:
+def term_changes(before: Snapshot, after: Snapshot) -> TermChanges:
     """Compare which terms are active in the same documents.
 
     Args:
-        before: first stage, `[documents, vocab]`.
-        after: second stage, of the same documents.
+        before: first snapshot, `[documents, vocab]`.
+        after: second snapshot, of the same documents.
     """
-    first, second = (_active(stage.documents) for stage in (before, after))
+    first, second = (_active(snapshot.documents) for snapshot in (before, after))
     both = csr_array(first.multiply(second))
     kept = _counts(both, axis=1)
     gained, lost = _counts(second, axis=1) - kept, _counts(first, axis=1) - kept
@@ -171,39 +149,39 @@ def _counts(active: csr_array, axis: int) -> Int64[np.ndarray, " counts"]:
 
 @dataclass(frozen=True)
 class DocumentHistory:
-    """The terms of one document over the stages.
+    """The terms of one document over the snapshots.
 
     Attributes:
-        labels: of the stages.
+        labels: of the snapshots.
         terms: those that moved most: the largest rise first, the largest fall last.
-        weights: `[terms, stages]`, 0 where a term is not active.
-        gained: terms that the last stage has and the first has not.
+        weights: `[terms, snapshots]`, 0 where a term is not active.
+        gained: terms that the last snapshot has and the first has not.
         lost: terms that the first has and the last has not.
     """
 
     labels: list[str]
     terms: list[str]
-    weights: Float32[np.ndarray, "terms stages"]
+    weights: Float32[np.ndarray, "terms snapshots"]
     gained: int
     lost: int
 
 
-def document_history(stages: Sequence[Stage], row: int, tokens: Sequence[str], n: int = 20) -> DocumentHistory:
+def document_history(snapshots: Sequence[Snapshot], row: int, tokens: Sequence[str], n: int = 20) -> DocumentHistory:
     """How the terms of one document change.
 
     Args:
-        stages: in order.
+        snapshots: in order.
         row: of the document.
         tokens: the token of each dim.
-        n: how many terms: half of them those that rise most from the first to the last stage, half those that fall.
+        n: how many terms: half of them those that rise most from the first to the last snapshot, half those that fall.
     """
-    weights = np.stack([stage.documents[[row]].toarray()[0] for stage in stages], axis=1)
+    weights = np.stack([snapshot.documents[[row]].toarray()[0] for snapshot in snapshots], axis=1)
     first, last = weights[:, 0], weights[:, -1]
     difference = last - first
     rises, falls = (np.argsort(sign * difference, kind="stable")[: n // 2] for sign in (-1, 1))
     dims = [*rises[difference[rises] > 0], *falls[difference[falls] < 0][::-1]]
     return DocumentHistory(
-        labels=[stage.label for stage in stages],
+        labels=[snapshot.label for snapshot in snapshots],
         terms=[tokens[dim] for dim in dims],
         weights=weights[dims].astype(np.float32),
         gained=int(((first == 0) & (last > 0)).sum()),
