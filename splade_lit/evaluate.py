@@ -17,12 +17,13 @@ from splade_lit.command_line.arguments import CommandParser, positive_int
 from splade_lit.command_line.devices import pick_device
 from splade_lit.command_line.exit_codes import run_command
 from splade_lit.core.files import check_writable, replace_text
+from splade_lit.core.text import check_trec_ids, trec_run_text
 from splade_lit.data.tasks import NANOBEIR_ID, load_tasks
 from splade_lit.encoder.model import AsymmetricSparseEncoder
 from splade_lit.evaluation.bm25 import best_bm25
 from splade_lit.evaluation.metrics_table import metrics_table
 from splade_lit.evaluation.per_query import QueryFigures, figures_of_results, write_per_query
-from splade_lit.evaluation.results import TaskResult, flat_metrics
+from splade_lit.evaluation.results import flat_metrics
 from splade_lit.evaluation.task_evaluation import evaluate_task, sample_corpus
 from splade_lit.runs.stages import write_stages
 
@@ -40,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tasks = load_tasks(settings.tasks, settings.nanobeir_source, settings.nanobeir_revision)
     if settings.max_corpus_documents:
         tasks = [sample_corpus(task, settings.max_corpus_documents) for task in tasks]
+    if settings.runs:
+        check_trec_ids(id for task in tasks for id in (*task.queries, *task.corpus))
     encoder = AsymmetricSparseEncoder.load(settings.model, revision=settings.revision, device=device)
     stages: dict[str, dict[str, float]] = {}
     per_query: dict[str, list[QueryFigures]] = {}
@@ -54,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         write_per_query(settings.per_query, per_query)
     if settings.runs:
         for result in results:
-            replace_text(settings.runs / f"{result.name}.trec", _trec_run(result))
+            replace_text(settings.runs / f"{result.name}.trec", trec_run_text(result.run))
     Console().print(metrics_table(stages))
 
 
@@ -83,15 +86,6 @@ def _parser() -> CommandParser:
     parser.add_argument("--runs", type=Path, help="folder for the rankings: one file in TREC's run format a task")
     parser.add_argument("--device", help="device to encode on, such as cpu or cuda (default: cuda where there is one)")
     return parser
-
-
-def _trec_run(result: TaskResult) -> str:
-    """The ranking as lines of `query_id Q0 document_id rank score tag`."""
-    return "".join(
-        f"{query_id} Q0 {document_id} {rank} {score:.6f} splade_lit\n"
-        for query_id, scores in result.run.items()
-        for rank, (document_id, score) in enumerate(scores.items(), start=1)
-    )
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from splade_lit.command_line.arguments import CommandParser, positive_int
 from splade_lit.command_line.devices import pick_device
 from splade_lit.command_line.exit_codes import run_command
 from splade_lit.core.errors import UserError
+from splade_lit.core.text import Mender
 from splade_lit.data.corpus import load_corpus
 from splade_lit.encoder.model import AsymmetricSparseEncoder
 from splade_lit.engines.shards import check_made_by, read_corpus_vectors
@@ -50,7 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         documents = encoder.encode_document(texts, show_progress_bar=True, convert_to_csr=True)
     index = SearchIndex(documents)
     console = Console(highlight=False)
-    for query in settings.queries or _typed_queries():
+    mend = Mender()
+    for query in map(mend, settings.queries or _typed_queries()):
+        mend.report("queries")
         vector = encoder.encode_query([query], convert_to_csr=True)
         top = index.search(vector, settings.top)
         console.print(Text(f"query: {query}", style="bold"), soft_wrap=True)

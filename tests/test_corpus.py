@@ -3,7 +3,6 @@
 import gzip
 import json
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
 
 import pandas as pd
@@ -47,18 +46,18 @@ def test_ids_titles_and_texts(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["corpus.jsonl", "corpus.jsonl.gz"])
-def test_a_beir_folder_is_read_as_it_is_asked_for(tmp_path: Path, name: str) -> None:
+def test_a_beir_folder_is_read_without_its_judgements(tmp_path: Path, name: str) -> None:
     write(tmp_path / name, jsonl(ROWS) + "no document\n")
     write(tmp_path / "queries.jsonl", jsonl([{"_id": "q", "text": "rivers"}]))
+    for read in (open_corpus, load_corpus):
+        with pytest.raises(UserError, match=r"corpus\.jsonl.*, line 5: not a JSON object"):
+            read(str(tmp_path))
+    write(tmp_path / name, jsonl(ROWS))
     opened = open_corpus(str(tmp_path))  # judgements are not needed
-    assert opened.num_rows == 5
-    assert list(islice(opened, 3)) == list(EXPECTED.items())
-    with pytest.raises(UserError, match=r"corpus\.jsonl.*, line 5: not a JSON object"):
-        list(opened)
-    with pytest.raises(UserError, match="line 5"):
-        load_corpus(str(tmp_path))
-    write(tmp_path / name, jsonl([*ROWS, ROWS[0]]))
-    with pytest.raises(UserError, match="1 of 5 documents have the _id of another"):
+    assert opened.num_rows == 4
+    assert list(opened) == list(opened) == list(EXPECTED.items())
+    write(tmp_path / name, jsonl([*ROWS, ROWS[1]]))
+    with pytest.raises(UserError, match=r"line 5: the _id 'b' is also that of .*, line 2; make them unique"):
         load_corpus(str(tmp_path))
 
 
@@ -101,23 +100,23 @@ def test_real_pairs_are_documents_too(shared_data: Path) -> None:
     ("content", "message"),
     [
         ('{"body": "a"}\n', "no column text; its columns are body"),
-        ('{"text": 1}\n', "the column text must hold text, one string a row, but holds int64"),
-        ('{"text": ["a"]}\n', "the column text must hold text, one string a row, but holds List"),
+        ('{"text": 1}\n', "the column text must hold text, one string a row, but holds a value of type number"),
+        ('{"text": ["a"]}\n', "the column text must hold text, one string a row, but holds a value of type list"),
         (
             '{"text": "a", "id": 1}\n{"text": "b", "id": 1}\n',
-            "1 of 2 documents have the id of another; make them unique",
+            "line 2: the id '1' is also that of .*, line 1; make them unique",
         ),
-        ('{"text": "a", "_id": null}\n{"text": "b", "_id": "x"}\n', "1 of 2 documents have no _id; give each its own"),
+        ('{"text": "a", "_id": null}\n{"text": "b", "_id": "x"}\n', "line 1: there is no _id; give each row its own"),
         ('{"text": ""}\n{"text": " "}\n', "no document has text in the column text"),
         ("", "the file is empty"),
-        ("some words\n", "cannot be read: JSON parse error"),
+        ("some words\n", "line 1: not a JSON object"),
     ],
 )
 def test_bad_corpora_are_told_in_one_sentence(tmp_path: Path, content: str, message: str) -> None:
     source = write(tmp_path / "a.jsonl", content)
     with pytest.raises(UserError, match=message) as error:
         load_corpus(source)
-    assert str(error.value).startswith(f"{source}: ")
+    assert str(error.value).startswith(source)
     assert "\n" not in str(error.value)
 
 

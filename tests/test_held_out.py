@@ -32,7 +32,7 @@ def pairs(tmp_path) -> Pairs:
 
 def corpus(num_documents: int = 60, first: int = 0) -> Corpus:
     rows = [(f"d{n}", f"answer  {n}") for n in range(first, first + num_documents)]
-    return Corpus(len(rows), lambda: iter(rows), "docs.jsonl", "_id")
+    return Corpus(len(rows), lambda: iter(rows), "docs.jsonl")
 
 
 def test_queries_are_held_out_with_all_their_answers(pairs):
@@ -116,7 +116,7 @@ def test_given_queries_are_left_out_of_training(pairs):
 
 
 def test_judgements_of_another_corpus_are_told(pairs):
-    with pytest.raises(UserError, match="no test query has a relevant document in it"):
+    with pytest.raises(UserError, match="no judgement names a document: one has the id 'x'"):
         given_test(pairs, corpus(), {"a": "who"}, {"a": {"x": 1}}, 20, "mine")
     queries = {str(n): f"who is number {n}" for n in range(40)}
     qrels = {query: {"d1": 1} for query in queries}

@@ -235,7 +235,6 @@ def no_layout(folder: Path) -> str:
     return str(folder)
 
 
-LATIN = '{"_id": "q1", "text": "café"}\n'.encode("latin-1")
 CUT = gzip.compress(jsonl(CORPUS * 1000).encode())[:-20]
 FRAME = pd.DataFrame({"_id": ["1"]})
 ONE_QREL = "query-id\tcorpus-id\tscore\n{}\n"
@@ -249,20 +248,26 @@ BAD_TASKS: dict[str, tuple[Callable[[Path], str], str]] = {
     "neither layout": (lambda p: no_layout(p), r"neither a BEIR folder .* nor one in NanoBEIR's layout"),
     "a name without network": (lambda p: "scifact", "NanoBEIR-en: .* the Hugging Face Hub cannot be reached"),
     "no judgements": (lambda p: broken_beir(p, "qrels/test.tsv", None), r"needs its judgements in qrels/test.tsv"),
-    "empty judgements": (lambda p: broken_beir(p, "qrels/test.tsv", ""), "no column corpus-id, .*; there are none"),
-    "no header": (lambda p: broken_beir(p, "qrels/test.tsv", "q1\td1\t1\n"), "no column .*; there are q1, d1, 1"),
+    "empty judgements": (
+        lambda p: broken_beir(p, "qrels/test.tsv", ""),
+        "not judgements; give lines",
+    ),
+    "no header": (lambda p: broken_beir(p, "qrels/test.tsv", "q1\td1\t1\n"), r"not judgements; .*\(BEIR\).*\(TREC\)"),
     "no number": (
         lambda p: broken_beir(p, "qrels/test.tsv", ONE_QREL.format("q1\td1\tyes")),
         "line 2: the score is not",
     ),
     "a short line": (lambda p: broken_beir(p, "qrels/test.tsv", ONE_QREL.format("q1\td1")), "line 2: the score is not"),
-    "other queries": (lambda p: broken_beir(p, "qrels/test.tsv", ONE_QREL.format("q9\td1\t1")), "no query has both"),
+    "other queries": (
+        lambda p: broken_beir(p, "qrels/test.tsv", ONE_QREL.format("q9\td1\t1")),
+        "no judgement names a query",
+    ),
     "only zeros": (lambda p: broken_beir(p, "qrels/test.tsv", ONE_QREL.format("q1\td1\t0")), "no query has both"),
     "judgements not UTF-8": (
         lambda p: broken_beir(p, "qrels/test.tsv", b"\xff\xfe"),
-        "test.tsv: cannot be read: 'utf-8'",
+        "test.tsv: the text is UTF-16",
     ),
-    "an empty corpus": (lambda p: broken_beir(p, "corpus.jsonl", "\n"), "the corpus has no document with text"),
+    "an empty corpus": (lambda p: broken_beir(p, "corpus.jsonl", "\n"), r"corpus\.jsonl: the data set has no rows"),
     "a corpus of empty texts": (
         lambda p: write_beir(p, [{"_id": "1", "text": " "}]),
         "the corpus has no document with",
@@ -271,13 +276,12 @@ BAD_TASKS: dict[str, tuple[Callable[[Path], str], str]] = {
         lambda p: broken_beir(p, "corpus.jsonl", jsonl(CORPUS) + '{"_id'),
         "corpus.jsonl, line 5: not a JSON",
     ),
-    "no id": (lambda p: broken_beir(p, "corpus.jsonl", '{"text": "a"}\n'), "line 1: not a JSON object with `_id` and"),
+    "no id": (lambda p: broken_beir(p, "corpus.jsonl", '{"text": "a"}\n'), "no column _id; its columns are text"),
     "no text": (
         lambda p: broken_beir(p, "queries.jsonl", '{"_id": "a"}\n'),
-        "line 1: not a JSON object with `_id` and",
+        "no column text; its columns are _id",
     ),
     "a list": (lambda p: broken_beir(p, "queries.jsonl", '["a"]\n'), "queries.jsonl, line 1: not a JSON object"),
-    "not UTF-8": (lambda p: broken_beir(p, "queries.jsonl", LATIN), "queries.jsonl: cannot be read: 'utf-8' codec"),
     "not gzip": (
         lambda p: broken_beir(p, "corpus.jsonl.gz", "words"),
         "corpus.jsonl.gz: cannot be read: Not a gzipped",
@@ -287,17 +291,20 @@ BAD_TASKS: dict[str, tuple[Callable[[Path], str], str]] = {
         "corpus.jsonl.gz: cannot be read: Compressed file",
     ),
     "no README": (without_readme, "needs a README.md whose head names its configurations"),
-    "no text column": (lambda p: broken_nanobeir(p, queries=FRAME), r"\(queries, NanoNQ\): no column text; .* are _id"),
+    "no text column": (
+        lambda p: broken_nanobeir(p, queries=FRAME),
+        "NanoNQ.parquet: no column text; .* are _id",
+    ),
     "numbers as text": (
         lambda p: broken_nanobeir(p, corpus=FRAME.assign(text=1)),
-        "text must hold text, .* holds int64",
+        "text must hold text, .* holds a value of type int",
     ),
     "no id column": (lambda p: broken_nanobeir(p, corpus=FRAME.rename(columns={"_id": "text"})), "no column _id"),
     "no judgement column": (
         lambda p: broken_nanobeir(p, qrels=FRAME),
         "no column query-id, corpus-id; its columns are _id",
     ),
-    "no documents": (lambda p: broken_nanobeir(p, corpus=NO_ROWS), "the data set has no rows"),
+    "no documents": (lambda p: broken_nanobeir(p, corpus=NO_ROWS), "corpus has no document with text"),
     "only empty documents": (
         lambda p: broken_nanobeir(p, corpus=FRAME.assign(text="")),
         "corpus has no document with text",

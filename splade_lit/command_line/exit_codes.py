@@ -1,5 +1,6 @@
 """How a command ends: bad input in one sentence with exit code 2, and quietly where nobody reads on."""
 
+import io
 import logging
 import os
 import sys
@@ -22,6 +23,7 @@ def run_command(main: Callable[[Sequence[str] | None], None], arguments: Sequenc
     for name in ("lightning.pytorch", "lightning.fabric", "bm25s"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module=r"lightning\..*|torch\..*|jsonargparse\..*")
+    _tolerate_any_text()
     try:
         main(arguments)
         sys.stdout.flush()
@@ -33,3 +35,10 @@ def run_command(main: Callable[[Sequence[str] | None], None], arguments: Sequenc
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+def _tolerate_any_text() -> None:
+    """Output shows `?` where its encoding lacks a character, and input keeps bytes of another for a `Mender`."""
+    for stream, errors in ((sys.stdout, "replace"), (sys.stdin, "surrogateescape")):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)

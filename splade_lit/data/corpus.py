@@ -7,8 +7,8 @@ from pathlib import Path
 import datasets
 
 from splade_lit.core.errors import UserError
-from splade_lit.data.hub import local_path, plain_errors, read_dataset, require_text
-from splade_lit.data.tasks import beir_documents, count_beir_documents, is_beir, is_task, load_task
+from splade_lit.data.hub import local_path, open_texts
+from splade_lit.data.tasks import beir_file, is_beir, is_task, load_task
 
 _ID_COLUMNS = ("_id", "id")
 _ROWS = 1000
@@ -20,27 +20,17 @@ class Corpus:
 
     Attributes:
         num_rows: how many there are, those without text among them.
-        rows: gives `(id, text)` of each anew at each call; an id is None where a row lacks it.
+        rows: gives id and text of each from the start at each call; no two have one id.
         source: where they come from.
-        id_column: name of the column of ids, None if they are row numbers.
     """
 
     num_rows: int
-    rows: Callable[[], Iterator[tuple[str | None, str]]]
+    rows: Callable[[], Iterator[tuple[str, str]]]
     source: str
-    id_column: str | None
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
-        """`(id, text)` of each document with text.
-
-        Raises:
-            UserError: a document has no id.
-        """
-        for id, text in self.rows():
-            if id is None:
-                raise UserError(f"{self.source}: a document has no {self.id_column}; give each its own.")
-            if text:
-                yield id, text
+        """`(id, text)` of each document with text."""
+        return ((id, text) for id, text in self.rows() if text)
 
 
 def open_corpus(
@@ -56,22 +46,25 @@ def open_corpus(
             folder in the layout of a Hub data set, or a retrieval task of one corpus (`docstrings`, `nq`, a BEIR
             folder).
         text_column: name of the column of texts.
-        cache_dir: folder of the docstrings' cache.
+        cache_dir: folder of the cache of texts.
         titles: put the title before the text; a retrieval task has it there anyway.
 
     Raises:
-        UserError: there is no such source, or it has no such column.
+        UserError: there is no such source, it has no such column, or an id is missing or doubled.
     """
     folder = local_path(source)
     if is_beir(folder):
-        return Corpus(count_beir_documents(folder), lambda: beir_documents(folder), source, "_id")
-    if is_task(source):
+        opened = open_texts(str(beir_file(folder, "corpus.jsonl")), cache_dir=cache_dir)
+        text_column = "text"
+    elif is_task(source):
         corpus = load_task(source, cache_dir=cache_dir)[0].corpus
-        return Corpus(len(corpus), lambda: iter(corpus.items()), source, "_id")
-    dataset = read_dataset(source)
-    require_text(dataset, (text_column,), source)
-    id_column = next((name for name in _ID_COLUMNS if name in dataset.column_names), None)
-    return Corpus(len(dataset), lambda: _rows(dataset, source, text_column, id_column, titles), source, id_column)
+        return Corpus(len(corpus), lambda: iter(corpus.items()), source)
+    else:
+        opened = open_texts(source, cache_dir=cache_dir)
+    ids = [name for name in _ID_COLUMNS if name in opened.columns and name != text_column][:1]
+    title = ["title"] if titles and "title" in opened.columns and text_column != "title" else []
+    dataset = opened.read([*ids, *title, text_column], id_column=bool(ids))
+    return Corpus(len(dataset), lambda: _rows(dataset, bool(ids)), source)
 
 
 def load_corpus(source: str, text_column: str = "text", cache_dir: str | Path | None = None) -> dict[str, str]:
@@ -80,34 +73,21 @@ def load_corpus(source: str, text_column: str = "text", cache_dir: str | Path | 
     Args:
         source: see `open_corpus`.
         text_column: name of the column of texts.
-        cache_dir: folder of the docstrings' cache.
+        cache_dir: folder of the cache of texts.
 
     Raises:
-        UserError: as `open_corpus`; two documents share an id, one lacks it, or none has text.
+        UserError: as `open_corpus`, or no document has text.
     """
-    opened = open_corpus(source, text_column, cache_dir)
-    rows = list(opened.rows())
-    if missing := sum(id is None for id, _ in rows):
-        raise UserError(f"{source}: {missing} of {len(rows)} documents have no {opened.id_column}; give each its own.")
-    corpus = {str(id): text for id, text in rows}
-    if copies := len(rows) - len(corpus):
-        raise UserError(
-            f"{source}: {copies} of {len(rows)} documents have the {opened.id_column} of another; make them unique."
-        )
-    corpus = {id: text for id, text in corpus.items() if text}
+    corpus = dict(open_corpus(source, text_column, cache_dir))
     if not corpus:
         raise UserError(f"{source}: no document has text in the column {text_column}.")
     return corpus
 
 
-def _rows(
-    dataset: datasets.Dataset, source: str, text_column: str, id_column: str | None, with_titles: bool
-) -> Iterator[tuple[str | None, str]]:
+def _rows(dataset: datasets.Dataset, with_ids: bool) -> Iterator[tuple[str, str]]:
     for start in range(0, len(dataset), _ROWS):
-        with plain_errors(source):  # a text may turn out not to be UTF-8
-            rows = dataset[start : start + _ROWS]
-        texts = rows[text_column]
-        ids = rows[id_column] if id_column else range(start, start + len(texts))
-        titles = rows["title"] if with_titles and "title" in rows else [""] * len(texts)
-        for id, title, text in zip(ids, titles, texts, strict=True):
-            yield None if id is None else str(id), f"{title or ''} {text or ''}".strip()
+        ids, *texts = dataset[start : start + _ROWS].values()
+        if not with_ids:
+            ids, texts = range(start, start + len(ids)), [ids, *texts]
+        for id, *parts in zip(ids, *texts, strict=True):
+            yield str(id), " ".join(part for part in parts if part).strip()

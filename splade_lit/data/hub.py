@@ -1,41 +1,123 @@
-"""`datasets.load_dataset` with the errors of everyday use told in one sentence each."""
+"""Sources of text by file, folder or Hub id: which files they are, and their columns as a memory-mapped data set."""
 
-import glob
+import json
 import logging
 import os
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import datasets
 import pyarrow as pa
 import xxhash
 import yaml
-from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+from datasets.exceptions import DatasetNotFoundError
 
 from splade_lit.core.errors import UserError
+from splade_lit.core.files import cache_folder, replace_text, whole_file
+from splade_lit.core.progress import WorkProgress
+from splade_lit.core.tables import FORMATS, column_names, read_rows, read_unique, require_columns
+from splade_lit.core.text import Mender
 
-FILE_BUILDERS = {
-    ".jsonl": "json",
-    ".json": "json",
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".parquet": "parquet",
-    ".txt": "text",  # a row a line, in the column `text`
-}
-_NO_ROWS = ("corresponds to no data", "BatchSize must be greater than 0", "No columns to parse")
+_BATCH_ROWS = 1_000
+
+logger = logging.getLogger(__name__)
 
 # These log what is raised right after, and that a folder has no README.md, which it need not have.
 logging.getLogger("datasets.packaged_modules").setLevel(logging.CRITICAL)
 logging.getLogger("huggingface_hub.repocard").setLevel(logging.ERROR)
 
 
-def read_dataset(
-    source: str, config: str | None = None, split: str = "train", revision: str | None = None
-) -> datasets.Dataset:
-    """One split of a data set.
+@dataclass(frozen=True)
+class TextSource:
+    """One split of a data set, whose columns are read as strings.
+
+    Attributes:
+        source: where it comes from, for messages.
+        files: its files, in their order.
+        columns: names of its columns, those of the first file.
+        cache_dir: folder of the cache; see `cache_folder`.
+    """
+
+    source: str
+    files: tuple[Path, ...]
+    columns: tuple[str, ...]
+    cache_dir: str | Path | None = None
+
+    def read(self, columns: Sequence[str], id_column: bool = False) -> datasets.Dataset:
+        """Columns in a file of the cache that is mapped into memory; a text that is not there is None.
+
+        That file is made once for the files as they are now. Where it cannot be written, the texts are kept in memory.
+
+        Args:
+            columns: names of columns.
+            id_column: whether the first one holds ids, which no two rows share.
+
+        Raises:
+            UserError: a column is missing or holds no text, an id is missing or doubled, or there are no rows.
+        """
+        require_columns(self.source, self.columns, columns)
+        state = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in self.files]
+        key = xxhash.xxh3_64_hexdigest(repr((state, list(columns), id_column)).encode("utf-8", "surrogatepass"))
+        path = cache_folder(self.cache_dir) / "texts" / f"{key}.arrow"
+        count = path.with_suffix(".replaced")  # characters, where there were any
+        mend = Mender()
+        schema = pa.schema([(name, pa.string()) for name in columns])
+        try:
+            if path.is_file():
+                mend.count = int(count.read_text()) if count.is_file() else 0
+            else:
+                with whole_file(path) as temporary, pa.OSFile(str(temporary), "wb") as file:
+                    with pa.ipc.new_stream(file, schema) as writer:
+                        for batch in self._batches(schema, id_column, mend):
+                            writer.write_batch(batch)
+                    if mend.count:
+                        replace_text(count, str(mend.count))
+            dataset = datasets.Dataset.from_file(str(path))
+        except OSError as error:
+            logger.warning("The texts are kept in memory: %s cannot be written (%s).", path.parent, error.strerror)
+            mend = Mender()
+            dataset = datasets.Dataset(pa.Table.from_batches(self._batches(schema, id_column, mend), schema))
+        mend.report(self.source)
+        return dataset
+
+    def rows(self, columns: Sequence[str]) -> Iterator[list[str]]:
+        """The rows of columns that hold ids, such as those of judgements.
+
+        Raises:
+            UserError: a column or an id is missing.
+        """
+        require_columns(self.source, self.columns, columns)
+        for path in self.files:
+            for _, values in read_rows(path, columns, columns, lists=True):
+                yield [str(value) for value in values]
+
+    def _batches(self, schema: pa.Schema, id_column: bool, mend: Mender) -> Iterator[pa.RecordBatch]:
+        columns = schema.names
+        plain = (values for path in self.files for _, values in read_rows(path, columns, mend=mend))
+        rows = read_unique(self.files, columns, mend) if id_column else plain
+        num_rows = 0
+        with WorkProgress(f"reading {self.source}", "rows", None) as progress:
+            while part := list(islice(rows, _BATCH_ROWS)):
+                arrays = [pa.array(values, pa.string()) for values in zip(*part, strict=True)]
+                yield pa.record_batch(arrays, schema)
+                num_rows += len(part)
+                progress.advance(len(part))
+        if num_rows == 0:
+            raise UserError(f"{self.source}: the data set has no rows.")
+
+
+def open_texts(
+    source: str,
+    config: str | None = None,
+    split: str = "train",
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+) -> TextSource:
+    """One split of a data set, none of its rows read yet.
 
     Args:
         source: a Hub id, a folder in the layout of a Hub data set, or a file (jsonl, csv, tsv, txt, gzipped or not, or
@@ -43,6 +125,7 @@ def read_dataset(
         config: which configuration, if there are several.
         split: which split; a file is one split, whatever its name.
         revision: branch, tag or commit of a Hub id.
+        cache_dir: folder of the cache of texts; see `cache_folder`.
 
     Raises:
         UserError: the source is not a data set, cannot be reached, has no such configuration or split, or cannot be
@@ -52,21 +135,15 @@ def read_dataset(
     path = local_path(source)
     with plain_errors(source):
         if path.is_file():
-            return _read_file(path)
-        if path.is_dir():
-            return datasets.load_dataset(str(path), config, split=split, cache_dir=_folder_cache(path))
-        return datasets.load_dataset(source, config, split=split, revision=revision)
-
-
-def _folder_cache(folder: Path) -> str:
-    """A cache for what the folder holds now.
-
-    `datasets` knows a folder whose README.md lists its files by its name and that README alone: it would go on giving
-    the rows of files that have changed since, or of another folder of the same name.
-    """
-    files = sorted(path for path in folder.resolve().rglob("*") if path.is_file())
-    state = [(str(path), stat.st_size, stat.st_mtime_ns) for path, stat in ((path, path.stat()) for path in files)]
-    return os.path.join(datasets.config.HF_DATASETS_CACHE, "folders", xxhash.xxh3_64_hexdigest(repr(state).encode()))
+            if path.stat().st_size == 0:
+                raise UserError(f"{source}: the file is empty.")
+            files = [str(path)]
+        elif path.is_dir():
+            files = _files_of(datasets.load_dataset_builder(str(path), config), source, split)
+        else:
+            files = _hub_files(source, config, split, revision, cache_dir)
+    paths = tuple(map(Path, files))
+    return TextSource(source, paths, tuple(column_names(paths[0])), cache_dir)
 
 
 def local_path(source: str) -> Path:
@@ -81,72 +158,57 @@ def check_source(source: str) -> None:
         UserError: it is not.
     """
     path = local_path(source)
-    is_file = path.suffix.lower() in (*FILE_BUILDERS, ".gz")
+    is_file = path.suffix.lower() in (*FORMATS, ".gz")
     is_path = source.startswith(("/", ".", "~")) or source.count("/") > 1 or is_file
     if is_path and not path.exists():
         raise UserError(f"{source}: there is no such file or folder.")
 
 
-def read_config_splits(source: str, config: str) -> list[str]:
-    """The names of the splits of one configuration.
+def folder_splits(folder: str, config: str) -> list[str]:
+    """The names of the splits of one configuration of a folder.
 
     Raises:
-        UserError: as `read_dataset`.
+        UserError: as `open_texts`.
     """
-    with plain_errors(source):
-        return datasets.get_dataset_split_names(os.path.expanduser(source), config)
+    with plain_errors(folder):
+        return list(datasets.load_dataset_builder(os.path.expanduser(folder), config).config.data_files)
 
 
-def require_columns(dataset: datasets.Dataset, columns: Sequence[str], source: str) -> None:
-    """Check that the columns are there.
-
-    Raises:
-        UserError: some are not.
-    """
-    if missing := [column for column in columns if column not in dataset.column_names]:
-        there = ", ".join(dataset.column_names)
-        raise UserError(f"{source}: no column {', '.join(missing)}; its columns are {there}.")
+def _files_of(builder: datasets.DatasetBuilder, source: str, split: str) -> list[str]:
+    files = builder.config.data_files
+    if split not in files:
+        raise UserError(f'{source}: Unknown split "{split}". Should be one of {list(files)}.')
+    return [str(file) for file in files[split]]
 
 
-def require_text(dataset: datasets.Dataset, columns: Sequence[str], source: str) -> None:
-    """Check that the columns are there and hold text.
-
-    Raises:
-        UserError: some do not.
-    """
-    require_columns(dataset, columns, source)
-    for column in columns:
-        feature = dataset.features[column]
-        kind = feature.dtype if isinstance(feature, datasets.Value) else type(feature).__name__
-        if kind not in ("string", "large_string"):
-            raise UserError(f"{source}: the column {column} must hold text, one string a row, but holds {kind}.")
-
-
-def _read_file(path: Path) -> datasets.Dataset:
-    name = path.name.lower()
-    suffix = Path(name.removesuffix(".gz")).suffix
-    if suffix not in FILE_BUILDERS or name.endswith(".parquet.gz"):
-        endings = ", ".join(FILE_BUILDERS)
-        raise UserError(f"{path}: not a data file by its name; it must end in {endings} (all but .parquet also .gz).")
-    if path.stat().st_size == 0:
-        raise UserError(f"{path}: the file is empty.")
-    options: dict[str, Any] = {}
-    if suffix in (".csv", ".tsv"):
-        options = {"sep": "\t" if suffix == ".tsv" else ",", "keep_default_na": False}  # "null" and "NA" are texts
-    return datasets.load_dataset(FILE_BUILDERS[suffix], data_files=glob.escape(str(path)), split="train", **options)
+def _hub_files(
+    source: str, config: str | None, split: str, revision: str | None, cache_dir: str | Path | None
+) -> list[str]:
+    """The files of a Hub id in the Hub's cache; which they are is kept in ours, for days without a network."""
+    key = xxhash.xxh3_64_hexdigest(repr((source, config, split, revision)).encode())
+    known = cache_folder(cache_dir) / "texts" / f"{key}.json"
+    try:
+        builder = datasets.load_dataset_builder(source, config, revision=revision)
+    except ConnectionError:
+        if known.is_file():
+            return list(json.loads(known.read_text(encoding="utf-8")))
+        raise
+    if builder.config.data_files is None:  # no network, but prepared by `datasets` itself
+        return [file["filename"] for file in builder.as_dataset(split).cache_files]
+    files = datasets.DownloadManager().download(_files_of(builder, source, split))
+    replace_text(known, json.dumps(files))
+    return files
 
 
 @contextmanager
 def plain_errors(source: str) -> Iterator[None]:
-    """What reading a data set can raise, told in one sentence.
+    """What finding the files of a data set can raise, in one sentence.
 
     Raises:
         UserError: in place of it.
     """
     try:
         yield
-    except UserError:
-        raise
     except ConnectionError as error:  # what `datasets` raises when the Hub cannot be reached and nothing is cached
         raise UserError(
             f"{source}: no such file or folder here, and the Hugging Face Hub cannot be reached; "
@@ -158,8 +220,6 @@ def plain_errors(source: str) -> Iterator[None]:
         raise UserError(f"{source}: the folder holds no data set (parquet, jsonl or csv files).") from error
     except yaml.YAMLError as error:
         raise UserError(f"{source}: the YAML at the head of its README.md is damaged.") from error
-    except (DatasetGenerationError, pa.ArrowException, EOFError, ValueError, OSError, StopIteration) as error:
-        cause = textwrap.shorten(str(error.__cause__ or error), 300, placeholder=" ...")
-        if not cause or any(phrase in cause for phrase in _NO_ROWS):
-            raise UserError(f"{source}: the data set has no rows.") from error
+    except (ValueError, OSError) as error:
+        cause = textwrap.shorten(str(error), 300, placeholder=" ...")
         raise UserError(f"{source}: cannot be read: {cause}") from error

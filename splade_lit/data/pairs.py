@@ -13,10 +13,11 @@ import xxhash
 
 from splade_lit.core.errors import UserError
 from splade_lit.data.docstrings import document_text, load_docstrings
-from splade_lit.data.hub import plain_errors, read_dataset, require_text
+from splade_lit.data.hub import open_texts
 
 NATURAL_QUESTIONS = "sentence-transformers/natural-questions"
 DEFAULT_REVISIONS = {NATURAL_QUESTIONS: "f9e894e1081e206e577b4eaa9ee6de2b06ae6f17"}
+DEFAULT_MAX_PAIRS = {NATURAL_QUESTIONS: 100_000}  # of the published recipe
 DOCSTRINGS = "docstrings"
 BATCH_ROWS = 1000
 
@@ -91,8 +92,8 @@ def load_pairs(
         config: which configuration of the data set, if there are several.
         split: which split.
         revision: branch, tag or commit of a Hub id; natural-questions is pinned unless one is given.
-        max_pairs: read the first rows only.
-        cache_dir: folder of the docstrings' cache.
+        max_pairs: take the first rows only; all if none is given, of natural-questions the 100,000 of the recipe.
+        cache_dir: folder of the cache of texts.
 
     Raises:
         UserError: the source is not a data set or cannot be reached, a column is missing or is not text, or no pair is
@@ -104,10 +105,14 @@ def load_pairs(
         dataset = datasets.Dataset.from_dict(texts)
     else:
         columns = (query_column, document_column, *negative_columns)
-        dataset = read_dataset(source, config, split, revision or DEFAULT_REVISIONS.get(source))
-        dataset = _named_columns(dataset, columns, source)
-    if max_pairs is not None:
-        dataset = dataset.select(range(min(max_pairs, len(dataset))))
+        if len(set(columns)) < len(columns):
+            raise UserError(f"{source}: the columns {', '.join(columns)} must be different ones.")
+        opened = open_texts(source, config, split, revision or DEFAULT_REVISIONS.get(source), cache_dir)
+        names = ("query", "document", *(f"negative_{number}" for number in range(1, len(columns) - 1)))
+        dataset = opened.read(columns).rename_columns(dict(zip(columns, names, strict=True)))
+    if (max_pairs := max_pairs or DEFAULT_MAX_PAIRS.get(source)) is not None and max_pairs < len(dataset):
+        logger.info("%s: max_pairs leaves out %d of %d rows.", source, len(dataset) - max_pairs, len(dataset))
+        dataset = dataset.select(range(max_pairs))
     return Pairs(_without_empty_texts(dataset, source), source)
 
 
@@ -128,21 +133,12 @@ def split_rows(num_pairs: int, num_eval_pairs: int, seed: int) -> tuple[np.ndarr
     return parts["train"]["row"][:], parts["test"]["row"][:]
 
 
-def _named_columns(dataset: datasets.Dataset, columns: Sequence[str], source: str) -> datasets.Dataset:
-    require_text(dataset, columns, source)
-    if len(set(columns)) < len(columns):
-        raise UserError(f"{source}: the columns {', '.join(columns)} must be different ones.")
-    names = ("query", "document", *(f"negative_{number}" for number in range(1, len(columns) - 1)))
-    return dataset.select_columns(list(columns)).rename_columns(dict(zip(columns, names, strict=True)))
-
-
 def _without_empty_texts(dataset: datasets.Dataset, source: str) -> datasets.Dataset:
     has_text = np.ones(len(dataset), dtype=bool)
     for start in range(0, len(dataset), BATCH_ROWS):
         table: pa.Table = dataset.with_format("arrow")[start : start + BATCH_ROWS]
         for column in table.columns:
-            with plain_errors(source):  # a text may turn out not to be UTF-8
-                lengths = pc.fill_null(pc.utf8_length(pc.utf8_trim_whitespace(column)), 0)
+            lengths = pc.fill_null(pc.utf8_length(pc.utf8_trim_whitespace(column)), 0)
             has_text[start : start + BATCH_ROWS] &= lengths.to_numpy() > 0
     empty = len(dataset) - int(has_text.sum())
     if empty == len(dataset):

@@ -1,18 +1,16 @@
 """Retrieval tasks: NanoBEIR from the Hub or a folder, BEIR folders, docstrings; all become a `RetrievalTask`."""
 
-import csv
-import gzip
-import json
-import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+import numpy as np
 
 from splade_lit.core.errors import UserError
+from splade_lit.core.tables import read_unique
+from splade_lit.core.text import check_ids, read_qrels
 from splade_lit.data.docstrings import document_text, load_docstrings
-from splade_lit.data.hub import local_path, read_config_splits, read_dataset, require_columns, require_text
+from splade_lit.data.hub import TextSource, folder_splits, local_path, open_texts
 
 NANOBEIR_ID = "sentence-transformers/NanoBEIR-en"
 NANOBEIR_SPLITS = {
@@ -31,6 +29,7 @@ NANOBEIR_SPLITS = {
     "touche2020": "NanoTouche2020",
 }
 DOCSTRINGS = "docstrings"
+_CORPUS, _QUERIES = "corpus.jsonl", "queries.jsonl"
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ def load_tasks(
             queries.jsonl[.gz], qrels/test.tsv), or folders in NanoBEIR's layout, which give all of their sets.
         nanobeir_source: Hub id or folder of the data set that NanoBEIR names are looked up in.
         nanobeir_revision: branch, tag or commit of that Hub data set; by default its newest.
-        cache_dir: folder of the docstrings' cache.
+        cache_dir: folder of the cache of docstrings.
 
     Raises:
         UserError: an unknown name, a folder of neither layout, no network, missing columns, an empty set, or two
@@ -105,7 +104,7 @@ def load_task(
     elif all((folder / part).is_dir() for part in ("corpus", "queries", "qrels")):
         if not (folder / "README.md").is_file():
             raise UserError(f"{name}: needs a README.md whose head names its configurations corpus, queries and qrels.")
-        tasks = [_load_nanobeir(name, split) for split in read_config_splits(name, "corpus")]
+        tasks = [_load_nanobeir(name, split) for split in folder_splits(name, "corpus")]
     else:
         raise UserError(
             f"{name}: neither a BEIR folder (corpus.jsonl, queries.jsonl, qrels/test.tsv) nor one in NanoBEIR's layout "
@@ -115,58 +114,28 @@ def load_task(
 
 
 def _load_nanobeir(source: str, split: str, revision: str | None = None) -> RetrievalTask:
-    corpus, queries, qrels = (
-        read_dataset(source, config, split, revision) for config in ("corpus", "queries", "qrels")
-    )
-    for config, dataset in (("corpus", corpus), ("queries", queries)):
-        require_columns(dataset, ("_id", "text"), f"{source} ({config}, {split})")
-        require_text(dataset, ("text",), f"{source} ({config}, {split})")
-    require_columns(qrels, ("query-id", "corpus-id"), f"{source} (qrels, {split})")
+    corpus, queries, qrels = (open_texts(source, config, split, revision) for config in ("corpus", "queries", "qrels"))
     relevant: dict[str, dict[str, int]] = {}
-    for query_id, document_ids in zip(qrels["query-id"], qrels["corpus-id"], strict=True):
-        documents = document_ids if isinstance(document_ids, list) else [document_ids]
-        relevant.setdefault(str(query_id), {}).update((str(document), 1) for document in documents)
-    return _checked(
-        RetrievalTask(
-            name=split,
-            corpus=dict(zip(map(str, corpus["_id"]), corpus["text"], strict=True)),
-            queries=dict(zip(map(str, queries["_id"]), queries["text"], strict=True)),
-            qrels=relevant,
-            group="NanoBEIR",
-        )
-    )
-
-
-def beir_documents(folder: Path) -> Iterator[tuple[str, str]]:
-    """`(id, text)` of each document of a BEIR folder, as they are read; the title stands before the text.
-
-    Raises:
-        UserError: a line is no document.
-    """
-    for row in _read_jsonl(folder, "corpus"):
-        yield row["_id"], f"{row.get('title') or ''} {row['text']}".strip()
-
-
-def count_beir_documents(folder: Path) -> int:
-    """Documents of a BEIR folder, those without text among them.
-
-    Raises:
-        UserError: the file cannot be read.
-    """
-    with _open_jsonl(folder, "corpus") as (_, lines):
-        return sum(1 for line in lines if line.strip())
+    for query_id, document_id in qrels.rows(("query-id", "corpus-id")):
+        relevant.setdefault(query_id, {})[document_id] = 1
+    task = RetrievalTask(split, _texts(corpus), _texts(queries), relevant, group="NanoBEIR")
+    return _checked(task, f"{source} ({split})")
 
 
 def _load_beir(folder: Path) -> RetrievalTask:
+    corpus, queries = (open_texts(str(beir_file(folder, name))) for name in (_CORPUS, _QUERIES))
+    qrels = read_qrels(folder / "qrels" / "test.tsv")
     return _checked(
-        RetrievalTask(
-            name=folder.resolve().name,
-            corpus=dict(beir_documents(folder)),
-            queries={row["_id"]: row["text"].strip() for row in _read_jsonl(folder, "queries")},
-            qrels=read_qrels(folder / "qrels" / "test.tsv"),
-            graded=True,
-        )
+        RetrievalTask(folder.resolve().name, _texts(corpus, titles=True), _texts(queries), qrels, graded=True),
+        str(folder),
     )
+
+
+def _texts(source: TextSource, titles: bool = False) -> dict[str, str]:
+    """Id to text, of documents with the title before it."""
+    columns = ["_id", *(["title"] if titles and "title" in source.columns else []), "text"]
+    rows = read_unique(source.files, columns)
+    return {str(id): " ".join(part for part in parts if part).strip() for id, *parts in rows}
 
 
 def _docstring_task(cache_dir: str | Path | None) -> RetrievalTask:
@@ -177,15 +146,16 @@ def _docstring_task(cache_dir: str | Path | None) -> RetrievalTask:
             corpus={d.name: document_text(d) for d in (*docstrings.held_out, *docstrings.distractors)},
             queries={d.name: d.first_sentence for d in docstrings.held_out},
             qrels={d.name: {d.name: 1} for d in docstrings.held_out},
-        )
+        ),
+        DOCSTRINGS,
     )
 
 
-def _checked(task: RetrievalTask) -> RetrievalTask:
+def _checked(task: RetrievalTask, source: str) -> RetrievalTask:
     """The task without empty texts and without queries that no document answers.
 
     Raises:
-        UserError: no document or no query is left.
+        UserError: no document or no query is left, or the judgements name other ids.
     """
     corpus = {document_id: text for document_id, text in task.corpus.items() if text}
     queries = {
@@ -195,69 +165,28 @@ def _checked(task: RetrievalTask) -> RetrievalTask:
     }
     if not corpus:
         raise UserError(f"{task.name}: the corpus has no document with text.")
+    check_ids(source, task.corpus, task.queries, task.qrels)
     if not queries:
         raise UserError(f"{task.name}: no query has both a text and a relevant document.")
     qrels = {query_id: task.qrels[query_id] for query_id in queries}
     return RetrievalTask(task.name, corpus, queries, qrels, task.graded, task.group)
 
 
+def sampled_ids(ids: Sequence[str], judged: Collection[str], max_documents: int, seed: int) -> set[str]:
+    """Ids of a sample of a corpus: all judged ones and, up to `max_documents`, others drawn by chance."""
+    others = [id for id in ids if id not in judged]
+    room = max(max_documents - (len(ids) - len(others)), 0)
+    if room >= len(others):
+        return set(ids)
+    drawn = np.random.default_rng(seed).choice(len(others), size=room, replace=False)
+    return {id for id in ids if id in judged}.union(others[position] for position in drawn)
+
+
 def is_beir(folder: Path) -> bool:
     """Whether a folder is in BEIR's layout; its judgements may be missing."""
-    return all(_find(folder, name) for name in ("corpus.jsonl", "queries.jsonl"))
+    return all(beir_file(folder, name) for name in (_CORPUS, _QUERIES))
 
 
-def _find(folder: Path, name: str) -> Path | None:
+def beir_file(folder: Path, name: str) -> Path | None:
+    """A file of a BEIR folder, gzipped or not; None if it is not there."""
     return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
-
-
-def _read_jsonl(folder: Path, stem: str) -> Iterator[dict[str, Any]]:
-    with _open_jsonl(folder, stem) as (path, lines):
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-                row = {**row, "_id": str(row["_id"]), "text": str(row["text"] or "")}
-            except (ValueError, TypeError, KeyError) as error:
-                raise UserError(f"{path}, line {number}: not a JSON object with `_id` and `text`.") from error
-            yield row
-
-
-@contextmanager
-def _open_jsonl(folder: Path, stem: str) -> Iterator[tuple[Path, Iterator[str]]]:
-    path = _find(folder, f"{stem}.jsonl")
-    assert path is not None  # the folder was recognised by it
-    opener = gzip.open if path.suffix == ".gz" else open
-    with _damage_told(path), opener(path, "rt", encoding="utf-8") as lines:
-        yield path, lines
-
-
-def read_qrels(path: Path) -> dict[str, dict[str, int]]:
-    """Query id to document id to grade, from a file of tab-separated `query-id`, `corpus-id` and `score`.
-
-    Raises:
-        UserError: there is no such file, or it is none of judgements.
-    """
-    if not path.is_file():
-        raise UserError(f"{path}: there is no such file; a BEIR folder needs its judgements in qrels/test.tsv.")
-    qrels: dict[str, dict[str, int]] = {}
-    with _damage_told(path), path.open(encoding="utf-8", newline="") as lines:
-        rows = csv.DictReader(lines, delimiter="\t")
-        missing = {"query-id", "corpus-id", "score"} - set(rows.fieldnames or ())
-        if missing:
-            there = ", ".join(rows.fieldnames or ["none"])
-            raise UserError(f"{path}: no column {', '.join(sorted(missing))} in its first line; there are {there}.")
-        for row in rows:
-            try:
-                qrels.setdefault(row["query-id"], {})[row["corpus-id"]] = int(row["score"])
-            except (TypeError, ValueError) as error:
-                raise UserError(f"{path}, line {rows.line_num}: the score is not a whole number.") from error
-    return qrels
-
-
-@contextmanager
-def _damage_told(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, EOFError, zlib.error, csv.Error, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from error

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from splade_lit.core.errors import UserError
 from splade_lit.core.progress import WorkProgress
 from splade_lit.core.tokens import tokenize_documents, tokenize_queries
-from splade_lit.data.tasks import RetrievalTask
+from splade_lit.data.tasks import RetrievalTask, sampled_ids
 from splade_lit.evaluation.results import TaskResult, evaluate_vectors, flat_metrics
 
 
@@ -96,12 +96,9 @@ def sample_corpus(task: RetrievalTask, max_documents: int, seed: int = 0) -> Ret
     Figures on a sample are higher than those on the whole corpus; they compare with one another.
     """
     judged = {document_id for grades in task.qrels.values() for document_id in grades}
-    others = [document_id for document_id in task.corpus if document_id not in judged]
-    room = max(max_documents - (len(task.corpus) - len(others)), 0)
-    if room >= len(others):
+    kept = sampled_ids(list(task.corpus), judged, max_documents, seed)
+    if len(kept) == len(task.corpus):
         return task
-    drawn = np.random.default_rng(seed).choice(len(others), size=room, replace=False)
-    kept = judged.union(others[i] for i in drawn)
     return replace(task, corpus={document_id: text for document_id, text in task.corpus.items() if document_id in kept})
 
 

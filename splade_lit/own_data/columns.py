@@ -4,11 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from splade_lit.core.errors import UserError
+from splade_lit.core.text import read_qrels
 from splade_lit.data.corpus import Corpus, load_corpus, open_corpus
-from splade_lit.data.hub import read_dataset
+from splade_lit.data.hub import open_texts
 from splade_lit.data.pairs import DOCSTRINGS, Pairs, load_pairs
-from splade_lit.data.tasks import is_task, read_qrels
+from splade_lit.data.tasks import is_task
+from splade_lit.data.text_keys import query_hashes
 from splade_lit.own_data.held_out import HeldOut, given_test, hold_out, pairs_as_corpus
 from splade_lit.own_data.inspection import CorpusFacts, inspect_corpus
 
@@ -60,7 +64,8 @@ def read_pairs(
     """
     if source == DOCSTRINGS:
         raise UserError("docstrings come with a retrieval task of their own; train with experiments/quickstart.yaml.")
-    names = read_dataset(source).column_names
+    opened = open_texts(source)
+    names = opened.columns
     query = query_column or _usual(source, names, QUERY_COLUMNS, document_column, "queries", "--query-column")
     document = document_column or _usual(source, names, DOCUMENT_COLUMNS, query, "documents", "--document-column")
     pairs = load_pairs(source, query, document, negative_columns)
@@ -69,7 +74,7 @@ def read_pairs(
             f"{source}: {len(pairs)} pairs with text are too few to train and to test with; give at least {MIN_PAIRS}, "
             "better some thousands."
         )
-    return OwnPairs(pairs, len(read_dataset(source)), query, document)
+    return OwnPairs(pairs, len(opened.read((query, document, *negative_columns))), query, document)
 
 
 def read_corpus(source: str, text_column: str | None, pairs: Pairs) -> OwnCorpus:
@@ -81,7 +86,7 @@ def read_corpus(source: str, text_column: str | None, pairs: Pairs) -> OwnCorpus
     if is_task(source):
         corpus = open_corpus(source)
         return OwnCorpus(corpus, corpus, inspect_corpus(corpus, pairs))
-    names = read_dataset(source).column_names
+    names = open_texts(source).columns
     column = text_column or _usual(source, names, TEXT_COLUMNS, None, "texts", "--text-column")
     corpus = open_corpus(source, column)
     facts = inspect_corpus(corpus, pairs)
@@ -110,8 +115,8 @@ def make_task(
         corpus: what is searched; the documents of the pairs if there is none.
         queries: file of test queries with ids, if there are any.
         qrels: which documents answer them.
-        num_queries: queries to hold out of the pairs where no test queries are given; by default a tenth of the pairs,
-            from 10 to 500.
+        num_queries: queries to hold out of the pairs where no test queries are given; by default a tenth of the
+            queries, 500 at most.
         max_documents: documents of the task.
 
     Raises:
@@ -119,7 +124,7 @@ def make_task(
     """
     if (queries is None) != (qrels is None):
         raise UserError("--queries and --qrels belong together: test queries, and which documents answer them.")
-    num_queries = num_queries or min(500, max(10, len(pairs) // 10))
+    num_queries = num_queries or min(500, max(1, round(len(np.unique(query_hashes(pairs))) / 10)))
     if queries is not None and qrels is not None:
         if corpus is None:
             raise UserError("--queries and --qrels are about a corpus; give it with --corpus.")

@@ -1,7 +1,7 @@
 """A retrieval task out of one's own data: queries that training never sees, over one's own corpus."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,9 +9,10 @@ import numpy as np
 
 from splade_lit.core.errors import UserError
 from splade_lit.core.files import replace_text, whole_file
+from splade_lit.core.text import check_ids, qrels_text
 from splade_lit.data.corpus import Corpus
 from splade_lit.data.pairs import Pairs
-from splade_lit.data.tasks import RetrievalTask
+from splade_lit.data.tasks import RetrievalTask, sampled_ids
 from splade_lit.data.text_keys import document_hashes, document_key, hashes, query_hashes, query_key
 
 TASK_FILES = ("corpus.jsonl", "queries.jsonl", "qrels/test.tsv")
@@ -76,7 +77,8 @@ def hold_out(
     held_out = np.isin(queries, drawn)
     if held_out.all():
         raise UserError(
-            f"{pairs.source}: holding {num_queries} queries out leaves no pair to train on; hold out fewer."
+            f"{pairs.source}: holding {num_queries} queries out leaves no pair to train on; hold out fewer, with "
+            "--held-out."
         )
     wanted = set(answers[held_out].tolist())
     ids_of: dict[int, list[str]] = {}
@@ -132,6 +134,7 @@ def given_test(
     """
     ids, keys = _ids_and_hashes(corpus)
     key_of = dict(zip(ids, keys.tolist(), strict=True))
+    check_ids(corpus.source, key_of, queries, qrels)
     qrels = {query: {id: grade for id, grade in grades.items() if id in key_of} for query, grades in qrels.items()}
     qrels = {
         query: grades for query, grades in qrels.items() if query in queries and max(grades.values(), default=0) > 0
@@ -162,22 +165,23 @@ def pairs_as_corpus(pairs: Pairs) -> Corpus:
     first.sort()
     documents = pairs.dataset.select(first).select_columns("document")
 
-    def rows() -> Iterable[tuple[str | None, str]]:
+    def rows() -> Iterator[tuple[str, str]]:
         for start in range(0, len(documents), 1000):
             texts = documents[start : start + 1000]["document"]
             for row, text in zip(first[start:].tolist(), texts, strict=False):
                 yield f"d{row}", text.strip()
 
-    return Corpus(len(first), lambda: iter(rows()), pairs.source, None)
+    return Corpus(len(first), rows, pairs.source)
 
 
 def write_beir(task: RetrievalTask, folder: Path) -> None:
     """Write a task as a BEIR folder: corpus.jsonl, queries.jsonl, qrels/test.tsv.
 
     Raises:
-        UserError: a file cannot be written.
+        UserError: a file cannot be written, or an id cannot be written in a file of judgements.
     """
     corpus, queries, qrels = (folder / name for name in TASK_FILES)
+    judgements = qrels_text(task.qrels)
     try:
         with whole_file(corpus) as temporary, temporary.open("w", encoding="utf-8") as file:
             for id, text in task.corpus.items():
@@ -188,8 +192,7 @@ def write_beir(task: RetrievalTask, folder: Path) -> None:
         ) from error
     lines = [json.dumps({"_id": id, "text": text}, ensure_ascii=False) for id, text in task.queries.items()]
     replace_text(queries, "\n".join(lines) + "\n")
-    judgements = [f"{query}\t{id}\t{grade}" for query, grades in task.qrels.items() for id, grade in grades.items()]
-    replace_text(qrels, "\n".join(["query-id\tcorpus-id\tscore", *judgements]) + "\n")
+    replace_text(qrels, judgements)
 
 
 def _ids_and_hashes(corpus: Corpus) -> tuple[list[str], np.ndarray]:
@@ -206,11 +209,5 @@ def _ids_and_hashes(corpus: Corpus) -> tuple[list[str], np.ndarray]:
 
 
 def _drawn_documents(corpus: Corpus, ids: list[str], judged: set[str], max_documents: int, seed: int) -> dict[str, str]:
-    others = [id for id in ids if id not in judged]
-    room = max(max_documents - (len(ids) - len(others)), 0)
-    if room < len(others):
-        chosen = np.random.default_rng(seed).choice(len(others), room, replace=False)
-        kept = judged.union(others[position] for position in chosen)
-    else:
-        kept = set(ids)
+    kept = sampled_ids(ids, judged, max_documents, seed)
     return {id: text for id, text in corpus if id in kept}

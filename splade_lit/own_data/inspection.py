@@ -152,27 +152,16 @@ def inspect_corpus(corpus: Corpus, pairs: Pairs) -> CorpusFacts:
     """Count, and look up the documents of pairs.
 
     Raises:
-        UserError: a document has no id, or that of another; or none has text.
+        UserError: no document has text.
     """
-    ids: set[str] = set()
-    texts = []
-    num_rows = 0
-    for id, text in corpus.rows():
-        num_rows += 1
-        if id is None:
-            raise UserError(f"{corpus.source}: a document has no {corpus.id_column}; give each its own.")
-        if id in ids:
-            raise UserError(f"{corpus.source}: two documents have the {corpus.id_column} {id}; make them unique.")
-        ids.add(id)
-        if text:
-            texts.append(xxhash.xxh3_64_intdigest(document_key(text).encode()))
+    texts = [xxhash.xxh3_64_intdigest(document_key(text).encode()) for _, text in corpus]
     if not texts:
         raise UserError(f"{corpus.source}: no document has text.")
     distinct = np.unique(np.array(texts, dtype=np.uint64))
     sought = np.unique(document_hashes(pairs))
     return CorpusFacts(
-        num_documents=num_rows,
-        num_empty=num_rows - len(texts),
+        num_documents=corpus.num_rows,
+        num_empty=corpus.num_rows - len(texts),
         num_copies=len(texts) - len(distinct),
         num_found=int(np.isin(sought, distinct).sum()),
         num_sought=len(sought),

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from splade_lit.core.errors import UserError
+from splade_lit.core.text import read_trec_run
 from splade_lit.data.tasks import RetrievalTask
 from splade_lit.evaluation.metrics import rank_metrics
 from splade_lit.evaluation.per_query import QueryFigures, query_figures, read_per_query
@@ -104,7 +105,7 @@ def _of_rankings(paths: Sequence[Path], name: str, tasks: Sequence[RetrievalTask
                 f"with --tasks{known}."
             )
         task = by_name[path.stem]
-        run = {query_id: scores for query_id, scores in read_trec(path).items() if query_id in task.queries}
+        run = {query_id: scores for query_id, scores in read_trec_run(path).items() if query_id in task.queries}
         if not run:
             raise UserError(f"{path}: none of its queries is one of {task.name}; check the ids.")
         if missing := len(task.queries) - len(run):
@@ -129,25 +130,3 @@ def _of_figures(
             parts = [means[one] for one in names]
             means[f"{group}_mean"] = {key: float(np.mean([part[key] for part in parts])) for key in parts[0]}
     return System(name, "other", figures=means, per_query=list(figures), notes=tuple(notes))
-
-
-def read_trec(path: Path) -> dict[str, dict[str, float]]:
-    """Query id to document id to score, from lines of `query_id Q0 document_id rank score tag`.
-
-    Raises:
-        UserError: a line is not of that form.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read ({error}).") from error
-    run: dict[str, dict[str, float]] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            query_id, _, document_id, _, score, _ = line.split()
-            run.setdefault(query_id, {})[document_id] = float(score)
-        except ValueError as error:
-            raise UserError(f"{path}, line {number}: not `query_id Q0 document_id rank score tag`.") from error
-    return run

@@ -1,0 +1,224 @@
+"""Named columns of files of text: csv, tsv, jsonl, json, txt and parquet, read in one way that guesses nothing.
+
+- Only the columns that are asked for are read; ids and texts are strings as written.
+- csv has the usual quotes, tsv has none: a quote is a character there, as in MS MARCO's files.
+- A number in JSON is its literal as an id; as a text it is refused, as are lists, objects and booleans as either.
+"""
+
+import csv
+import io
+import json
+import sys
+import textwrap
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from splade_lit.core.errors import UserError
+from splade_lit.core.text import Mender, open_text, without_end
+
+FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
+_BATCH_ROWS = 1_000
+_TABLES = (".parquet", ".arrow")  # the second is what `datasets` keeps in its cache
+_CUT = {".csv": "commas", ".tsv": "tabs"}
+
+Values = list[str | None]
+_Records = Iterator[tuple[int, Mapping[str, Any]]]
+
+csv.field_size_limit(sys.maxsize)
+
+
+class _Number(str):
+    """The literal of a number in JSON."""
+
+
+_decode = json.JSONDecoder(parse_int=_Number, parse_float=_Number, parse_constant=_Number).decode
+
+
+def column_names(path: Path) -> list[str]:
+    """Names of the columns of a file, in JSON those of its first 1,000 lines; none if it has no rows.
+
+    Raises:
+        UserError: it is none of `FORMATS` by its name (all but parquet also with `.gz`), or cannot be read.
+    """
+    if path.suffix.lower() == ".parquet":
+        with _plain_errors(path):
+            return list(pq.read_schema(path).names)
+    return list(dict.fromkeys(chain.from_iterable(record for _, record in islice(_records(path), _BATCH_ROWS))))
+
+
+def read_rows(
+    path: Path, columns: Sequence[str], ids: Sequence[str] = (), mend: Mender | None = None, lists: bool = False
+) -> Iterator[tuple[int, Values]]:
+    """Line, from 1, and values of each row of a file; a text that is not there is None.
+
+    Args:
+        path: the file.
+        columns: names of the columns.
+        ids: those of them that hold ids.
+        mend: counts what is not valid Unicode; without one, a warning says how much there was.
+        lists: take a list of ids for as many rows, as judgements of some NanoBEIR sets have them.
+
+    Raises:
+        UserError: as `column_names`; a column is missing, a row has no id, or a value is no text.
+    """
+    require_columns(str(path), column_names(path), columns)
+    count = mend or Mender()
+    for line, record in _records(path, columns):
+        for row in _one_id_each(record, ids) if lists else (record,):
+            yield line, [_text(row.get(name), count, path, line, name, name in ids) for name in columns]
+    if mend is None:
+        count.report(path)
+
+
+def read_unique(files: Sequence[Path], columns: Sequence[str], mend: Mender | None = None) -> Iterator[Values]:
+    """The rows of files one after another, where the first column is an id that no two rows share.
+
+    Memory grows by 8 bytes a row.
+
+    Raises:
+        UserError: as `read_rows`; two rows have one id, which is seen after the last row.
+    """
+    hashes = array("q")
+    for path in files:
+        for _, values in read_rows(path, columns, columns[:1], mend):
+            hashes.append(hash(values[0]))
+            yield values
+    if len(np.unique(np.frombuffer(hashes, dtype=np.int64))) == len(hashes):
+        return
+    places: dict[str | None, str] = {}
+    for path in files:
+        for line, (id,) in read_rows(path, columns[:1], columns[:1], Mender()):
+            place = f"{path}, line {line}"
+            if (first := places.setdefault(id, place)) != place:
+                raise UserError(f"{place}: the {columns[0]} {id!r} is also that of {first}; make them unique.")
+
+
+def require_columns(source: str, there: Sequence[str], wanted: Sequence[str]) -> None:
+    """Check that columns are there.
+
+    Raises:
+        UserError: some are not.
+    """
+    if not there:
+        raise UserError(f"{source}: the data set has no rows.")
+    if missing := [name for name in wanted if name not in there]:
+        names = textwrap.shorten(", ".join(there), 300, placeholder=" ...")
+        raise UserError(f"{source}: no column {', '.join(missing)}; its columns are {names}.")
+
+
+def _one_id_each(record: Mapping[str, Any], ids: Sequence[str]) -> list[Mapping[str, Any]]:
+    name = next((name for name in ids if isinstance(record.get(name), list)), None)
+    return [record] if name is None else [{**record, name: id} for id in record[name]]
+
+
+def _text(value: Any, mend: Mender, path: Path, line: int, column: str, is_id: bool) -> str | None:
+    if type(value) is str and (value or not is_id):
+        return mend(value)
+    if is_id and value in (None, ""):
+        raise UserError(f"{path}, line {line}: there is no {column}; give each row its own.")
+    if is_id and isinstance(value, int | _Number) and not isinstance(value, bool):
+        return str(value)
+    if value is None:
+        return None
+    what = "ids, strings or whole numbers" if is_id else "text, one string a row"
+    there = type(value).__name__.strip("_").lower()
+    raise UserError(f"{path}, line {line}: the column {column} must hold {what}, but holds a value of type {there}.")
+
+
+def _records(path: Path, columns: Sequence[str] | None = None) -> _Records:
+    """Line and values by name of each row of a file; of parquet, only those of `columns`."""
+    name = path.name.lower()
+    kind = Path(name.removesuffix(".gz")).suffix
+    if kind not in (*FORMATS, *_TABLES) or (kind in _TABLES and name.endswith(".gz")):
+        endings = ", ".join(FORMATS)
+        raise UserError(f"{path}: not a data file by its name; it must end in {endings} (all but .parquet also .gz).")
+    if kind in _TABLES:
+        yield from _of_table(path, kind, columns)
+        return
+    with open_text(path) as file:
+        if kind == ".txt":
+            yield from ((line, {"text": without_end(text)}) for line, text in enumerate(file, start=1))
+        else:
+            yield from _of_json(path, file, kind) if kind.startswith(".json") else _separated(path, file, kind)
+
+
+def _of_table(path: Path, kind: str, columns: Sequence[str] | None) -> _Records:
+    with _plain_errors(path):
+        if kind == ".parquet":
+            batches: Iterable[pa.RecordBatch] = pq.ParquetFile(path).iter_batches(_BATCH_ROWS, columns=columns)
+        else:
+            batches = pa.ipc.open_stream(pa.memory_map(str(path)))
+        yield from enumerate(chain.from_iterable(batch.to_pylist() for batch in batches), start=1)
+
+
+@contextmanager
+def _plain_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {textwrap.shorten(str(error), 300)}") from error
+
+
+def _of_json(path: Path, file: TextIO, kind: str) -> _Records:
+    """Lines of objects; a `.json` may be one list of objects, whose lines are their numbers."""
+    lines: Iterable[Any] = file
+    if kind == ".json":
+        content = file.read()
+        whole = content.lstrip().startswith("[")
+        lines = _decoded(content) or [None] if whole else io.StringIO(content, newline="\n")
+    for number, line in enumerate(lines, start=1):
+        if not isinstance(line, str) or line.strip():
+            record = _decoded(line) if isinstance(line, str) else line
+            if not isinstance(record, dict):
+                raise UserError(f"{path}, line {number}: not a JSON object.")
+            yield number, record
+
+
+def _decoded(text: str) -> Any:
+    try:
+        return _decode(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _separated(path: Path, file: TextIO, kind: str) -> _Records:
+    """Records of csv or tsv below the line with their names."""
+    if kind == ".tsv":
+        records: Iterable[tuple[int, list[str]]] = (
+            (n, without_end(line).split("\t")) for n, line in enumerate(file, 1)
+        )
+    else:
+        records = _quoted(path, file)
+    names: list[str] = []
+    for line, fields in records:
+        if fields in ([], [""]):
+            continue
+        if not names:
+            names = fields
+            if len(names) == 1 and ";" in names[0]:
+                raise UserError(f"{path}: it looks cut at `;`; save it cut at {_CUT[kind]}.")
+            if doubled := [name for name in names if name and names.count(name) > 1]:
+                raise UserError(f"{path}: two columns are called {doubled[0]!r}; give each a name of its own.")
+        elif len(fields) != len(names):
+            raise UserError(f"{path}, line {line}: {len(fields)} columns where the first line has {len(names)}.")
+        else:
+            yield line, dict(zip(names, fields, strict=True))
+
+
+def _quoted(path: Path, file: TextIO) -> Iterator[tuple[int, list[str]]]:
+    reader = csv.reader(file, strict=True)
+    line = 1
+    try:
+        for fields in reader:
+            yield line, fields
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise UserError(f"{path}, line {line}: not csv: {error}.") from error
