@@ -6,7 +6,7 @@
 Checks the data and says what is in them, keeps queries out of training and makes a retrieval task of them over the
 corpus, chooses settings from lengths, size and machine, and tells how long the run will take, by training a few steps.
 
-Writes experiments/my_experiment.yaml and beside it the folder my_experiment, the task in BEIR's layout.
+Writes experiments/my_experiment.yaml and beside it the folder my_experiment-heldout, the task in BEIR's layout.
 """
 
 import itertools
@@ -61,15 +61,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     own = read_pairs(settings.pairs, settings.query_column, settings.document_column, settings.negative_columns)
     base_model = settings.base_model or first_available(base_candidates(machine.gpu))
     tokenizer = load_tokenizer(base_model)
-    task = str(folder) if len(folder.parts) > 1 else f"./{folder}"  # or it might be the name of a known task
-    source = Source(settings.pairs, own.query_column, own.document_column, settings.negative_columns, task)
+    source = Source(settings.pairs, own.query_column, own.document_column, settings.negative_columns, str(folder))
     facts = inspect_pairs(own.pairs, own.num_rows, tokenizer)
     _say(pairs_lines(facts, source))
     corpus = read_corpus(settings.corpus, settings.text_column, own.pairs) if settings.corpus else None
     corpus_facts = corpus.facts if corpus else None
     _say(corpus_lines(corpus_facts, settings.corpus))
     most = settings.max_corpus_documents or task_documents(machine.gpu)
-    held_out = make_task(path.stem, own.pairs, corpus, settings.queries, settings.qrels, settings.held_out, most)
+    held_out = make_task(folder.name, own.pairs, corpus, settings.queries, settings.qrels, settings.held_out, most)
     _say(held_out_lines(held_out, folder))
     recipe = choose_settings(
         facts,
@@ -90,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"Command:   {command}",
         f"Hardware:  {machine.name}",
         f"Time:      {_expected(times, recipe, held_out.task)}",
-        f"Expected:  {path.stem}_dot_ndcg@10 above that of BM25; metrics.json holds both",
+        f"Expected:  {folder.name}_dot_ndcg@10 above that of BM25; metrics.json holds both",
         "Written by python -m splade_lit.init from what is in the data; every line may be changed.",
     ]
     write_beir(held_out.task, folder)
@@ -103,7 +102,7 @@ def _places(name: str) -> tuple[Path, Path]:
     path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
         path = (Path("experiments") / name if len(path.parts) == 1 else path).with_name(f"{path.name}.yaml")
-    return path, path.with_suffix("")
+    return path, path.with_name(f"{path.stem}-heldout")
 
 
 def _check_places(path: Path, folder: Path, overwrite: bool) -> None:

@@ -42,6 +42,11 @@ class _Number(str):
 _decode = json.JSONDecoder(parse_int=_Number, parse_float=_Number, parse_constant=_Number).decode
 
 
+def file_kind(path: Path) -> str:
+    """The ending of a file's name that says what is in it, `.csv` for `a.CSV.gz`."""
+    return Path(path.name.lower().removesuffix(".gz")).suffix
+
+
 def column_names(path: Path) -> list[str]:
     """Names of the columns of a file, in JSON those of its first 1,000 lines; none if it has no rows.
 
@@ -135,9 +140,8 @@ def _text(value: Any, mend: Mender, path: Path, line: int, column: str, is_id: b
 
 def _records(path: Path, columns: Sequence[str] | None = None) -> _Records:
     """Line and values by name of each row of a file; of parquet, only those of `columns`."""
-    name = path.name.lower()
-    kind = Path(name.removesuffix(".gz")).suffix
-    if kind not in (*FORMATS, *_TABLES) or (kind in _TABLES and name.endswith(".gz")):
+    kind = file_kind(path)
+    if kind not in (*FORMATS, *_TABLES) or (kind in _TABLES and path.suffix.lower() == ".gz"):
         endings = ", ".join(FORMATS)
         raise UserError(f"{path}: not a data file by its name; it must end in {endings} (all but .parquet also .gz).")
     if kind in _TABLES:
@@ -192,9 +196,8 @@ def _decoded(text: str) -> Any:
 def _separated(path: Path, file: TextIO, kind: str) -> _Records:
     """Records of csv or tsv below the line with their names."""
     if kind == ".tsv":
-        records: Iterable[tuple[int, list[str]]] = (
-            (n, without_end(line).split("\t")) for n, line in enumerate(file, 1)
-        )
+        lines = enumerate(map(without_end, file), start=1)
+        records: Iterable[tuple[int, list[str]]] = ((number, line.split("\t")) for number, line in lines)
     else:
         records = _quoted(path, file)
     names: list[str] = []

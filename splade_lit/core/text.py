@@ -145,7 +145,9 @@ def qrels_text(qrels: Mapping[str, Mapping[str, int]]) -> str:
     """
     rows = [(query, id, grade) for query, grades in qrels.items() for id, grade in grades.items()]
     if bad := [id for query, document, _ in rows for id in (query, document) if not id or re.search(r"[\t\r\n]", id)]:
-        raise UserError(f"The id {bad[0]!r} is empty or holds a tab or the end of a line; judgements need another one.")
+        raise UserError(
+            f"The id {bad[0]!r} has a tab or the end of a line, or nothing in it; judgements need another id."
+        )
     return "".join("\t".join(map(str, row)) + "\n" for row in (_QRELS, *rows))
 
 

@@ -19,7 +19,7 @@ from datasets.exceptions import DatasetNotFoundError
 from splade_lit.core.errors import UserError
 from splade_lit.core.files import cache_folder, replace_text, whole_file
 from splade_lit.core.progress import WorkProgress
-from splade_lit.core.tables import FORMATS, column_names, read_rows, read_unique, require_columns
+from splade_lit.core.tables import FORMATS, column_names, file_kind, read_rows, read_unique, require_columns
 from splade_lit.core.text import Mender
 
 _BATCH_ROWS = 1_000
@@ -178,6 +178,8 @@ def _files_of(builder: datasets.DatasetBuilder, source: str, split: str) -> list
     files = builder.config.data_files
     if split not in files:
         raise UserError(f'{source}: Unknown split "{split}". Should be one of {list(files)}.')
+    if not any(file_kind(Path(file)) in FORMATS for file in files[split]):
+        raise FileNotFoundError(source)
     return [str(file) for file in files[split]]
 
 

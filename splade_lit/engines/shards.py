@@ -197,7 +197,7 @@ def _write_shard(path: Path, ids: Sequence[str], vectors: csr_array, values: str
         np.savez(
             file,
             fingerprint=fingerprint,
-            ids=np.array(ids),
+            ids=np.frombuffer(json.dumps(ids).encode(), dtype=np.uint8),  # an array of strings loses NULs
             data=vectors.data.astype(values),
             indices=vectors.indices.astype(np.int32),
             indptr=vectors.indptr,
@@ -207,7 +207,8 @@ def _write_shard(path: Path, ids: Sequence[str], vectors: csr_array, values: str
 def _read_shard(path: Path, vocab_size: int) -> tuple[list[str], csr_array]:
     try:
         with np.load(path, allow_pickle=False) as shard:
-            ids = shard["ids"].tolist()
+            packed = shard["ids"]
+            ids = json.loads(packed.tobytes()) if packed.dtype == np.uint8 else packed.tolist()  # as of before
             arrays = (shard["data"].astype(np.float32), shard["indices"], shard["indptr"])
         return ids, csr_array(arrays, shape=(len(ids), vocab_size))
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:

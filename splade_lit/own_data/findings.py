@@ -13,6 +13,7 @@ _COPIES = 0.1  # of pairs or documents, more than which are told
 _UNKNOWN = 0.01  # of tokens
 _FOUND = 0.9  # of answers
 _CUT = 0.2  # of documents
+_SEEN = 0.5  # of held-out queries
 
 
 def pairs_lines(facts: PairsFacts, source: Source) -> list[str]:
@@ -20,8 +21,8 @@ def pairs_lines(facts: PairsFacts, source: Source) -> list[str]:
     columns = ", ".join((source.query_column, source.document_column, *source.negative_columns))
     return [
         f"pairs      {source.pairs}: {facts.num_rows:,} rows ({columns})",
-        f"           {facts.num_empty:,} with an empty text (skipped), {facts.num_copies:,} copies of an earlier pair, "
-        f"{facts.num_same_text:,} whose document is the query",
+        f"           {facts.num_empty:,} with an empty text (skipped), {facts.num_copies:,} copies of an earlier pair "
+        f"{_worry(facts.num_copies > _COPIES * facts.num_pairs)}, {facts.num_same_text:,} whose document is the query",
         f"queries    {facts.num_queries:,} different; {_lengths(facts.queries)}",
         f"documents  {facts.num_documents:,} different; {_lengths(facts.documents)}",
         f"language   queries: {facts.query_language}",
@@ -35,7 +36,7 @@ def corpus_lines(facts: CorpusFacts | None, source: str | None) -> list[str]:
         return ["corpus     none given: the documents of the pairs"]
     return [
         f"corpus     {source}: {facts.num_documents:,} documents, {facts.num_empty:,} without text, "
-        f"{facts.num_copies:,} copies of an earlier one",
+        f"{facts.num_copies:,} copies of an earlier one {_worry(facts.num_copies > _COPIES * facts.num_documents)}",
         f"           {facts.num_found:,} of {facts.num_sought:,} documents of the pairs are in it "
         f"({facts.found_share:.1%})",
     ]
@@ -49,11 +50,12 @@ def held_out_lines(held_out: HeldOut, folder: Path) -> list[str]:
         documents += f" drawn from {held_out.num_corpus:,} (figures are higher than on all of them)"
     if held_out.num_added:
         documents += f", {held_out.num_added:,} of them answers that the corpus lacked"
+    seen = held_out.seen_answer_share
     return [
         f"held out   {len(task.queries):,} queries against {documents}: {folder}{os.sep}",
         f"leakage    {held_out.num_left_out:,} pairs have a held-out query and are left out of training; "
-        f"{held_out.seen_answer_share:.1%} of held-out queries",
-        "           have an answer that training shows with another query",
+        f"{seen:.1%} of held-out queries",
+        f"           have an answer that training shows with another query {_worry(seen > _SEEN)}",
     ]
 
 
@@ -100,12 +102,20 @@ def warnings(
             f"{1 - corpus.found_share:.0%} of the pairs' documents are not in the corpus with the same text; check "
             "that both files cut documents alike."
         )
+    if corpus is not None and corpus.num_copies > _COPIES * corpus.num_documents:
+        told.append(f"{corpus.num_copies / corpus.num_documents:.0%} of the corpus are copies, which crowd rankings.")
+    if held_out.seen_answer_share > _SEEN:
+        told.append("training shows most held-out queries' answers; figures on documents new to it will be lower.")
     limit = recipe.values("model")["max_document_tokens"]
     if (cut := facts.documents.share_longer(limit)) > _CUT:
         told.append(f"{cut:.0%} of the documents are cut at {limit} tokens; split them, or raise max_document_tokens.")
     if len(held_out.task.queries) < 50:
         told.append(f"{len(held_out.task.queries)} held-out queries give figures that chance moves by several points.")
     return [f"warning    {text}" for text in told]
+
+
+def _worry(worry: bool) -> str:
+    return "(see the warning)" if worry else "(no need to worry)"
 
 
 def _lengths(lengths: Lengths) -> str:
