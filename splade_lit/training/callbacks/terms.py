@@ -78,6 +78,9 @@ class TermTable(L.Callback):
     run, with the weight of each term and whether the text holds it or it is an expansion; W&B and TensorBoard show them
     as the table `terms/documents`.
 
+    The table quotes queries and documents of the data, up to 300 characters each, and a W&B run that is synchronised
+    uploads it: leave this callback out where the texts must stay on the machine.
+
     Args:
         every_n_steps: optimizer steps between two looks.
         num_documents: how many documents.
