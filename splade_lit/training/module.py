@@ -104,9 +104,16 @@ class SpladeModule(L.LightningModule):
         check_range("model", 0, weight_decay=weight_decay)
         check_range("model", 1, max_query_tokens=max_query_tokens, max_document_tokens=max_document_tokens)
         check_range("model", 1, start_active_dims=start_active_dims)
-        check_choice("model.pooling", pooling, get_args(Pooling))
-        check_choice("model.activation", activation, get_args(Activation))
-        check_choice("model.recompute", recompute or "nothing", get_args(Recompute))
+        for name, value, kind in (
+            ("pooling", pooling, Pooling),
+            ("activation", activation, Activation),
+            ("lambda_schedule", lambda_schedule, Schedule),
+            ("recompute", recompute or "nothing", Recompute),
+            ("penalty", penalty, PenaltyName),
+            *(("ranking", one, RankingName) for one in ranking),
+        ):
+            if isinstance(value, str):
+                check_choice(f"model.{name}", value, get_args(kind))
         self.objective = Objective(
             ranking, penalty, lambda_d, lambda_q, lambda_schedule, lambda_ramp_ratio, l0_threshold
         )
