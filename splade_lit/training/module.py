@@ -202,6 +202,14 @@ class SpladeModule(L.LightningModule):
             values[f"train/learning_rate_{group['name']}"] = group["lr"]
         self.log_dict({name: torch.as_tensor(value).detach() for name, value in values.items()})
 
+    @property
+    def logged_names(self) -> set[str]:
+        """Names of all metrics that it logs, which callbacks may watch; those under `val/` need held-out pairs."""
+        train = ["loss", *self.objective.parts, *(f"learning_rate_{group.name}" for group in self.parameter_groups())]
+        val = ["loss", *self.objective.ranking_losses]
+        names = {f"train/{name}" for name in train} | {f"val/{name}" for name in val}
+        return names | {f"sparsity/train_{side}_active_dims" for side in ("query", "document")}
+
     def parameter_groups(self) -> list[Group]:
         """Trainable parameters in groups `idf`, `transformer` and `loss`: every one of them, once."""
 

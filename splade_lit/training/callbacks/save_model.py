@@ -1,4 +1,4 @@
-"""The end of a run: its model in a folder, with a card that tells what it is and how it was made."""
+"""The end of a run: its model in a folder, with a card on the model and how it was made."""
 
 import time
 from dataclasses import asdict
@@ -40,7 +40,7 @@ from splade_lit.training.callbacks.sparsity_monitor import SparsityMonitor
 class SaveModel(PhaseCallback):
     """Saves the model of a finished run to `model/` in its folder, with its card.
 
-    `card.json` holds all that the card tells; `python -m splade_lit.card` makes `README.md` of it again. Every figure
+    `card.json` holds the content of the card; `python -m splade_lit.card` makes `README.md` of it again. Every number
     comes from the run's own files, from the texts, or from the model itself; the network is not asked.
 
     The card (`README.md` and `card.json`) quotes texts of the data: the first pairs, and a few drawn from those held

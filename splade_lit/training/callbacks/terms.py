@@ -1,4 +1,4 @@
-"""What the model makes of a few documents while it trains: their strongest terms, from the text or added to it."""
+"""The strongest terms of a few documents while the model trains, those in the text and those added to it."""
 
 import json
 import textwrap
