@@ -1,23 +1,33 @@
 """Command lines and YAML files whose mistakes end in one sentence: which setting, in which file, what it could be."""
 
 import argparse
-import difflib
+import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from importlib import import_module
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from inspect import signature
 from pathlib import Path
-from typing import Any, NoReturn
+from pkgutil import resolve_name
+from textwrap import dedent, shorten
+from typing import TYPE_CHECKING, Any, NoReturn
 
-import jsonargparse
 import yaml
 
 from splade_lit.core.errors import UserError
+from splade_lit.core.renamed import current_names
 
-# The first of the problems that the parser lists where a value can be of several types: that with the class given.
-_CLASS_PROBLEM = re.compile(
-    r"Problem with given class_path '([^']+)':\s*(.+?)(?=\n\s*- |\n\s*Given value|\Z)", re.DOTALL
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+
+_CONFIG = re.compile(r"--config(?:=(.*))?|-c")
+# What jsonargparse says, from the outside in: a setting, the class that it names, a setting of that class, and so on.
+_SETTING = re.compile(r'\s*Parser key "(.+?)":?\s*')
+_CLASS = re.compile(r"^( *)(?:- )?Problem with given class_path '(.+)':\n((?:\1 .*\n?)+)", re.MULTILINE)
+_UNKNOWN = re.compile(r"(?:Group '(.+)' does not accept option|unrecognized arguments:(?= --)|Option) '?([^'\s=]+)")
+_NO_CLASS = re.compile(
+    r"Import path .* does not correspond to .*|Expected a dot import path string: .*(?=(?s:.)*class_path)"
 )
+_VALUE = re.compile(r"Expected a (.+)\. Got value: ((?s:.+))|Subtypes: \[(.+)\]\n(?s:.*)Given value: ((?s:.+))")
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -35,22 +45,37 @@ class CommandParser(argparse.ArgumentParser):
         raise UserError(f"{message}; {self.prog} --help lists the options.")
 
 
-def positive_int(text: str) -> int:
-    """A whole number from 1 on, as the type of an option.
+def at_least(least: int) -> Callable[[str], int]:
+    """Whole numbers from `least` on, as the type of an option.
 
-    >>> positive_int("3")
+    >>> at_least(1)("3")
     3
     """
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
+
+    def number(text: str) -> int:
+        if not re.fullmatch(r"[+-]?\d{1,18}", text) or int(text) < least:
+            raise argparse.ArgumentTypeError(f"must be a whole number and at least {least}, not {text}")
+        return int(text)
+
     return number
 
 
-def parse_settings(
-    parser: jsonargparse.ArgumentParser, arguments: Sequence[str], linked: Mapping[str, str]
-) -> jsonargparse.Namespace:
-    """The settings that YAML files (`--config`) and a command line give.
+positive_int = at_least(1)
+
+
+def read_settings(arguments: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The YAML files that a command line gives as `--config`, as they are.
+
+    Raises:
+        UserError: a file is missing, is not YAML, or holds no settings.
+    """
+    following = [*arguments[1:], ""]
+    given = [found[1] or following[n] for n, text in enumerate(arguments) if (found := _CONFIG.fullmatch(text))]
+    return {path: _read_file(path) for path in given if path}
+
+
+def parse_settings(parser: "ArgumentParser", arguments: Sequence[str], linked: Mapping[str, str]) -> "Namespace":
+    """The settings that YAML files (`--config`) and a command line give, in all of jsonargparse's forms.
 
     Args:
         parser: made with `exit_on_error=False`.
@@ -60,40 +85,26 @@ def parse_settings(
     Raises:
         UserError: a file is missing or is not YAML, a setting is unknown, or a value does not fit.
     """
-    # Public enough: argparse keeps no other list of its options.
-    known = {action.dest for action in parser._actions if action.dest not in ("help", "print_config", "config")}
-    files = list(_config_files(arguments))
-    for path in files:
-        _check_file(path, known - set(linked), linked)
+    files = read_settings(arguments)
+    options = [argument.partition("=")[0] for argument in arguments]
+    for name, source in linked.items():
+        places = [f"{path}: " for path in files if _holds(files[path], name)]
+        if places or f"--{name}" in options:
+            raise UserError(f"{''.join(places[:1])}{name} is taken from {source}; set that one instead.")
+    for path, name in itertools.product(files, parser.groups or ()):
+        if files[path].get(name, {}) is None:
+            raise UserError(f"{path}: {name} must hold settings as NAME: VALUE.")
     try:
-        return parser.parse_args(arguments)
+        return parser.parse_args([_with_current_names(argument, files) for argument in arguments])
     except argparse.ArgumentError as error:
-        key = re.match(r'Parser key "([^"]+)"', str(error))
-        in_file = key and len(files) == 1 and not any(option.startswith(f"--{key[1]}") for option in arguments)
-        raise UserError(f"{files[0]}: " * bool(in_file) + _sentence(str(error), known)) from error
+        # Public enough: argparse keeps no other list of its options.
+        key, sentence = _sentence(str(error), [action.dest for action in parser._actions])
+        given = any(option.startswith(f"--{key}") for option in options)
+        place = next((path for path in reversed(files) if key and not given and _holds(files[path], key)), None)
+        raise UserError(f"{place}: {sentence}" if place else sentence) from error
 
 
-def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """`; did you mean a or b?` for the names most like this one, else a full stop.
-
-    >>> did_you_mean("bach_size", ["batch_size", "seed"])
-    '; did you mean batch_size?'
-    >>> did_you_mean("x", ["batch_size", "seed"])
-    '.'
-    """
-    near = difflib.get_close_matches(name, list(names), n=2, cutoff=0.7)
-    return f"; did you mean {' or '.join(near)}?" if near else "."
-
-
-def _config_files(arguments: Sequence[str]) -> Iterator[str]:
-    for argument, following in zip(arguments, (*arguments[1:], None), strict=True):
-        name, equals, value = argument.partition("=")
-        if name in ("--config", "-c") and (value := value if equals else following or ""):
-            yield value
-
-
-def _check_file(path: str, known: set[str], linked: Mapping[str, str]) -> None:
-    """Check that a file is YAML and has no unknown setting at its two upper levels."""
+def _read_file(path: str) -> dict[str, Any]:
     if not Path(path).is_file():
         raise UserError(f"{path}: there is no such file; --config takes a YAML file such as experiments/smoke.yaml.")
     try:
@@ -106,71 +117,53 @@ def _check_file(path: str, known: set[str], linked: Mapping[str, str]) -> None:
         raise UserError(f"{path} is not YAML{place}.") from error
     if not isinstance(settings, dict):
         raise UserError(f"{path} holds no settings; write them as NAME: VALUE, as in experiments/smoke.yaml.")
-    groups = {name.partition(".")[0] for name in known if "." in name}
-    for group, values in settings.items():
-        if group not in groups:
-            if group not in known:
-                raise UserError(f"{path}: there is no setting {group}{did_you_mean(str(group), known | groups)}")
-        elif not isinstance(values, dict):
-            raise UserError(f"{path}: {group} must hold settings as NAME: VALUE, not {values!r}.")
+    return settings
+
+
+def _with_current_names(argument: str, files: Iterable[str]) -> str:
+    """The argument; the text of a file in place of its path where classes that the file names have moved."""
+    option = "--config=" if argument.startswith("--config=") else ""
+    path = argument.removeprefix(option)
+    if path not in files:
+        return argument
+    before = Path(path).read_text(encoding="utf-8")
+    text = current_names(before, path)
+    return argument if text == before else option + text
+
+
+def _holds(settings: Any, key: str) -> bool:
+    """Whether a file sets a dotted name, or adds to it."""
+    for name in key.split("."):
+        if not isinstance(settings, dict) or not {name, f"{name}+"} & settings.keys():
+            return False
+        settings = settings.get(name, settings.get(f"{name}+"))
+    return True
+
+
+def _sentence(message: str, names: Iterable[str]) -> tuple[str, str]:
+    """The setting that is wrong, if one is, and what jsonargparse says of it over many lines, in one sentence."""
+    places: list[str] = []
+    while found := _SETTING.match(message) or _CLASS.search(message):
+        if found.re is _SETTING:
+            places.append(found[1])
+            message = message[found.end() :]
         else:
-            _check_group(path, group, values, known, linked)
-
-
-def _check_group(path: str, group: str, values: dict[Any, Any], known: set[str], linked: Mapping[str, str]) -> None:
-    names = [name.partition(".")[2] for name in known if name.startswith(f"{group}.")]
-    for name in values:
-        if f"{group}.{name}" in linked:
-            raise UserError(f"{path}: {group}.{name} is taken from {linked[f'{group}.{name}']}; set that one instead.")
-        if name not in names:
-            raise UserError(f"{path}: {group} has no setting {name}{did_you_mean(str(name), names)}")
-
-
-def _sentence(message: str, known: set[str]) -> str:
-    """What the parser says over many lines, in one sentence."""
-    if found := re.match(r"unrecognized arguments: (\S+)", message):
-        option = found[1].partition("=")[0]
-        if not option.startswith("--"):
-            return f"{option!r} belongs to no option; write --NAME VALUE or --NAME=VALUE."
-        return f"there is no option {option}{did_you_mean(option, (f'--{name}' for name in known))}"
-    if found := re.match(r'Parser key "([^"]+)":?\s*(.*)', message, re.DOTALL):
-        return _value_sentence(found[1], found[2])
-    if found := re.match(r'Linked "(.+)" must be given via "(.+)"', message):
-        return f"{found[1]} is taken from {found[2]}; set that one instead."
-    return f"{_one_line(message).rstrip('.')}."
-
-
-def _value_sentence(key: str, problem: str) -> str:
-    if found := _CLASS_PROBLEM.search(problem):
-        return _class_sentence(key, found[1], _one_line(found[2]))
-    if found := re.search(r"Import path (\S+) does not correspond to a subclass of (\w+)", problem):
-        return f"{key}: {found[1]} is no {found[2]}; give the path of one."
-    if found := re.search(r"Expected a dot import path string: (.*)", problem):
-        return f"{key}: there is no class {found[1]}; give its whole path, such as lightning.pytorch.callbacks.Timer."
-    if found := re.search(r"Subtypes: \[(.*?)\]\n.*Given value: (.*)", problem, re.DOTALL):
-        return f"{key} is {_one_line(found[2])}, but must be {_type_name(found[1])}."
-    if found := re.search(r"Expected a (.*)\. Got value: (.*)", problem, re.DOTALL):
-        return f"{key} is {_one_line(found[2])}, but must be {_type_name(found[1])}."
-    return f"{key}: {_one_line(problem).rstrip('.')}."
-
-
-def _class_sentence(key: str, path: str, problem: str) -> str:
-    module, _, name = path.rpartition(".")
-    if found := re.match(r"Option '(.+)' is not accepted", problem):
-        return f"{key}: {name} has no setting {found[1]}{did_you_mean(found[1].partition('.')[0], _settings_of(path))}"
-    if "has no attribute" in problem:
-        return f"{key}: there is no class {name} in {module}{did_you_mean(name, dir(import_module(module)))}"
-    if problem.startswith("No module named"):
-        return f"{key}: there is no class {path} ({problem})."
-    if found := re.match(r'Parser key "([^"]+)":?\s*(.*)', problem):
-        return f"{key}: {_value_sentence(f'{name}.{found[1]}', found[2])}"
-    return f"{key}: {name}: {problem.rstrip('.')}."
-
-
-def _settings_of(path: str) -> list[str]:
-    """Names of what a class takes, and of what lies beside a class path."""
-    module, _, name = path.rpartition(".")
-    return ["class_path", "init_args", *signature(getattr(import_module(module), name)).parameters]
+            places.append(found[2].rpartition(".")[2])
+            message = dedent(found[3])
+            names = [] if _UNKNOWN.match(message) is None else signature(resolve_name(found[2])).parameters
+    if found := _UNKNOWN.match(message):
+        name = f"{found[1]}.{found[2]}" if found[1] else found[2]
+        near = get_close_matches(name, [f"--{known}" if name.startswith("--") else known for known in names], 2, 0.7)
+        problem = f"there is no setting {name}{'; did you mean ' if near else ''}{' or '.join(near)}"
+        return (places or [name])[0], ": ".join([*places, problem]) + ("?" if near else ".")
+    if found := _NO_CLASS.search(message):
+        whole_path = "a class is named by its whole path, such as lightning.pytorch.callbacks.Timer, not"
+        message = found[0].replace("Expected a dot import path string:", whole_path)
+    elif found := _VALUE.search(message):
+        value, types = found[2] or found[4], found[1] or found[3]
+        value = re.sub(r"NestedArg\(key=(.+?), val=(.+)\)", r"{\1: \2}", value)
+        return places[0], f"{': '.join(places)} is {shorten(value, 200)}, but must be {_type_name(types)}."
+    return "".join(places[:1]), ": ".join([*places, shorten(message, 300)]).rstrip(".") + "."
 
 
 def _type_name(types: str) -> str:
@@ -185,7 +178,3 @@ def _type_name(types: str) -> str:
     types = re.sub(r"<class ([^>]*)>", r"\1", types).replace("NoneType", "null")
     types = re.sub(r"[\w.]+\.(\w+)", r"\1", types)
     return " or ".join(dict.fromkeys(types.split(", ")))
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())

@@ -7,7 +7,6 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 
-from splade_lit.core.distributed import rank
 from splade_lit.core.errors import UserError
 
 
@@ -19,10 +18,8 @@ def run_command(main: Callable[[Sequence[str] | None], None], arguments: Sequenc
         arguments: what to give it.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    logging.getLogger("splade_lit").setLevel(logging.INFO if rank() == 0 else logging.ERROR)
-    # Which devices there are, what else to install, and the like.
-    for name in ("lightning.pytorch", "lightning.fabric", "bm25s"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("splade_lit").setLevel(logging.INFO)
+    quiet_libraries()
     warnings.filterwarnings("ignore", module=r"lightning\..*|torch\..*|jsonargparse\..*")
     _tolerate_any_text()
     try:
@@ -36,6 +33,15 @@ def run_command(main: Callable[[Sequence[str] | None], None], arguments: Sequenc
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+def quiet_libraries() -> None:
+    """Hear no more of which devices there are, what else to install, and the like.
+
+    Lightning resets its levels when it is imported: commands that import it late call this again.
+    """
+    for name in ("lightning.pytorch", "lightning.fabric", "bm25s"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def _tolerate_any_text() -> None:

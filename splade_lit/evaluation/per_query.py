@@ -46,7 +46,7 @@ class QueryFigures:
 
 
 def query_figures(task: RetrievalTask, metrics: RankMetrics) -> QueryFigures:
-    """The figures of a task that a file keeps, from its rank metrics."""
+    """What a file keeps of the rank metrics of a task."""
     return QueryFigures(
         task=task.name,
         query_ids=list(metrics.query_ids),
@@ -56,7 +56,7 @@ def query_figures(task: RetrievalTask, metrics: RankMetrics) -> QueryFigures:
 
 
 def figures_of_results(tasks: Sequence[RetrievalTask], results: Sequence[TaskResult]) -> list[QueryFigures]:
-    """The figures of tasks that a file keeps, in the order of the tasks."""
+    """What a file keeps of the results of tasks, in their order."""
     return [query_figures(task, result.rank_metrics) for task, result in zip(tasks, results, strict=True)]
 
 

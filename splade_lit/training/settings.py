@@ -1,0 +1,70 @@
+"""The settings of a run, as `--help` tells them.
+
+They are read from the sources of the classes that take them: loading these takes longer than help should.
+"""
+
+import ast
+from importlib.util import find_spec
+from itertools import chain
+from pathlib import Path
+
+from docstring_parser import parse
+
+from splade_lit.command_line.arguments import CommandParser
+
+LINKS = {
+    "data.tokenizer": "model.base_model",
+    "data.tokenizer_revision": "model.base_revision",
+    "data.max_query_tokens": "model.max_query_tokens",
+    "data.max_document_tokens": "model.max_document_tokens",
+}
+"""Settings that are taken from another one, with that one."""
+
+_CLASSES = {
+    "model": ("splade_lit", "training/module.py", "SpladeModule"),
+    "data": ("splade_lit", "data/datamodule.py", "PairsDataModule"),
+    "trainer": ("lightning", "pytorch/trainer/trainer.py", "Trainer"),
+}
+
+
+def help_text() -> str:
+    """What `python -m splade_lit.fit --help` prints: every setting with its type, its default and what it does."""
+    parser = CommandParser(
+        prog="python -m splade_lit.fit",
+        usage="%(prog)s --config FILE [--config FILE ...] [--GROUP.NAME VALUE ...]",
+        description="Train an encoder as a YAML file says.",
+        epilog="A setting that takes a class: --GROUP.NAME.help CLASS_PATH lists what that class takes.",
+    )
+    parser.add_argument("--config", metavar="FILE", help="YAML file of settings; later files and options override")
+    parser.add_argument("--print_config", action="store_true", help="print all settings as YAML and do nothing else")
+    parser.add_argument("--seed_everything", metavar="int", help="seed of everything that is random (default: 12)")
+    parser.add_argument("--ckpt_path", metavar="FILE", help="checkpoint to resume from")
+    parser.add_argument("--overwrite", metavar="bool", help="start again in a folder that holds a run (default: False)")
+    for group, (package, file, name) in _CLASSES.items():
+        (folder,) = find_spec(package).submodule_search_locations  # type: ignore[union-attr, misc]
+        _add_settings(parser, group, Path(folder, file).read_text(encoding="utf-8"), name)
+    return parser.format_help()
+
+
+def _add_settings(parser: CommandParser, group: str, source: str, class_name: str) -> None:
+    """Add what the class takes as options of a group.
+
+    Args:
+        parser: to add to.
+        group: name of the group.
+        source: the file of the class.
+        class_name: the class; its docstring, or that of `__init__`, has the section `Args`.
+    """
+    tree = next(node for node in ast.parse(source).body if isinstance(node, ast.ClassDef) and node.name == class_name)
+    init = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "__init__")
+    documented = chain.from_iterable(parse(ast.get_docstring(node) or "").params for node in (tree, init))
+    texts = {entry.arg_name: entry.description or "" for entry in documented}
+    first = [None] * (len(init.args.args) - len(init.args.defaults))
+    defaults = [*first, *init.args.defaults, *init.args.kw_defaults]
+    section = parser.add_argument_group(group)
+    for argument, default in list(zip([*init.args.args, *init.args.kwonlyargs], defaults, strict=True))[1:]:
+        if (name := f"{group}.{argument.arg}") not in LINKS:
+            value = f" (default: {ast.unparse(default)})" if default else ""
+            text = " ".join(f"{texts.get(argument.arg, '')}{value}".split()).replace("%", "%%")
+            type_name = ast.unparse(argument.annotation) if argument.annotation else "value"
+            section.add_argument(f"--{name}", metavar=type_name, help=text)
