@@ -8,6 +8,7 @@ metrics.json and per_query.jsonl (`--output folder/metrics.json --per-query fold
 `python -m splade_lit.compare` takes like that of a run.
 """
 
+from argparse import BooleanOptionalAction
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from splade_lit.evaluation.bm25 import best_bm25
 from splade_lit.evaluation.metrics_table import metrics_table
 from splade_lit.evaluation.per_query import QueryFigures, figures_of_results, write_per_query
 from splade_lit.evaluation.results import flat_metrics
-from splade_lit.evaluation.task_evaluation import evaluate_task, sample_corpus
+from splade_lit.evaluation.task_evaluation import evaluate_task, sample_corpus, without_own_documents
 from splade_lit.runs.stages import write_stages
 
 
@@ -39,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     check_writable(settings.per_query)
     device = pick_device(settings.device)
     tasks = load_tasks(settings.tasks, settings.nanobeir_source, settings.nanobeir_revision)
+    tasks = without_own_documents(tasks, settings.leave_out_queries)
     if settings.max_corpus_documents:
         tasks = [sample_corpus(task, settings.max_corpus_documents) for task in tasks]
     if settings.runs:
@@ -80,6 +82,12 @@ def _parser() -> CommandParser:
         "--max-corpus-documents",
         type=positive_int,
         help="evaluate on a sample of each corpus with this many documents, all judged ones among them",
+    )
+    parser.add_argument(
+        "--leave-out-queries",
+        action=BooleanOptionalAction,
+        help="leave the document with a query's own id out of its ranking (default: where a BEIR folder's queries are "
+        "documents too, as in ArguAna)",
     )
     parser.add_argument("--output", type=Path, help="JSON file for all figures, one object for `bm25` and `model` each")
     parser.add_argument("--per-query", type=Path, help="jsonl file for the figures of each query, which compare takes")

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 from command_runs import RETRIEVAL, SPARSITY, World, call
 
@@ -50,11 +51,11 @@ OWN_SECTIONS = [
 ]
 
 
-def card_run(world: World, name: str) -> Path:
+def card_run(world: World, name: str, *callbacks_more: dict[str, Any]) -> Path:
     """Make a whole run with everything that a card tells; its folder."""
     folder = world.folder / "runs" / name
     retrieval = {"tasks": [str(world.tasks)], "bm25": True, "every_n_steps": 2}
-    callbacks = [{"class_path": RETRIEVAL, "init_args": retrieval}, *CALLBACKS]
+    callbacks = [{"class_path": RETRIEVAL, "init_args": retrieval}, *CALLBACKS, *callbacks_more]
     outcome = call(fit.main, "--config", world.config(folder, {"trainer.callbacks": callbacks}))
     assert outcome.code == 0, outcome.err
     return folder

@@ -175,8 +175,8 @@ def _answer_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # the tests themselves may run where it is ignored: in the background
 
 
-def interrupted(config: Path, cwd: Path, ready: Callable[[], bool]) -> Outcome:
-    """Run `python -m splade_lit.fit` in a process of its own and press Ctrl-C once `ready` says so."""
+def interrupted(config: Path, cwd: Path, ready: Callable[[], bool], number: int = signal.SIGINT) -> Outcome:
+    """Run `python -m splade_lit.fit` in a process of its own and send a signal, Ctrl-C's, once `ready` says so."""
     process = subprocess.Popen(
         [sys.executable, "-m", "splade_lit.fit", "--config", str(config)],
         cwd=cwd,
@@ -192,8 +192,8 @@ def interrupted(config: Path, cwd: Path, ready: Callable[[], bool]) -> Outcome:
             assert process.poll() is None, process.communicate()[1]
             assert time.monotonic() < deadline
             time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=300)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=300)  # also waits for processes that it has started
     finally:
         process.kill()
     return Outcome(process.returncode, out, err)

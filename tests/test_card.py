@@ -303,3 +303,14 @@ def test_the_callback_has_settings(world):
     assert "\n# My model\n" in text
     assert 'SparseEncoder("me/mine")' in text
     assert "- **Language:** en, de\n- **License:** mit\n" in text
+
+
+def test_a_record_of_before_parts_says_the_same(run, tmp_path):
+    """Its settings say what the loss was made of."""
+    record = read_json(run / "model" / "card.json")
+    del record["training"]["parts"], record["training"]["loss"]["ranking"]
+    (tmp_path / "card.json").write_text(json.dumps(record))
+    before, now = read_record(tmp_path), read_record(run / "model")
+    assert before is not None
+    assert now is not None
+    assert before.training.parts == now.training.parts != []

@@ -4,6 +4,7 @@ import ast
 import csv
 import io
 import json
+import re
 import shutil
 from contextlib import redirect_stdout
 from dataclasses import asdict, replace
@@ -168,6 +169,37 @@ def test_texts_stay_what_they_are(record, awkward):
     assert [
         title for title in sections(text) if title in REFERENCE_SECTIONS and title != "#### pairs.jsonl"
     ] == expected
+
+
+def test_names_are_text(record):
+    evil = "<img src=x>|`**"
+    assert record.training is not None
+    train = replace(
+        record.training.train,
+        source=Source(evil),
+        columns=[replace(one, name=evil) for one in record.training.train.columns],
+    )
+    text = model_card(replace(record, name=evil, training=replace(record.training, train=train)))
+    body = text.partition("\n---\n")[2]
+    outside_code = re.sub(r"```.*?```|`[^`\n]*`", "", body, flags=re.DOTALL)
+    assert "<img" not in outside_code
+    assert "# &lt;img src=x&gt;&#124;&#96;&#42;&#42;\n" in body
+    rows = section(text, "### Training Dataset").splitlines()
+    assert len({line.count(" | ") for line in rows if line.startswith("| ") and "min:" not in line}) <= 2
+
+
+def test_a_card_can_leave_the_texts_out(world):
+    quiet = {"class_path": "splade_lit.training.callbacks.save_model.SaveModel", "init_args": {"sample_texts": False}}
+    folder = card_run(world, "quiet", quiet) / "model"
+    kept = read_record(folder)
+    assert kept is not None
+    assert kept.training is not None
+    assert (kept.example, kept.widget, kept.training.train.samples) == (None, [], [])
+    written = (folder / "README.md").read_text() + (folder / "card.json").read_text()
+    pairs = [json.loads(line) for line in world.pairs.read_text().splitlines()]
+    assert not [text for pair in pairs for text in pair.values() if len(text) > 20 and text in written]
+    assert "Samples:" not in written
+    assert "widget" not in ModelCard.load(folder / "README.md").data.to_dict()
 
 
 def test_long_logs_are_thinned_and_folded(record, tmp_path):

@@ -353,3 +353,27 @@ def test_bad_pairs_and_tokenizers_are_told_at_set_up(make, tmp_path: Path) -> No
 def test_pairs_are_there_after_set_up_only(make) -> None:
     with pytest.raises(RuntimeError, match=r"call setup\(\) first"):
         _ = make().train_pairs
+
+
+@pytest.mark.parametrize(
+    ("settings", "warned"),
+    [
+        ({}, "36 of 36 batches hold a single pair"),
+        ({"negative_columns": ["wrong"]}, ""),  # a hard negative is another document
+    ],
+)
+def test_batches_of_a_single_pair_are_told(make, tmp_path: Path, caplog, settings, warned) -> None:
+    row = {"query": "song river", "answer": "the song of the river"}
+    rows = [row | {"wrong": f"who {number}"} for number in range(40)]
+    data = set_up(make(source=str(write_pairs(tmp_path / "same.jsonl", rows)), num_eval_pairs=4, **settings))
+    with caplog.at_level(logging.WARNING, "splade_lit"):
+        data.train_dataloader()
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == bool(warned)
+    assert all(warned in message and "remove copies" in message for message in messages)
+
+
+def test_batches_of_several_pairs_are_no_reason_to_warn(make, caplog) -> None:
+    with caplog.at_level(logging.WARNING, "splade_lit"):
+        set_up(make()).train_dataloader()
+    assert not caplog.records

@@ -125,8 +125,11 @@ def reader(world, run, tmp_path, tiny_tokenizer, monkeypatch) -> Path:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_what_a_document_shows_runs(document, reader, monkeypatch):
     names = dict(GIVEN.get(document.name, {}))
+    monkeypatch.syspath_prepend(reader)
     for block in blocks(document):
         place = f"{document.name}, line {block.line}"
+        if found := re.match(r"# (\w+\.py)\n", block.text):
+            (reader / found[1]).write_text(block.text)  # a file that the reader writes
         if block.language == "python":
             exec(compile(block.text, place, "exec"), names)
             continue

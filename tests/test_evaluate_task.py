@@ -1,7 +1,9 @@
 """Evaluation of tasks: the figures of sentence-transformers' sparse evaluators to 1e-9, ties and sparsity included."""
 
 import io
+import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,18 @@ from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerBase
 
 from splade_lit.core.errors import UserError
 from splade_lit.data.tasks import RetrievalTask, load_task
+from splade_lit.evaluation.bm25 import bm25_result
 from splade_lit.evaluation.metrics import rank_metrics
 from splade_lit.evaluation.metrics_table import metrics_table
-from splade_lit.evaluation.results import evaluate_vectors, flat_metrics
-from splade_lit.evaluation.task_evaluation import Encoder, TokenisedTask, evaluate_task, evaluate_tasks, sample_corpus
+from splade_lit.evaluation.results import evaluate_vectors, figure_names, flat_metrics
+from splade_lit.evaluation.task_evaluation import (
+    Encoder,
+    TokenisedTask,
+    evaluate_task,
+    evaluate_tasks,
+    sample_corpus,
+    without_own_documents,
+)
 
 TASK = RetrievalTask(
     name="Rivers",
@@ -197,6 +207,72 @@ def test_sample_keeps_judged_documents() -> None:
     assert sample_corpus(task, 10, seed=1) == sample != sample_corpus(task, 10, seed=2)
     assert sample_corpus(task, 1).corpus.keys() == {"3", "97"}
     assert sample_corpus(task, 100) is task
+
+
+def test_a_model_without_active_dims_finds_nothing(encoder: WordOverlap) -> None:
+    """The order of the corpus is no success: every figure of the ranking is 0."""
+    encoder.weights = np.zeros_like(encoder.weights)
+    result = evaluate_task(encoder, TASK)
+    assert set(result.rank_metrics.means.values()) == {0.0}
+    assert result.run == {"q1": {}, "q2": {}}
+
+
+def test_relevant_documents_that_share_no_term_are_warned_of(encoder: WordOverlap, caplog) -> None:
+    """Kept, as sentence-transformers counts them: `7` comes second for `river`, though it has no such word."""
+    task = replace(TASK, corpus={"8": "river", "7": "song"}, qrels={"q1": {"7": 1}, "q2": {"7": 1}})
+    means = evaluate_task(encoder, task).rank_metrics.means
+    assert means["mrr@10"] == (1 / 2 + 1) / 2
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert message.startswith("Rivers: for 1 of 2 queries a relevant document counts as found that shares no term")
+    assert message.endswith(f"Without these nDCG@10 is 0.5000, not {means['ndcg@10']:.4f}.")
+    caplog.clear()
+    evaluate_task(encoder, TASK)
+    assert not caplog.records
+
+
+def write_arguments(folder: Path, same: bool) -> Path:
+    """A BEIR folder whose queries have ids of documents, with the same text or another."""
+    texts = {
+        "a": "song river city",
+        "b": "king band music",
+        "c": "song river city of the",
+        "d": "king band music of the",
+    }
+    queries = {id: texts[id] if same else "water blood" for id in ("a", "b")}
+    for name, rows in (("corpus", texts), ("queries", queries)):
+        lines = [json.dumps({"_id": id, "title": "", "text": text}) for id, text in rows.items()]
+        folder.mkdir(exist_ok=True)
+        (folder / f"{name}.jsonl").write_text("\n".join(lines))
+    (folder / "qrels").mkdir(exist_ok=True)
+    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\na\tc\t1\nb\td\t1\n")
+    return folder
+
+
+def test_queries_that_are_documents_are_left_out_of_their_rankings(
+    encoder: WordOverlap, tmp_path: Path, caplog
+) -> None:
+    """As BEIR does for ArguAna and Quora; each query would find itself first."""
+    (task,) = load_task(str(write_arguments(tmp_path / "arguments", same=True)))
+    for setting, mrr, said in ((None, 1.0, "left out of its own ranking"), (False, 0.5, "can find itself")):
+        caplog.clear()
+        (chosen,) = without_own_documents([task], setting)
+        assert evaluate_task(encoder, chosen).metrics["mrr@10"] == mrr
+        assert bm25_result(chosen).metrics["mrr@10"] == mrr
+        warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        assert [said in warning for warning in warnings] == [True]
+
+
+def test_documents_that_only_have_a_querys_number_stay(tmp_path: Path) -> None:
+    (task,) = load_task(str(write_arguments(tmp_path / "numbered", same=False)))
+    assert task.left_out == frozenset()
+    assert replace(task, leave_out_queries=True).left_out == {"a", "b"}
+    relevant = replace(task, qrels={"a": {"a": 1}, "b": {"d": 1}}, leave_out_queries=True)
+    assert relevant.left_out == {"b"}
+
+
+def test_names_of_figures_are_known_before_they_are_measured(encoder: WordOverlap) -> None:
+    alone = replace(TASK, name="Alone", group=None)
+    assert figure_names([TASK, alone]) == evaluate_tasks(encoder, [TASK, alone]).keys()
 
 
 def test_bad_input_is_told(encoder: WordOverlap) -> None:

@@ -224,7 +224,7 @@ def test_help_shows_the_docstrings():
         "peak learning rate of the query weights",
         "pairs held out of training for the validation loss",
         "Checkpoint to resume from",
-        "Start anew in a folder that holds a run",
+        "Start again in a folder that holds a run",
         "Trains an asymmetric inference-free SPLADE encoder",
     ):
         assert sentence in text

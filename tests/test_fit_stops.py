@@ -180,13 +180,43 @@ def test_a_checkpoint_callback_watches_the_retrieval_metric(world, tmp_path):
     assert read_json(run / "metrics.json")["after"][NDCG] == logged[6]
 
 
-def test_a_metric_that_nobody_logs_is_told_in_one_sentence(world, tmp_path):
+EARLY_STOPPING = "lightning.pytorch.callbacks.EarlyStopping"
+
+
+@pytest.mark.parametrize("watcher", [CHECKPOINT, EARLY_STOPPING])
+@pytest.mark.parametrize(
+    ("monitor", "meant"),
+    [(f"val/{NDCG}", f"; did you mean {NDCG}"), ("val/los", "; did you mean val/loss"), ("accuracy", ".")],
+)
+def test_a_metric_that_nothing_measures_is_refused_at_once(world, tmp_path, watcher, monitor, meant):
     run = tmp_path / "run"
-    checkpoint = {"class_path": CHECKPOINT, "init_args": {"monitor": "NanoBEIR_ndcg", "every_n_train_steps": 3}}
-    outcome = call(main, "--config", world.config(run, {"trainer.callbacks": [checkpoint]}))
-    assert outcome.code == 2
-    assert len(outcome.errors) == 1
-    assert "NanoBEIR_ndcg" in outcome.errors[0]
+    retrieval = {"class_path": RETRIEVAL, "init_args": {"tasks": [str(world.tasks)]}}
+    callbacks = [retrieval, {"class_path": watcher, "init_args": {"monitor": monitor}}]
+    outcome = call(main, "--config", world.config(run, {"trainer.callbacks": callbacks}))
+    assert (outcome.code, len(outcome.errors)) == (2, 1), outcome.err
+    name = watcher.rpartition(".")[2]
+    assert f"{name} watches {monitor}, which nothing in this run measures{meant}" in outcome.errors[0]
+    assert not run.exists()
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_early_stopping_sees_the_model_of_its_validation(world, tmp_path, before):
+    """Validations every 3 steps, evaluations every 4; a metric that never falls by 10 ends the run at step 9."""
+    run = tmp_path / "run"
+    retrieval = {"tasks": [str(world.tasks)], "every_n_steps": 4, "before": before}
+    stop = {"monitor": NDCG, "mode": "min", "min_delta": 10.0, "patience": 2}
+    changes = {
+        "trainer.max_steps": 30,
+        "trainer.callbacks": [
+            {"class_path": EARLY_STOPPING, "init_args": stop},
+            {"class_path": RETRIEVAL, "init_args": retrieval},
+        ],
+    }
+    outcome = call(main, "--config", world.config(run, changes))
+    assert outcome.code == 0, outcome.err
+    assert load_checkpoint(run / "checkpoints" / "last.ckpt")["global_step"] == 9
+    assert [int(row["step"]) for row in rows(run) if row[f"val/{NDCG}"]] == [2, 3, 5, 7, 8]
+    assert read_json(run / "metrics.json")["after"][NDCG] == float(rows(run)[-1][f"val/{NDCG}"])
 
 
 def test_an_exception_leaves_a_checkpoint_to_resume_from(world, tmp_path):

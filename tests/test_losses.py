@@ -1,5 +1,7 @@
 """Losses, penalties and schedules: equal to sentence-transformers' and transformers', and in fp32 whatever comes in."""
 
+import math
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -9,9 +11,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import get_linear_schedule_with_warmup
 
-from splade_lit.losses.penalties import flops_penalty, l0_mask, l1_penalty
-from splade_lit.losses.ranking import in_batch_ranking_loss
-from splade_lit.losses.weights import learning_rate_factor, penalty_factor
+from splade_lit.core.errors import UserError
+from splade_lit.losses.objective import Objective
+from splade_lit.losses.part import Step
+from splade_lit.losses.penalties import L1, Flops, L0Mask, Penalty, flops_penalty, l0_mask, l1_penalty
+from splade_lit.losses.ranking import InBatch, RankingLoss, in_batch_ranking_loss
+from splade_lit.losses.weights import Ramp, Weight, learning_rate_factor, penalty_factor
 
 
 @pytest.fixture
@@ -136,3 +141,162 @@ def test_learning_rates_equal_transformers(warmup_steps, total_steps):
     for step in range(total_steps + 2):
         expected = scheduler.lr_lambdas[0](step)
         assert learning_rate_factor(step, warmup_steps, total_steps) == pytest.approx(expected, abs=1e-12)
+
+
+def a_step(scores: Tensor, answers: list[tuple[int, int]], documents: Tensor | None = None) -> Step:
+    documents = torch.tensor([[1.0, 0.0, 2.0], [3.0, 0.0, 0.0]]) if documents is None else documents
+    mean_query = torch.tensor([0.5, 1.0, 0.0])
+    return Step(scores, torch.tensor(answers), documents, mean_query, step=1, total_steps=6)
+
+
+def test_several_answers_do_not_compete_with_each_other():
+    """Query 0 has answers 0 and 2, query 1 has 1; document 3 answers none."""
+    scores = torch.tensor([[1.0, 0.5, 2.0, -1.0], [0.0, 1.5, 0.5, 3.0]])
+    answers = torch.tensor([[0, 0], [0, 2], [1, 1]])
+    by_hand = [
+        -1.0 + math.log(math.exp(1.0) + math.exp(0.5) + math.exp(-1.0)),
+        -2.0 + math.log(math.exp(2.0) + math.exp(0.5) + math.exp(-1.0)),
+        -1.5 + math.log(math.exp(0.0) + math.exp(1.5) + math.exp(0.5) + math.exp(3.0)),
+    ]
+    assert float(in_batch_ranking_loss(scores, answers)) == pytest.approx(sum(by_hand) / 3)
+    step = a_step(scores, answers.tolist(), torch.ones(4, 3))
+    assert step.answer_scores.tolist() == [1.0, 2.0, 1.5]
+    assert step.answer_mask.int().tolist() == [[1, 0, 1, 0], [0, 1, 0, 0]]
+
+
+def test_answers_may_lie_anywhere():
+    """As where documents are gathered from several devices, and this one's come last."""
+    scores = torch.randn(3, 12, generator=torch.Generator().manual_seed(0))
+    rolled = torch.cat([scores[:, 3:], scores[:, :3]], dim=1)
+    answers = diagonal(3) + torch.tensor([0, 9])
+    torch.testing.assert_close(in_batch_ranking_loss(rolled, answers), in_batch_ranking_loss(scores, diagonal(3)))
+
+
+def test_parts_by_hand():
+    step = a_step(torch.tensor([[2.0, 0.0], [0.0, 2.0]]), [(0, 0), (1, 1)])
+    assert float(InBatch()(step)) == pytest.approx(math.log(1 + math.exp(-2)))
+    assert float(Flops()(step.documents, step)) == 5.0  # (4 / 2)^2 + (2 / 2)^2
+    assert float(L1()(step.documents, step)) == 3.0  # (3 + 3) / 2
+    assert float(L0Mask(Flops(), 1)(step.documents, step)) == 1.25  # (1 / 2)^2 + (2 / 2)^2: the second row is left out
+    assert [Ramp(0.9, ramp_ratio=0.5).weight(step, 6) for step in range(5)] == pytest.approx([0, 0.1, 0.4, 0.9, 0.9])
+    assert Ramp(0.9, "linear", 0.5).weight(1, 6) == pytest.approx(0.3)
+
+
+def test_the_objective_is_the_weighted_sum():
+    step = a_step(torch.tensor([[2.0, 0.0], [0.0, 2.0]]), [(0, 0), (1, 1)])
+    ranking, flops_of_queries = math.log(1 + math.exp(-2)), 0.5**2 + 1.0**2
+    losses = Objective([InBatch(weight=0.5)], "flops", 0.1, Ramp(0.2, "constant"), "linear", 0.5, l0_threshold=1)(step)
+    expected = {"ranking_loss": ranking, "document_penalty": 1.25, "query_penalty": flops_of_queries}
+    assert {name: float(value) for name, value in losses.values.items()} == pytest.approx(expected)
+    assert losses.weights == pytest.approx({"lambda_d": 0.1 / 3, "lambda_q": 0.2})
+    assert float(losses.loss) == pytest.approx(0.5 * ranking + 0.1 / 3 * 1.25 + 0.2 * flops_of_queries)
+
+
+def test_short_names_make_the_same_objective_as_classes():
+    short = Objective(penalty="l1", lambda_d=0.1, l0_threshold=3)
+    whole = Objective([InBatch()], L0Mask(L1(), 3), Ramp(0.1))
+    assert [*short.parts] == [*whole.parts]
+    assert [part.settings for part in short.parts.values()] == [part.settings for part in whole.parts.values()]
+    assert short.facts() == whole.facts()
+
+
+class Seen(Penalty):
+    """Counts the batches that it sees in training, in a buffer."""
+
+    def prepare(self, vocab_size: int) -> None:
+        self.register_buffer("seen", torch.zeros(vocab_size))
+
+    def forward(self, vectors: Tensor, step: Step) -> Tensor:
+        self.seen += self.training
+        return vectors.mean()
+
+
+class Grows(Weight):
+    """Grows with each batch that it observes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("value", torch.ones(()))
+
+    def observe(self, step: Step) -> None:
+        self.value += 1
+
+    def weight(self, step: int, total_steps: int) -> Tensor:
+        return self.value.clone()
+
+
+def test_parts_keep_a_state_of_their_own():
+    objective = Objective(penalty=Seen(), lambda_d=Grows(), lambda_q=0.1)
+    objective.prepare(3)
+    step = a_step(torch.eye(2), [(0, 0), (1, 1)])
+    assert float(objective(step).weights["lambda_d"]) == 2
+    assert float(objective.eval()(step).weights["lambda_d"]) == 2  # held-out pairs are not observed
+    state = objective.state_dict()
+    names = {"penalties.document.seen", "penalties.query.seen", "weights.document.value"}
+    assert state.keys() == names
+    assert [state[f"penalties.{side}.seen"].tolist() for side in ("document", "query")] == [[1.0] * 3] * 2
+    assert objective.settings["penalty"] == {"class_path": f"{__name__}.Seen", "init_args": {}}
+
+
+class Keepless(Penalty):
+    """Does not keep its setting."""
+
+    def __init__(self, power: float = 2.0) -> None:
+        super().__init__()
+
+
+class Vector(RankingLoss):
+    """Gives a loss a query."""
+
+    def forward(self, step: Step) -> Tensor:
+        return step.scores.logsumexp(1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"ranking": []}, "model.ranking is empty"),
+        (
+            {"ranking": ["in_batch", InBatch()]},
+            "must have different names, but are loss, ranking_loss, document_penalty",
+        ),
+        ({"penalty": Keepless()}, "Keepless must keep its setting power as self.power"),
+        ({"lambda_d": -1.0}, "model.lambda_d is -1.0; it must be at least 0."),
+        ({"lambda_q": math.nan}, "model.lambda_q is nan"),
+        ({"lambda_d": math.inf}, "model.lambda_d is inf"),
+        ({"lambda_ramp_ratio": 2.0}, "model.lambda_ramp_ratio is 2.0; it must be from 0 to 1."),
+        ({"l0_threshold": -1}, "model.l0_threshold is -1"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_settings_of_the_objective_out_of_range(settings, sentence):
+    with pytest.raises(UserError, match=re.escape(sentence)) as error:
+        Objective(**settings)
+    assert str(error.value).count("\n") == 0
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: InBatch(-1.0), "InBatch.weight is -1.0"),
+        (lambda: L0Mask(Flops(), -1), "L0Mask.threshold is -1"),
+        (lambda: Ramp(-0.1), "Ramp.value is -0.1"),
+        (lambda: Ramp(0.1, ramp_ratio=-0.1), "Ramp.ramp_ratio is -0.1; it must be from 0 to 1."),
+    ],
+)
+def test_settings_of_parts_out_of_range(make, sentence):
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        make()
+
+
+def test_a_loss_that_is_no_scalar_is_refused():
+    with pytest.raises(UserError, match=re.escape("Vector gave values of shape [2]; a loss is a scalar.")):
+        Objective([Vector()])(a_step(torch.eye(2), [(0, 0), (1, 1)]))
+
+
+def test_names_tags_and_citations_of_parts():
+    facts = {part.name: part for part in Objective([InBatch(), Vector()], Seen(), l0_threshold=3).facts()}
+    assert [*facts] == ["ranking_loss", "vector", "document_seen", "lambda_d"]
+    assert [part.tag for part in facts.values()] == ["SparseMultipleNegativesRankingLoss", "Vector", "Seen", ""]
+    titles = {name: [citation.title for citation in part.citations] for name, part in facts.items()}
+    assert titles == {"ranking_loss": ["Ranking Loss"], "vector": [], "document_seen": ["l0 Mask"], "lambda_d": []}

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import distributed, multiprocessing
 
+from splade_lit.core.distributed import from_first, gather, merge, rank, share, world_size
 from splade_lit.evaluation.metrics import RetrievalMetrics, rank_metrics
 
 
@@ -120,30 +121,78 @@ def test_which_queries_count() -> None:
     np.testing.assert_array_equal(metrics.per_query["ndcg@10"], [0.0, 1.0])
 
 
-def test_batches_add_up() -> None:
-    run, qrels = random_run(40, 50, 50, ties=True), random_qrels(40, 50, highest=2)
-    metrics = RetrievalMetrics(graded=True)
-    for first in range(0, 40, 7):
-        metrics.update(dict(list(run.items())[first : first + 7]), qrels)
-    assert metrics.compute() == pytest.approx(rank_metrics(run, qrels, graded=True).means, abs=1e-12)
-    metrics.reset()
-    metrics.update({}, {})
-    assert math.isnan(metrics.compute()["ndcg@10"])
+IDS = sorted(str(i) for i in range(300))
 
 
-def evaluate_share(rank: int, address: str, results: "multiprocessing.SimpleQueue") -> None:
-    distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
-    run, qrels = random_run(41, 50, 50, ties=True), random_qrels(41, 50, highest=1)
-    metrics = RetrievalMetrics()
-    metrics.update({query: run[query] for query in list(run)[rank::2]}, qrels)
-    results.put(metrics.compute())
+def scored(num_queries: int, seed: int = 0) -> tuple[list[str], np.ndarray, dict]:
+    """Queries, their scores of all documents, small whole numbers so that most are tied, and judgements."""
+    queries = [f"q{q}" for q in range(num_queries)]
+    scores = np.random.default_rng(seed).integers(0, 5, size=(num_queries, len(IDS))).astype(np.float32)
+    return queries, scores, random_qrels(num_queries, len(IDS), highest=2)
+
+
+def best(scores: np.ndarray, documents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Scores and numbers of the best 101 of these documents for each query."""
+    order = np.lexsort((np.broadcast_to(documents, scores.shape), -scores))[:, :101]
+    return np.take_along_axis(scores, order, axis=1), documents[order]
+
+
+def whole(queries: list[str], scores: np.ndarray, qrels: dict) -> dict[str, float]:
+    run = {query: dict(zip(IDS, row.tolist(), strict=True)) for query, row in zip(queries, scores, strict=True)}
+    return rank_metrics(run, qrels, graded=True).means
+
+
+def test_parts_of_a_corpus_add_up() -> None:
+    queries, scores, qrels = scored(40)
+    metrics = RetrievalMetrics(queries, IDS, qrels, graded=True)
+    for part in np.array_split(np.random.default_rng(1).permutation(len(IDS)), 7):
+        metrics.update(*best(scores[:, part], part))
+    assert metrics.compute() == pytest.approx(whole(queries, scores, qrels), abs=1e-12)
+    assert all(len(hits) == 100 for hits in metrics.run.values())
+    assert [list(hits.values()) for hits in metrics.run.values()] == np.sort(scores)[:, :-101:-1].tolist()
+
+
+def test_a_query_that_no_document_matches_finds_nothing() -> None:
+    """Of equal scores the first id comes first: with all of them 0, that is the order of the file and no success."""
+    zeros = np.zeros((2, 3), np.float32)
+    zeros[1, 2] = 1
+    metrics = RetrievalMetrics(["dead", "alive"], ["a", "b", "c"], {"dead": {"a": 1}, "alive": {"b": 1}})
+    metrics.update(*best(zeros, np.arange(3)))
+    assert metrics.run == {"dead": {}, "alive": {"c": 1.0, "a": 0.0, "b": 0.0}}
+    np.testing.assert_array_equal(metrics.rank_metrics.per_query["mrr@10"], [0, 1 / 3])
+
+
+def test_a_query_is_left_out_of_its_own_ranking() -> None:
+    numbers = np.arange(150)
+    ids = [f"{number:03}" for number in numbers]
+    queries = ["000", "001"]
+    scores = np.tile(-numbers.astype(np.float32) - 1, (2, 1))
+    metrics = RetrievalMetrics(queries, ids, {query: {"002": 1} for query in queries}, left_out={"000"})
+    metrics.update(*best(scores, numbers))
+    assert list(metrics.run["000"]) == ids[1:101]
+    assert list(metrics.run["001"]) == ids[:100]
+    np.testing.assert_array_equal(metrics.rank_metrics.per_query["mrr@10"], [1 / 2, 1 / 3])
+
+
+def evaluate_share(number: int, address: str, results: "multiprocessing.SimpleQueue") -> None:
+    distributed.init_process_group("gloo", init_method=address, rank=number, world_size=2)
+    queries, scores, qrels = scored(41)
+    metrics = RetrievalMetrics(queries, IDS, qrels, graded=True)
+    documents = np.arange(len(IDS))[share()]
+    metrics.update(*best(scores[:, documents], documents))
+    merge(metrics)
+    first = from_first(lambda: (rank(), world_size(), gather("alone")))
+    results.put((metrics.rank_metrics.means, gather(rank()), first))
     distributed.barrier()
     distributed.destroy_process_group()
 
 
-def test_devices_add_up(tmp_path) -> None:
+def test_processes_add_up(tmp_path) -> None:
     results = multiprocessing.get_context("spawn").SimpleQueue()
     torch.multiprocessing.spawn(evaluate_share, args=(f"file://{tmp_path}/rendezvous", results), nprocs=2)
-    expected = rank_metrics(random_run(41, 50, 50, ties=True), random_qrels(41, 50, highest=1)).means
+    expected = whole(*scored(41))
     for _ in range(2):
-        assert results.get() == pytest.approx(expected, abs=1e-12)
+        means, ranks, first = results.get()
+        assert means == pytest.approx(expected, abs=1e-12)
+        assert ranks == [0, 1]
+        assert first == (0, 1, ["alone"])

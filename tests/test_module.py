@@ -325,6 +325,18 @@ def test_no_known_end(make_base, pairs):
         ({"max_document_tokens": 0}, "max_document_tokens"),
         ({"start_active_dims": 0}, "start_active_dims"),
         ({"l0_threshold": -1}, "l0_threshold"),
+        ({"lambda_q": -0.1}, "lambda_q"),
+        ({"learning_rate": math.nan}, "learning_rate"),
+        ({"idf_learning_rate": math.inf}, "idf_learning_rate"),
+        ({"weight_decay": -0.1}, "weight_decay"),
+        ({"dropout": 1.1}, "dropout"),
+        ({"max_query_tokens": 0}, "max_query_tokens"),
+        ({"pooling": "avg"}, "pooling"),
+        ({"activation": "gelu"}, "activation"),
+        ({"lambda_schedule": "cubic"}, "lambda_schedule"),
+        ({"recompute": "all"}, "recompute"),
+        ({"penalty": "flop"}, "penalty"),
+        ({"ranking": ["in_bach"]}, "ranking"),
     ],
 )
 def test_settings_out_of_range_are_told(make_base, settings, name):

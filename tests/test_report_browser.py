@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome i
 
 # Looks at the page inside a frame: what sticks out of it sideways, and which texts of a chart lie on one another.
 LOOK = """
-const frame = document.querySelector("iframe"), found = {out: [], over: [], charts: 0};
+const frame = document.querySelector("iframe"), found = {out: [], over: [], charts: 0, wide: 0, shaded: 0};
 function look() {
   const page = frame.contentDocument, width = frame.contentWindow.innerWidth;
   page.querySelectorAll("details").forEach(one => one.open = true);
@@ -29,6 +29,12 @@ function look() {
     const box = one.getBoundingClientRect();
     if (box.width && !one.closest(".scroll table") && (box.right > width + 0.5 || box.left < -0.5))
       found.out.push(one.outerHTML.slice(0, 80));
+  }
+  for (const one of page.querySelectorAll(".scroll")) {
+    if (one.scrollWidth > one.clientWidth + 1) {
+      found.wide += 1;
+      found.shaded += frame.contentWindow.getComputedStyle(one).backgroundImage.split("linear-gradient").length === 5;
+    }
   }
   for (const chart of page.querySelectorAll("svg.chart")) {
     found.charts += 1;
@@ -94,6 +100,11 @@ def test_nothing_sticks_out_and_nothing_overlaps(page, width, tmp_path):
     assert found["width"] == width
     assert found["charts"] == page.read_text(encoding="utf-8").count('class="chart"') >= 12
     assert (found["scrolls"], found["out"], found["over"]) == (False, [], [])
+
+
+def test_a_table_that_goes_on_beyond_the_edge_shows_it(page, tmp_path):
+    found = look_at(page, 400, tmp_path)
+    assert found["wide"] == found["shaded"] >= 3
 
 
 def test_what_sticks_out_is_found(tmp_path):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import random
 from pathlib import Path
 from typing import Any
@@ -98,3 +99,47 @@ def test_what_two_of_them_measure_is_refused(world, tmp_path, tasks):
         assert (outcome.code, len(outcome.errors)) == (2, 1), outcome.err
         assert sentence in outcome.errors[0]
         assert not (run / "metrics.json").exists()
+
+
+def test_figures_before_training_are_reused_until_something_changes(world, tmp_path, tasks, caplog):
+    """Another learning rate starts from the same model; other weights, tasks or code do not."""
+
+    def run(name: str, **changes: object) -> dict[str, dict[str, float]]:
+        caplog.clear()
+        settings = {"trainer.callbacks": [evaluation(tasks[0], bm25=True, cache_dir=cache)], "trainer.max_steps": 3}
+        with caplog.at_level(logging.INFO, "splade_lit"):
+            outcome = call(fit.main, "--config", world.config(tmp_path / name, settings | changes))
+        assert outcome.code == 0, outcome.err
+        return read_json(tmp_path / name / "metrics.json")
+
+    def reused() -> list[str]:
+        told = [record.getMessage() for record in caplog.records if "are reused" in record.getMessage()]
+        return [message.partition(":")[0] for message in told]
+
+    cache = str(tmp_path / "cache")
+    first = run("first")
+    assert reused() == []
+    second = run("second", **{"model.learning_rate": 1e-2})
+    assert reused() == ["bm25", "before"]
+    assert {stage: second[stage] for stage in ("bm25", "before")} == {
+        stage: first[stage] for stage in ("bm25", "before")
+    }
+    assert second["after"] != first["after"]
+    lines = [(tmp_path / name / "per_query.jsonl").read_text().splitlines()[:10] for name in ("first", "second")]
+    assert lines[0] == lines[1]
+    started = run("third", **{"model.start_active_dims": 5})
+    assert reused() == ["bm25"]
+    assert started["before"]["one_corpus_active_dims"] != first["before"]["one_corpus_active_dims"]
+    run("shorter", **{"model.max_document_tokens": 8})
+    assert reused() == ["bm25"]
+    again = [evaluation(tasks[0], bm25=True, cache_dir=cache, reuse=False)]
+    assert run("measured", **{"trainer.callbacks": again})["before"] == pytest.approx(first["before"], rel=1e-6)
+    assert reused() == []
+    corpus = tasks[0] / "corpus.jsonl"
+    corpus.write_text(corpus.read_text().replace("river", "water") + '{"_id": "more", "text": "one more"}\n')
+    run("text")
+    assert reused() == []
+    for path in (tmp_path / "cache" / "figures").iterdir():
+        path.write_text("{")  # damaged
+    run("damaged")
+    assert reused() == []

@@ -84,7 +84,7 @@ def _hub_commit(pairs: Pairs) -> str | None:
 
 
 def pairs_facts(
-    pairs: Pairs, encoder: AsymmetricSparseEncoder, columns: Sequence[str] | None = None
+    pairs: Pairs, encoder: AsymmetricSparseEncoder, columns: Sequence[str] | None = None, sample_texts: bool = True
 ) -> PairsFacts | None:
     """Size, tokens and samples of pairs; None if there are none.
 
@@ -92,6 +92,7 @@ def pairs_facts(
         pairs: the texts.
         encoder: gives tokenizer and limits.
         columns: what the data set itself calls the columns.
+        sample_texts: whether the first texts are kept.
     """
     if not len(pairs):
         return None
@@ -106,7 +107,7 @@ def pairs_facts(
             _column_facts(name, first.dataset[column], encoder, is_query=column == "query")
             for name, column in zip(columns or pairs.columns, pairs.columns, strict=True)
         ],
-        samples=[list(pairs[row].values()) for row in range(min(_SAMPLES, len(pairs)))],
+        samples=[list(pairs[row].values()) for row in range(min(_SAMPLES, len(pairs)) if sample_texts else 0)],
     )
 
 

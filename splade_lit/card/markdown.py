@@ -32,8 +32,8 @@ def folded(text: str) -> str:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table; its cells are Markdown."""
-    lines = [header, [":---"] * len(header), *rows]
+    """A table; its cells are Markdown, its header is text."""
+    lines = [list(map(escaped, header)), [":---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -45,11 +45,29 @@ def bold(cells: Sequence[str]) -> list[str]:
 def code_cell(text: str) -> str:
     """A text in a cell of a table, as it is."""
     text = text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}..."
-    # Inside <code> Markdown still counts; entities keep its characters as they are.
-    plain = html.escape(text, quote=False)
-    for character in "\\`*_[]|~$":
-        plain = plain.replace(character, f"&#{ord(character)};")
-    return f"<code>{'<br>'.join(plain.splitlines())}</code>"
+    # Inside <code> Markdown still counts.
+    return f"<code>{'<br>'.join(escaped(text, '_').splitlines())}</code>"
+
+
+def escaped(text: str, more: str = "") -> str:
+    """A text in which Markdown and HTML find nothing to act on: entities in place of their characters.
+
+    Args:
+        text: such as the name of a data set.
+        more: characters that are replaced as well.
+
+    >>> escaped("<b>|nano_beir")
+    '&lt;b&gt;&#124;nano_beir'
+    """
+    text = html.escape(text, quote=False)
+    for character in f"\\`*[]|~${more}":
+        text = text.replace(character, f"&#{ord(character)};")
+    return text
+
+
+def code(name: str) -> str:
+    """A name as code in a sentence; a backtick, which would end it, becomes an apostrophe."""
+    return "`{}`".format(name.replace("`", "'"))
 
 
 def link(source: Source, folder: str = "") -> str:
@@ -59,7 +77,7 @@ def link(source: Source, folder: str = "") -> str:
         source: the model or data set.
         folder: `datasets/` for a data set.
     """
-    return f"[{source.name}]({_HUB}/{folder}{source.hub_id})" if source.hub_id else f"`{source.name}`"
+    return f"[{escaped(source.name)}]({_HUB}/{folder}{source.hub_id})" if source.hub_id else code(source.name)
 
 
 def link_with_commit(source: Source, folder: str = "") -> str:
@@ -76,7 +94,7 @@ def listed(names: Iterable[str]) -> str:
     >>> listed(["a", "b", "c"])
     '`a`, `b` and `c`'
     """
-    *first, last = [f"`{name}`" for name in names]
+    *first, last = [code(name) for name in names]
     return f"{', '.join(first)} and {last}" if first else last
 
 

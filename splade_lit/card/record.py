@@ -93,7 +93,7 @@ class PairsFacts:
         num_pairs: how many there are.
         num_measured: how many, from the first on, the columns' figures are of.
         columns: one after another.
-        samples: the first pairs, a text a column.
+        samples: the first pairs, a text a column; none where the card is to quote no texts.
     """
 
     source: Source

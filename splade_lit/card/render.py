@@ -4,7 +4,7 @@ from huggingface_hub import ModelCard
 
 from splade_lit.card import model_sections as model
 from splade_lit.card import training_sections as training
-from splade_lit.card.markdown import join, section
+from splade_lit.card.markdown import escaped, join, section
 from splade_lit.card.metadata import metadata
 from splade_lit.card.record import Card
 
@@ -17,7 +17,7 @@ def model_card(card: Card) -> str:
 
 def _body(card: Card) -> str:
     return join(
-        f"# {card.name}",
+        f"# {escaped(card.name)}",
         model.introduction(card),
         section(2, "Model Details", model.description(card), model.sources(), model.architecture(card)),
         section(2, "Usage", model.usage_sentence_transformers(card), model.usage_splade_lit(card)),

@@ -7,6 +7,7 @@ from typing import Any
 from splade_lit.card.markdown import (
     bold,
     code_cell,
+    escaped,
     fenced,
     folded,
     link_with_commit,
@@ -46,11 +47,10 @@ def dataset(card: Card, kind: str) -> str:
         f"{kind} Dataset",
         section(
             4,
-            facts.source.name,
+            escaped(facts.source.name),
             "\n".join(lines),
             _statistics_table(facts),
-            "* Samples:",
-            _samples_table(facts),
+            *(("* Samples:", _samples_table(facts)) if facts.samples else ()),
             f"* Loss: `SpladeLoss`, the weighted sum of {_terms(card.training)}, with these parameters:",
             fenced("json", json.dumps(card.training.loss, indent=2)),
         ),

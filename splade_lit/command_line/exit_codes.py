@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 
+from splade_lit.core.distributed import rank
 from splade_lit.core.errors import UserError
 
 
@@ -18,7 +19,7 @@ def run_command(main: Callable[[Sequence[str] | None], None], arguments: Sequenc
         arguments: what to give it.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    logging.getLogger("splade_lit").setLevel(logging.INFO)
+    logging.getLogger("splade_lit").setLevel(logging.INFO if rank() == 0 else logging.ERROR)
     quiet_libraries()
     warnings.filterwarnings("ignore", module=r"lightning\..*|torch\..*|jsonargparse\..*")
     _tolerate_any_text()

@@ -3,11 +3,11 @@
 Without a process group there is one process, of rank 0, and nothing here waits.
 """
 
+import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
-
-from torch import distributed
 
 T = TypeVar("T")
 _alone = False
@@ -15,13 +15,20 @@ _alone = False
 
 def world_size() -> int:
     """How many processes there are."""
-    joined = distributed.is_available() and distributed.is_initialized()
-    return distributed.get_world_size() if joined and not _alone else 1
+    group = None if _alone else _group()
+    return group.get_world_size() if group else 1
 
 
 def rank() -> int:
-    """The number of this process, from 0; rank 0 is the one that writes files."""
-    return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
+    """The number of this process, from 0; rank 0 is the one that writes files and logs."""
+    group = _group()
+    return group.get_rank() if group else int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
+
+
+def _group() -> Any:
+    """torch.distributed where processes have joined; it need not be imported to know that they have not."""
+    group = sys.modules.get("torch.distributed")
+    return group if group is not None and group.is_available() and group.is_initialized() else None
 
 
 def share() -> slice:
@@ -45,12 +52,17 @@ def gather(value: T) -> list[T]:
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
-    distributed.all_gather_object(values, value)
+    _group().all_gather_object(values, value)
     return values
 
 
+def merge(metric: Any) -> None:
+    """Give a torchmetrics metric the states of all processes, reduced as it declares; each process must call it."""
+    metric.sync(dist_sync_fn=lambda state, group: gather(state), distributed_available=lambda: world_size() > 1)
+
+
 def from_first(work: Callable[[], T]) -> T:
-    """What `work` returns on rank 0, which alone runs it, on all ranks; each process must call it.
+    """Run `work` on rank 0 alone (see `alone`) and return its value on all ranks; each process must call this.
 
     Raises:
         Exception: what `work` raises on rank 0, on all ranks, so that none waits for it in vain.
@@ -60,10 +72,11 @@ def from_first(work: Callable[[], T]) -> T:
     outcome: list[Any] = [None, None]
     if rank() == 0:
         try:
-            outcome[0] = work()
+            with alone():
+                outcome[0] = work()
         except Exception as error:
             outcome[1] = error
-    distributed.broadcast_object_list(outcome)
+    _group().broadcast_object_list(outcome)
     if outcome[1] is not None:
         raise outcome[1]
     return outcome[0]

@@ -158,6 +158,14 @@ class PairsDataModule(LightningDataModule):
                 f"data: {len(self.train_rows)} pairs give no batch; lower batch_size or the number of devices, or "
                 "set drop_last to false."
             )
+        single = sum(len(batch) == 1 for batch in loader.sampler.batches())
+        if 2 * single > len(loader) and len(self.documents) == 1:
+            logger.warning(
+                "data: %d of %d batches hold a single pair, so that nothing is learned, as no other document is there; "
+                "remove copies of texts, raise batch_size, or give negative_columns.",
+                single,
+                len(loader),
+            )
         if self._loader_state is not None:
             loader.load_state_dict(self._loader_state)
         self._train_loader, self._loader_state = loader, None

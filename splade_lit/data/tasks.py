@@ -1,7 +1,7 @@
 """Retrieval tasks: NanoBEIR from the Hub or a folder, BEIR folders, docstrings; all become a `RetrievalTask`."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +43,8 @@ class RetrievalTask:
         qrels: query id to document id to grade; grades of 0 or less are judged and not relevant.
         graded: whether nDCG uses the grades as gains; otherwise every relevant document counts 1.
         group: tasks of one group are also averaged.
+        leave_out_queries: whether the document with a query's own id is left out of its ranking, unless it is relevant:
+            in ArguAna and Quora the queries are documents too. BEIR does so, sentence-transformers' evaluators do not.
     """
 
     name: str
@@ -51,6 +53,17 @@ class RetrievalTask:
     qrels: dict[str, dict[str, int]]
     graded: bool = False
     group: str | None = None
+    leave_out_queries: bool = False
+
+    @property
+    def own_ids(self) -> frozenset[str]:
+        """Queries that have the id of a document which does not answer them."""
+        return frozenset(id for id in self.queries if id in self.corpus and self.qrels.get(id, {}).get(id, 0) <= 0)
+
+    @property
+    def left_out(self) -> frozenset[str]:
+        """Queries in whose ranking the document of the same id is left out."""
+        return self.own_ids if self.leave_out_queries else frozenset()
 
 
 def load_tasks(
@@ -125,10 +138,13 @@ def _load_nanobeir(source: str, split: str, revision: str | None = None) -> Retr
 def _load_beir(folder: Path) -> RetrievalTask:
     corpus, queries = (open_texts(str(beir_file(folder, name))) for name in (_CORPUS, _QUERIES))
     qrels = read_qrels(folder / "qrels" / "test.tsv")
-    return _checked(
+    task = _checked(
         RetrievalTask(folder.resolve().name, _texts(corpus, titles=True), _texts(queries), qrels, graded=True),
         str(folder),
     )
+    # Not where documents and queries are merely numbered alike: then the texts of one id differ.
+    same = [task.queries[id] in task.corpus[id] for id in task.own_ids]
+    return replace(task, leave_out_queries=bool(same) and all(same))
 
 
 def _texts(source: TextSource, titles: bool = False) -> dict[str, str]:
@@ -169,7 +185,7 @@ def _checked(task: RetrievalTask, source: str) -> RetrievalTask:
     if not queries:
         raise UserError(f"{task.name}: no query has both a text and a relevant document.")
     qrels = {query_id: task.qrels[query_id] for query_id in queries}
-    return RetrievalTask(task.name, corpus, queries, qrels, task.graded, task.group)
+    return replace(task, corpus=corpus, queries=queries, qrels=qrels)
 
 
 def sampled_ids(ids: Sequence[str], judged: Collection[str], max_documents: int, seed: int) -> set[str]:

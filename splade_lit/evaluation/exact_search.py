@@ -163,7 +163,7 @@ def _compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     def compile_function(function: Callable[..., Any]) -> Any:
         try:
             return njit(nogil=True, cache=True, **options)(function)
-        except RuntimeError:  # no folder to keep the compiled code in: each process compiles anew
+        except RuntimeError:  # no folder to keep the compiled code in: each process compiles for itself
             return njit(nogil=True, **options)(function)
 
     return compile_function

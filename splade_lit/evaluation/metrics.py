@@ -6,12 +6,12 @@ With graded judgements nDCG takes the grades as gains, linearly, as trec_eval's 
 Kekalainen 2002); for the other metrics a grade of 1 or more is relevant.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float64, Int
+from jaxtyping import Bool, Float32, Float64, Int
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -157,34 +157,88 @@ def _dcg(gains: Float64[np.ndarray, "queries depth"]) -> Float64[np.ndarray, " q
     return gains @ (1 / np.log2(np.arange(gains.shape[1]) + 2))
 
 
-class RetrievalMetrics(Metric):
-    """Mean rank metrics of runs that come in parts: batches of queries, or one share of them a device.
+def without_queries(run: Run, left_out: Collection[str]) -> Run:
+    """The run without the documents that are queries themselves, under the same id (see `RetrievalTask.left_out`).
 
-    >>> metrics = RetrievalMetrics()
-    >>> metrics.update({"q1": {"a": 1.0}}, {"q1": {"a": 1}})
-    >>> metrics.update({"q2": {"a": 1.0}}, {"q2": {"b": 1}})
-    >>> metrics.compute()["ndcg@10"]
+    >>> without_queries({"a": {"a": 9.0, "b": 1.0}, "b": {"b": 9.0}}, left_out={"a"})
+    {'a': {'b': 1.0}, 'b': {'b': 9.0}}
+    """
+    return {
+        query_id: {id: score for id, score in hits.items() if id != query_id} if query_id in left_out else hits
+        for query_id, hits in run.items()
+    }
+
+
+class RetrievalMetrics(Metric):
+    """Rank metrics over a corpus that comes in parts: batches of documents, or a share of them in each process.
+
+    The state holds the best documents of each query so far, so that parts add up to the figures of the whole corpus.
+    A query that shares no term with any document, so that all score 0, has found none.
+
+    Args:
+        query_ids: the queries.
+        document_ids: ids of the whole corpus in the order of strings, in which documents of equal score are ranked.
+        qrels: judgements, as in `rank_metrics`.
+        graded: as in `rank_metrics`.
+        left_out: queries in whose ranking the document of the same id is left out.
+
+    >>> metrics = RetrievalMetrics(["q"], ["a", "b"], {"q": {"a": 1}})
+    >>> metrics.update(np.array([[2.0]], dtype=np.float32), np.array([[1]]))
+    >>> metrics.update(np.array([[1.0]], dtype=np.float32), np.array([[0]]))
+    >>> metrics.compute()["mrr@10"]
     0.5
     """
 
     full_state_update = False
-    sums: Tensor
-    num_queries: Tensor
+    best: Tensor
 
-    def __init__(self, graded: bool = False) -> None:
+    def __init__(
+        self,
+        query_ids: Sequence[str],
+        document_ids: Sequence[str],
+        qrels: Qrels,
+        graded: bool = False,
+        left_out: Collection[str] = (),
+    ) -> None:
         super().__init__()
-        self.graded = graded
-        self.names = tuple(rank_metrics({}, {}).per_query)
-        self.add_state("sums", torch.zeros(len(self.names), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("num_queries", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.query_ids, self.document_ids = query_ids, document_ids
+        self.qrels, self.graded, self.left_out = qrels, graded, left_out
+        # Score and number of each document; one more than metrics look at, as one may be left out.
+        empty = torch.full((len(query_ids), DEPTH + 1, 2), -torch.inf, dtype=torch.float64)
+        self.add_state("best", empty, dist_reduce_fx=_best)
 
-    def update(self, run: Run, qrels: Qrels) -> None:
-        """Add the queries of a run; see `rank_metrics`."""
-        metrics = rank_metrics(run, qrels, self.graded)
-        sums = [values.sum() for values in metrics.per_query.values()]
-        self.sums += torch.tensor(sums, dtype=torch.float64, device=self.sums.device)
-        self.num_queries += len(metrics.query_ids)
+    def update(self, scores: Float32[np.ndarray, "queries k"], documents: Int[np.ndarray, "queries k"]) -> None:
+        """Add the best documents of each query in a part of the corpus.
+
+        Args:
+            scores: their scores.
+            documents: their numbers in `document_ids`.
+        """
+        found = np.stack([scores.astype(np.float64), documents.astype(np.float64)], axis=-1)
+        self.best = _best([self.best, torch.from_numpy(found)])
 
     def compute(self) -> dict[str, float]:
-        """Metric name to its mean over all queries so far; not a number if there are none."""
-        return dict(zip(self.names, (self.sums / self.num_queries).tolist(), strict=True))
+        """Metric name to its mean over the queries."""
+        return self.rank_metrics.means
+
+    @property
+    def run(self) -> dict[str, dict[str, float]]:
+        """Query id to the scores of its best documents so far, best first."""
+        run: dict[str, dict[str, float]] = {}
+        for query_id, hits in zip(self.query_ids, self.best.tolist(), strict=True):
+            found = {self.document_ids[int(number)]: score for score, number in hits if score > -np.inf}
+            run[query_id] = found if any(found.values()) else {}
+        kept = without_queries(run, self.left_out)
+        return {query_id: dict(list(found.items())[:DEPTH]) for query_id, found in kept.items()}
+
+    @property
+    def rank_metrics(self) -> RankMetrics:
+        """Metrics of each query so far."""
+        return rank_metrics(self.run, self.qrels, self.graded)
+
+
+def _best(parts: Iterable[Tensor]) -> Tensor:
+    """Of each query's documents in all parts the best: score and number, `[queries, DEPTH + 1, 2]`."""
+    hits = torch.cat(list(parts), dim=1)
+    order = np.lexsort((hits[..., 1].numpy(), -hits[..., 0].numpy()))[:, : DEPTH + 1]
+    return torch.take_along_dim(hits, torch.from_numpy(order)[..., None], dim=1)

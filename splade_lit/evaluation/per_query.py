@@ -46,7 +46,7 @@ class QueryFigures:
 
 
 def query_figures(task: RetrievalTask, metrics: RankMetrics) -> QueryFigures:
-    """What a file keeps of the rank metrics of a task."""
+    """The figures of a task that a file keeps, from its rank metrics."""
     return QueryFigures(
         task=task.name,
         query_ids=list(metrics.query_ids),
@@ -56,7 +56,7 @@ def query_figures(task: RetrievalTask, metrics: RankMetrics) -> QueryFigures:
 
 
 def figures_of_results(tasks: Sequence[RetrievalTask], results: Sequence[TaskResult]) -> list[QueryFigures]:
-    """What a file keeps of the results of tasks, in their order."""
+    """The figures of tasks that a file keeps, in the order of the tasks."""
     return [query_figures(task, result.rank_metrics) for task, result in zip(tasks, results, strict=True)]
 
 

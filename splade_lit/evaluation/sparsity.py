@@ -185,10 +185,11 @@ class SparsityMetrics(Metric):
 
     def compute(self) -> dict[str, float]:
         """The figures so far, under sentence-transformers' names."""
-        return self.statistics().metrics
+        return self.statistics.metrics
 
+    @property
     def statistics(self) -> RetrievalSparsity:
-        """The counts so far, of this device alone unless called from `compute`."""
+        """The counts so far, of this process alone unless the metric is merged (`core.distributed.merge`)."""
         queries, corpus = (
             SparsityStatistics(
                 self._state(f"{side}_frequencies").cpu().numpy(), self._state(f"{side}_sizes").cpu().numpy()

@@ -1,5 +1,6 @@
 """Evaluation of an encoder on retrieval tasks."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
@@ -8,16 +9,19 @@ import numpy as np
 from scipy.sparse import csr_array
 from transformers import PreTrainedTokenizerBase
 
+from splade_lit.core.distributed import rank, share
 from splade_lit.core.errors import UserError
 from splade_lit.core.progress import WorkProgress
 from splade_lit.core.tokens import tokenize_documents, tokenize_queries
 from splade_lit.data.tasks import RetrievalTask, sampled_ids
 from splade_lit.evaluation.results import TaskResult, evaluate_vectors, flat_metrics
 
+logger = logging.getLogger(__name__)
+
 
 @runtime_checkable
 class Encoder(Protocol):
-    """What evaluation needs of an encoder; `AsymmetricSparseEncoder` has it."""
+    """An encoder as evaluation needs it, such as `AsymmetricSparseEncoder`."""
 
     tokenizer: PreTrainedTokenizerBase
     max_query_tokens: int
@@ -102,10 +106,28 @@ def sample_corpus(task: RetrievalTask, max_documents: int, seed: int = 0) -> Ret
     return replace(task, corpus={document_id: text for document_id, text in task.corpus.items() if document_id in kept})
 
 
+def without_own_documents(tasks: Sequence[RetrievalTask], setting: bool | None) -> list[RetrievalTask]:
+    """The tasks as a setting has it, and a line on each whose queries are documents too.
+
+    Args:
+        tasks: the tasks.
+        setting: leave the document with a query's own id out of its ranking; as each task has it if not given.
+    """
+    if setting is not None:
+        tasks = [replace(task, leave_out_queries=setting) for task in tasks]
+    for task in tasks:
+        if shared := len(task.own_ids):
+            does = "is left out of its own ranking, as in BEIR" if task.leave_out_queries else "can find itself"
+            logger.warning("%s: %d queries have the id of a document; each %s.", task.name, shared, does)
+    return list(tasks)
+
+
 def evaluate_task(
     encoder: Encoder, task: RetrievalTask | TokenisedTask, *, show_progress_bar: bool = False
 ) -> TaskResult:
     """Encode queries and corpus, search exactly, and measure.
+
+    Where a run has several processes, all must call this: each encodes its share of the corpus, and all get the result.
 
     Args:
         encoder: the model.
@@ -116,15 +138,16 @@ def evaluate_task(
         UserError: no query has a relevant document, or the model's vectors are not finite.
     """
     tokenised = task if isinstance(task, TokenisedTask) else TokenisedTask.of(task, encoder)
-    name, size = tokenised.task.name, len(tokenised.documents)
-    with WorkProgress(f"encoding {name}", "documents", size, show=show_progress_bar) as progress:
-        documents = encoder.encode_document_tokens(tokenised.documents, on_batch=progress.advance)
+    name, mine = tokenised.task.name, tokenised.documents[share()]
+    with WorkProgress(f"encoding {name}", "documents", len(mine), show=show_progress_bar and rank() == 0) as progress:
+        documents = encoder.encode_document_tokens(mine, on_batch=progress.advance)
     return evaluate_vectors(
         tokenised.task,
         tokenised.query_ids,
         encoder.encode_query_tokens(tokenised.queries),
         list(tokenised.task.corpus),
         documents,
+        share(),
     )
 
 

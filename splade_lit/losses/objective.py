@@ -3,12 +3,12 @@
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 from torch import Tensor, nn
 
 from splade_lit.core.errors import UserError
-from splade_lit.core.ranges import check_choice, check_range
+from splade_lit.core.ranges import check_range
 from splade_lit.losses.citation import Citation, PartFacts
 from splade_lit.losses.part import Part, Step, plain
 from splade_lit.losses.penalties import PENALTIES, L0Mask, Penalty, PenaltyName
@@ -64,7 +64,6 @@ class Objective(nn.Module):
         numbers = [None if isinstance(value, Weight) else value for value in (lambda_d, lambda_q)]
         check_range("model", 0, l0_threshold=l0_threshold, lambda_d=numbers[0], lambda_q=numbers[1])
         check_range("model", 0, 1, lambda_ramp_ratio=lambda_ramp_ratio)
-        check_choice("model.lambda_schedule", lambda_schedule, get_args(Schedule))
         self.settings: dict[str, Any] = {
             "ranking": plain(ranking),
             "penalty": plain(penalty),
@@ -106,7 +105,10 @@ class Objective(nn.Module):
 
     def facts(self) -> list[PartFacts]:
         """What a model card says of the parts."""
-        return [PartFacts(name, part.tag, list(_citations(part))) for name, part in self.parts.items()]
+        return [
+            PartFacts(name, "" if isinstance(part, Weight) else part.tag, list(_citations(part)))
+            for name, part in self.parts.items()
+        ]
 
     def prepare(self, vocab_size: int) -> None:
         """Give all parts the size of the vectors."""
@@ -140,7 +142,6 @@ class Objective(nn.Module):
 def _named(part: Any, classes: Mapping[Any, type[Part]]) -> Part:
     if isinstance(part, Part):
         return part
-    check_choice("A part of the loss", part, [*classes, "an object"])
     return classes[part]()
 
 

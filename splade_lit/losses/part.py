@@ -70,20 +70,19 @@ class Part(nn.Module):
     what it keeps from step to step lies in buffers, so that a resumed run goes on with it.
 
     Attributes:
+        name: its column in the log; if a class does not give it, its own name as words: `my_loss` for `MyLoss`.
+        tag: what stands after `loss:` in the tags of a model card; if a class does not give it, its own name.
         citations: what a model card cites for it.
     """
 
+    name: str
+    tag: str
     citations: tuple[Citation, ...] = ()
 
-    @property
-    def name(self) -> str:
-        """Its name in the log; made of the class's unless a subclass has an attribute `name`."""
-        return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(self).__name__).lower()
-
-    @property
-    def tag(self) -> str:
-        """What stands after `loss:` in the tags of a model card, none if empty; the class's name unless overridden."""
-        return type(self).__name__
+    def __init_subclass__(cls, **settings: Any) -> None:
+        super().__init_subclass__(**settings)
+        words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower()
+        cls.name, cls.tag = cls.__dict__.get("name", words), cls.__dict__.get("tag", cls.__name__)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -92,7 +91,8 @@ class Part(nn.Module):
         Raises:
             UserError: the class does not keep one of them.
         """
-        names = [one.name for one in signature(type(self)).parameters.values() if one.kind is not one.VAR_KEYWORD]
+        arguments = signature(type(self)).parameters.values()
+        names = [one.name for one in arguments if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
         for name in names:
             if not hasattr(self, name):
                 raise UserError(f"{_path(self)} must keep its setting {name} as self.{name}, for checkpoint and card.")

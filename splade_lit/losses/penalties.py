@@ -124,18 +124,9 @@ class L0Mask(Penalty):
     def __init__(self, penalty: Penalty, threshold: int) -> None:
         super().__init__()
         check_range("L0Mask", 0, threshold=threshold)
+        self.name, self.tag = penalty.name, penalty.tag
         self.penalty = penalty
         self.threshold = threshold
-
-    @property
-    def name(self) -> str:
-        """That of the penalty."""
-        return self.penalty.name
-
-    @property
-    def tag(self) -> str:
-        """That of the penalty."""
-        return self.penalty.tag
 
     def forward(self, vectors: Float[Tensor, "batch vocab"], step: Step) -> Float[Tensor, ""]:
         """The penalty on a batch of vectors, without its weight."""

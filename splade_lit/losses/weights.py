@@ -3,11 +3,11 @@
 Schedules are pure functions of the optimizer step, so that resuming and accumulation cannot put them out of step.
 """
 
-from typing import Literal, get_args
+from typing import Literal
 
 from torch import Tensor
 
-from splade_lit.core.ranges import check_choice, check_range
+from splade_lit.core.ranges import check_range
 from splade_lit.losses.part import Part, Step
 
 Schedule = Literal["quadratic", "linear", "constant"]
@@ -51,8 +51,6 @@ def learning_rate_factor(step: int, warmup_steps: int, total_steps: int) -> floa
 class Weight(Part):
     """The weight of a penalty, decided step by step; subclasses define `weight(step, total_steps)`."""
 
-    tag = ""
-
     def observe(self, step: Step) -> None:
         """Look at a training batch before its weight is asked for; under accumulation a step has several batches."""
 
@@ -82,7 +80,6 @@ class Ramp(Weight):
         super().__init__()
         check_range("Ramp", 0, value=value)
         check_range("Ramp", 0, 1, ramp_ratio=ramp_ratio)
-        check_choice("Ramp.schedule", schedule, get_args(Schedule))
         self.value = value
         self.schedule: Schedule = schedule
         self.ramp_ratio = ramp_ratio

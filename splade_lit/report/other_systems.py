@@ -11,7 +11,7 @@ import numpy as np
 from splade_lit.core.errors import UserError
 from splade_lit.core.text import read_trec_run
 from splade_lit.data.tasks import RetrievalTask
-from splade_lit.evaluation.metrics import rank_metrics
+from splade_lit.evaluation.metrics import rank_metrics, without_queries
 from splade_lit.evaluation.per_query import QueryFigures, query_figures, read_per_query
 from splade_lit.report.system import FINAL, System, bm25_of, systems_of_run
 from splade_lit.runs.run import read_run
@@ -112,7 +112,7 @@ def _of_rankings(paths: Sequence[Path], name: str, tasks: Sequence[RetrievalTask
             notes.append(
                 f"{name} ranks nothing for {missing} of {len(task.queries)} queries of {task.name}: they are 0."
             )
-        asked = {query_id: run.get(query_id, {}) for query_id in task.queries}
+        asked = without_queries({query_id: run.get(query_id, {}) for query_id in task.queries}, task.left_out)
         figures.append(query_figures(task, rank_metrics(asked, task.qrels, task.graded)))
     groups = {
         group: [task.name for task in tasks if task.group == group]

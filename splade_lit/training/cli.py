@@ -1,5 +1,6 @@
 """What `python -m splade_lit.fit` does: from settings to a trainer that keeps the folder of the run, and training."""
 
+import signal
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -13,6 +14,7 @@ from jsonargparse import Namespace
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
@@ -27,9 +29,10 @@ from splade_lit.runs.config import CONFIG
 from splade_lit.runs.folder import CHECKPOINTS, MODEL, check_run_folder, check_same_model, remove_run
 from splade_lit.training.callbacks.csv_log import CsvLog
 from splade_lit.training.callbacks.last_checkpoint import LastCheckpoint
-from splade_lit.training.callbacks.retrieval import RetrievalEvaluation
+from splade_lit.training.callbacks.retrieval import RetrievalEvaluation, check_watched
 from splade_lit.training.callbacks.save_model import SaveModel
 from splade_lit.training.callbacks.step_progress import ProgressLines, StepProgressBar
+from splade_lit.training.callbacks.stop_signals import StopSignals
 from splade_lit.training.callbacks.wandb_log import WandbLog
 from splade_lit.training.module import SpladeModule, check_precision
 from splade_lit.training.settings import LINKS
@@ -41,13 +44,13 @@ class OpenRunFolder(Callback):
     Args:
         config: the configuration as YAML.
         settings: the same for loggers.
-        anew: whether what an earlier run left goes; it stays where that run is resumed.
+        clear: remove what an earlier run left; not where that run is resumed.
     """
 
-    def __init__(self, config: str, settings: dict[str, Any], anew: bool) -> None:
+    def __init__(self, config: str, settings: dict[str, Any], clear: bool) -> None:
         self.config = config
         self.settings = settings
-        self.anew = anew
+        self.clear = clear
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Do so when the data have been read and before anything long starts.
@@ -65,7 +68,7 @@ class OpenRunFolder(Callback):
         if not trainer.is_global_zero:
             return
         folder = Path(trainer.default_root_dir)
-        if self.anew:
+        if self.clear:
             remove_run(folder)
         replace_text(folder / CONFIG, self.config)
         for logger in trainer.loggers:
@@ -78,7 +81,7 @@ class FitCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Settings of the run itself, and links between model and data."""
         parser.add_argument("--ckpt_path", type=str | None, default=None, help="Checkpoint to resume from.")
-        parser.add_argument("--overwrite", type=bool, default=False, help="Start anew in a folder that holds a run.")
+        parser.add_argument("--overwrite", type=bool, default=False, help="Start again in a folder that holds a run.")
         parser.link_arguments("model.base_model", "data.tokenizer")
         parser.link_arguments("model.base_revision", "data.tokenizer_revision")
         for name in ("max_query_tokens", "max_document_tokens"):
@@ -86,7 +89,7 @@ class FitCLI(LightningCLI):
             parser.link_arguments("model", f"data.{name}", partial(_encoder_setting, name=name), "instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse, with mistakes told in one sentence."""
+        """Parse; a mistake ends in one sentence."""
         self.config = parse_settings(parser, args, LINKS)
         check_range("", 0, LARGEST_SEED, seed_everything=self.config.seed_everything)
 
@@ -99,14 +102,14 @@ class FitCLI(LightningCLI):
         resolved = self.config.clone()
         resolved.ckpt_path, resolved.overwrite = None, False
         self.opens_folder = OpenRunFolder(
-            self.parser.dump(resolved, skip_unset=False), resolved.as_dict(), anew=self.config.ckpt_path is None
+            self.parser.dump(resolved, skip_unset=False), resolved.as_dict(), clear=self.config.ckpt_path is None
         )
         for logger in _as_list(self.config.trainer.logger):
             if isinstance(logger, Namespace) and issubclass(resolve_name(logger.class_path), WandbLogger):
                 _fill_in(logger, Path(self.config.trainer.default_root_dir))
 
     def instantiate_classes(self) -> None:
-        """Instantiate; what a class says of bad input is told, and not that it fits no other type either.
+        """Instantiate, and pass on the one sentence of a class that refuses its settings.
 
         Raises:
             UserError: a class refuses its settings.
@@ -130,7 +133,7 @@ class FitCLI(LightningCLI):
         folder = Path(settings["default_root_dir"])
         loggers = [logger for logger in _as_list(settings["logger"]) if isinstance(logger, Logger)]
         kwargs["logger"] = [CsvLog(folder), *loggers]
-        callbacks: list[Callback] = [self.opens_folder, *_as_list(settings["callbacks"])]
+        callbacks: list[Callback] = [self.opens_folder, StopSignals(), *_as_list(settings["callbacks"])]
         for callback in callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str((folder / CHECKPOINTS).resolve())
@@ -174,7 +177,7 @@ def _runs_on_gpu(accelerator: Any) -> bool:
 
 
 def fit(cli: FitCLI) -> None:
-    """Train and print what came out; the last line tells where the model is and its figures."""
+    """Train and print the figures; the last line names the model's folder and its main figures."""
     _train(cli)
     if not cli.trainer.is_global_zero:
         return
@@ -188,11 +191,12 @@ def fit(cli: FitCLI) -> None:
 
 
 def _train(cli: FitCLI) -> None:
-    """Train; a run that stops before its end tells how to go on with it."""
+    """Train; a run that stops before its end says how to go on with it."""
     trainer, checkpoint = cli.trainer, cli.config.ckpt_path
     if checkpoint is not None:
         check_same_model(Path(checkpoint), cli.model)
     check_precision(trainer.precision)
+    check_watched(trainer, cli.model.logged_names)
     try:
         trainer.fit(cli.model, cli.datamodule, ckpt_path=checkpoint, weights_only=True)
     except UserError:
@@ -200,13 +204,18 @@ def _train(cli: FitCLI) -> None:
     except MisconfigurationException as error:
         raise UserError(f"{first_line(error)}.") from error
     except BaseException as error:
-        _tell_how_to_resume(trainer)
+        if not trainer.is_global_zero and isinstance(error, (SystemExit, KeyboardInterrupt)):
+            sys.exit(0)  # with another code Lightning would kill rank 0, which may be saving still
+        _say_how_to_resume(trainer)
         if isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from None  # Lightning has shut down and would exit with code 1
         raise
+    finally:
+        if trainer.state.status == TrainerStatus.INTERRUPTED and trainer.strategy.launcher is not None:
+            trainer.strategy.launcher.kill(signal.SIGKILL)  # rank 0 has saved; others may wait for it for ever
 
 
-def _tell_how_to_resume(trainer: L.Trainer) -> None:
+def _say_how_to_resume(trainer: L.Trainer) -> None:
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, LastCheckpoint) and callback.step and trainer.is_global_zero:
             print(

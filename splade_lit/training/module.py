@@ -104,9 +104,16 @@ class SpladeModule(L.LightningModule):
         check_range("model", 0, weight_decay=weight_decay)
         check_range("model", 1, max_query_tokens=max_query_tokens, max_document_tokens=max_document_tokens)
         check_range("model", 1, start_active_dims=start_active_dims)
-        check_choice("model.pooling", pooling, get_args(Pooling))
-        check_choice("model.activation", activation, get_args(Activation))
-        check_choice("model.recompute", recompute or "nothing", get_args(Recompute))
+        for name, value, kind in (
+            ("pooling", pooling, Pooling),
+            ("activation", activation, Activation),
+            ("lambda_schedule", lambda_schedule, Schedule),
+            ("recompute", recompute or "nothing", Recompute),
+            ("penalty", penalty, PenaltyName),
+            *(("ranking", one, RankingName) for one in ranking),
+        ):
+            if isinstance(value, str):
+                check_choice(f"model.{name}", value, get_args(kind))
         self.objective = Objective(
             ranking, penalty, lambda_d, lambda_q, lambda_schedule, lambda_ramp_ratio, l0_threshold
         )
@@ -194,6 +201,14 @@ class SpladeModule(L.LightningModule):
         for group in self.optimizers(use_pl_optimizer=False).param_groups:  # type: ignore[union-attr]
             values[f"train/learning_rate_{group['name']}"] = group["lr"]
         self.log_dict({name: torch.as_tensor(value).detach() for name, value in values.items()})
+
+    @property
+    def logged_names(self) -> set[str]:
+        """Names of all metrics that it logs, which callbacks may watch; those under `val/` need held-out pairs."""
+        train = ["loss", *self.objective.parts, *(f"learning_rate_{group.name}" for group in self.parameter_groups())]
+        val = ["loss", *self.objective.ranking_losses]
+        names = {f"train/{name}" for name in train} | {f"val/{name}" for name in val}
+        return names | {f"sparsity/train_{side}_active_dims" for side in ("query", "document")}
 
     def parameter_groups(self) -> list[Group]:
         """Trainable parameters in groups `idf`, `transformer` and `loss`: every one of them, once."""

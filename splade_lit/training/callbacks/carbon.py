@@ -127,7 +127,7 @@ class CarbonTracker(PhaseCallback):
         self._first_step = self._row_step = None
 
     def state_dict(self) -> dict[str, Any]:
-        """What the run has used until now."""
+        """The rows so far."""
         self._read()
         return {"rows": self.rows}
 
@@ -137,7 +137,7 @@ class CarbonTracker(PhaseCallback):
         self._logged = self._totals()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there; what emissions.csv has of the same start is later and counts."""
+        """Go on from the rows of a checkpoint; rows of the same start in emissions.csv are later and replace them."""
         later = self.rows
         self._rows = {}
         self._add_rows(state_dict["rows"])
@@ -148,7 +148,7 @@ class CarbonTracker(PhaseCallback):
         self._rows |= {(row["run_id"], row["stage"]): row for row in rows}
 
     def _make_tracker(self, trainer: L.Trainer) -> EmissionsTracker | OfflineEmissionsTracker:
-        # codecarbon tells at length what it finds, part of it before it knows its own log_level.
+        # codecarbon logs much about the machine, part of it before it has read its own log_level.
         logging.getLogger("codecarbon").setLevel(logging.ERROR)
         settings: dict[str, Any] = {
             "project_name": Path(trainer.default_root_dir).name or "splade_lit",

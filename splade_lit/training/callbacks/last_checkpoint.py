@@ -7,6 +7,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 
+from splade_lit.core.distributed import alone
 from splade_lit.core.errors import UserError
 
 
@@ -28,7 +29,7 @@ class LastCheckpoint(Checkpoint):
         self.step = 0
 
     def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
-        """Set Lightning's count for loggers right: it takes a step that the checkpoint was written amid for done."""
+        """Correct Lightning's count for loggers: a checkpoint written within a step counts that step as done."""
         trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
@@ -50,9 +51,15 @@ class LastCheckpoint(Checkpoint):
         self._save(trainer)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Save what there is, unless the model refuses to be saved: then the exception is about that."""
-        with suppress(UserError):
-            self._save(trainer)
+        """Save what there is, unless the model refuses to be saved: then the exception is about that.
+
+        Rank 0 does so without waiting for the others, which may never come: `save_checkpoint` of a trainer would.
+        """
+        if trainer.is_global_zero and trainer.global_step != self.step:
+            with suppress(UserError), alone():
+                checkpoint = trainer._checkpoint_connector.dump_checkpoint()
+                trainer.strategy.save_checkpoint(checkpoint, self.path)
+                self.step = trainer.global_step
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take the step resumed from for saved."""

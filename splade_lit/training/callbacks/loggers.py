@@ -1,4 +1,4 @@
-"""What callbacks hand to the loggers of a run: figures to all, histograms and tables to those that show them."""
+"""Callbacks log through these: numbers to all loggers of a run, histograms and tables to those that show them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,7 +41,7 @@ def log_histogram(trainer: L.Trainer, name: str, values: np.ndarray, bins: int) 
     counts, edges = np.histogram(values, bins=bins)
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
-            # What a wandb.Histogram becomes in the history of a run.
+            # The form of a wandb.Histogram in the history of a run.
             histogram: Any = {"_type": "histogram", "values": counts.tolist(), "bins": edges.tolist()}
             logger.log_metrics({name: histogram}, step=log_step(trainer))
         elif isinstance(logger, TensorBoardLogger):

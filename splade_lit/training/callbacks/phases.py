@@ -10,7 +10,7 @@ Phase = Literal["training", "evaluation"]
 
 
 class PhaseCallback(L.Callback):
-    """Is told whenever the run goes over from training to evaluation or back.
+    """A callback whose `on_phase_end` is called whenever a run changes between training and evaluation.
 
     Evaluation is Lightning's validation loop and whatever callbacks do inside `evaluating`; all else is training.
     """
@@ -37,7 +37,7 @@ class PhaseCallback(L.Callback):
 
 @contextmanager
 def evaluating(trainer: Any) -> Iterator[None]:
-    """What runs inside counts as evaluation; training goes on behind it."""
+    """The block counts as evaluation; training goes on after it."""
     callbacks = [callback for callback in trainer.callbacks if isinstance(callback, PhaseCallback)]
     for callback in callbacks:
         callback.enter(trainer, "evaluation")

@@ -1,4 +1,4 @@
-"""The end of a run: its model in a folder, with a card that tells what it is and how it was made."""
+"""The end of a run: its model in a folder, with a card on the model and how it was made."""
 
 import time
 from dataclasses import asdict
@@ -40,8 +40,12 @@ from splade_lit.training.callbacks.sparsity_monitor import SparsityMonitor
 class SaveModel(PhaseCallback):
     """Saves the model of a finished run to `model/` in its folder, with its card.
 
-    `card.json` holds all that the card tells; `python -m splade_lit.card` makes `README.md` of it again. Every figure
+    `card.json` holds the content of the card; `python -m splade_lit.card` makes `README.md` of it again. Every number
     comes from the run's own files, from the texts, or from the model itself; the network is not asked.
+
+    The card (`README.md` and `card.json`) quotes texts of the data: the first pairs, and a few drawn from those held
+    out of training, or from all where none are held out. Whoever gets the folder can read them; `sample_texts: false`
+    leaves them out.
 
     Args:
         name: title of the card; made of the names of base model and data set if not given.
@@ -49,6 +53,7 @@ class SaveModel(PhaseCallback):
         license: license of the model by the Hub's short name, such as apache-2.0 or mit; null for none.
         language: languages of the texts, by their codes of ISO 639-1.
         seed: of the choice of texts that the card shows.
+        sample_texts: quote texts of the data in the card: samples, an example with its scores, texts to try.
 
     Raises:
         UserError: the seed is out of range.
@@ -61,6 +66,7 @@ class SaveModel(PhaseCallback):
         license: str | None = "apache-2.0",
         language: list[str] = ["en"],  # noqa: B006 - the CLI shows it
         seed: int = 0,
+        sample_texts: bool = True,
     ) -> None:
         check_range("SaveModel", 0, LARGEST_SEED, seed=seed)
         self.name = name
@@ -68,6 +74,7 @@ class SaveModel(PhaseCallback):
         self.license = license
         self.language = list(language)
         self.seed = seed
+        self.sample_texts = sample_texts
         self._seconds: dict[str, float] = {}
         self._since: float | None = None
 
@@ -123,8 +130,8 @@ class SaveModel(PhaseCallback):
             model_id=self.model_id,
             license=self.license,
             language=self.language,
-            example=facts.example(encoder, shown, self.seed),
-            widget=facts.widget_texts(shown, self.seed),
+            example=facts.example(encoder, shown, self.seed) if self.sample_texts else None,
+            widget=facts.widget_texts(shown, self.seed) if self.sample_texts else [],
             training=self._training(trainer, pl_module, data, run),
             retrieval=_retrieval(trainer, run),
             sparsity=_sparsity(trainer),
@@ -136,14 +143,14 @@ class SaveModel(PhaseCallback):
         encoder, objective = encoder_of(pl_module), cast(Objective, pl_module.objective)
         settings = run.config or {"model": dict(pl_module.hparams)}  # of a run without a YAML file, the module's
         columns = _columns(settings.get("data", {}))
-        train = facts.pairs_facts(data.train_pairs, encoder, columns)
+        train = facts.pairs_facts(data.train_pairs, encoder, columns, self.sample_texts)
         assert train is not None  # a run without pairs does not begin
         after = run.stages.get("after", {})
         batches = trainer.num_training_batches
         device = trainer.strategy.root_device
         return Training(
             train=train,
-            eval=facts.pairs_facts(data.eval_pairs, encoder, columns),
+            eval=facts.pairs_facts(data.eval_pairs, encoder, columns, self.sample_texts),
             loss=objective.settings,
             hyperparameters=facts.hyperparameters(
                 settings, {"model": type(pl_module), "data": type(data), "trainer": L.Trainer}

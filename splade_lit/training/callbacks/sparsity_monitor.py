@@ -7,10 +7,11 @@ from typing import Any
 
 import lightning as L
 
+from splade_lit.core.distributed import merge, share
 from splade_lit.core.files import replace_text
 from splade_lit.core.ranges import check_range
 from splade_lit.core.tokens import Tokens
-from splade_lit.evaluation.sparsity import SparsityStatistics
+from splade_lit.evaluation.sparsity import SparsityMetrics, SparsityStatistics
 from splade_lit.training.callbacks.hooks import EveryNSteps, encoder_of
 from splade_lit.training.callbacks.loggers import MOST_BINS, log_figures, log_histogram
 from splade_lit.training.callbacks.phases import evaluating
@@ -137,21 +138,25 @@ class SparsityMonitor(L.Callback):
         self.reports = [SparsityReport(**report) for report in state_dict["reports"]]
 
     def _report(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not trainer.is_global_zero:
-            return
         if self._sample is None:
             data = trainer.datamodule  # type: ignore[attr-defined]
             self._sample = data.sample_documents(self.num_documents, 1), data.sample_queries(self.num_documents, 1)
         documents, queries = ([ids.numpy() for ids in side] for side in self._sample)
         encoder = encoder_of(pl_module)
+        metric = SparsityMetrics(encoder.vocab_size)
         with evaluating(trainer):
-            statistics = SparsityStatistics.of(encoder.encode_document_tokens(documents))
-            query_statistics = SparsityStatistics.of(encoder.encode_query_tokens(queries))
+            metric.update(
+                encoder.encode_query_tokens(queries[share()]), encoder.encode_document_tokens(documents[share()])
+            )
+            merge(metric)
+        statistics, query_statistics = metric.statistics.corpus, metric.statistics.queries
         tokens = list(encoder.tokenizer.convert_ids_to_tokens(list(range(encoder.vocab_size))))
         report = SparsityReport.of(
             statistics, query_statistics, tokens, trainer.global_step, self.num_frequent, self.bins
         )
         self.reports.append(report)
+        if not trainer.is_global_zero:
+            return
         figures = {
             "sparsity/document_active_dims": report.active_dims,
             "sparsity/document_active_dims_median": float(report.active_dims_median),

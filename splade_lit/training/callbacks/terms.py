@@ -1,4 +1,4 @@
-"""What the model makes of a few documents while it trains: their strongest terms, from the text or added to it."""
+"""The strongest terms of a few documents while the model trains, those in the text and those added to it."""
 
 import json
 import textwrap
@@ -77,6 +77,9 @@ class TermTable(L.Callback):
     before the first step, every so many optimizer steps and at the end. Rows go to `terms.jsonl` in the folder of the
     run, with the weight of each term and whether the text holds it or it is an expansion; W&B and TensorBoard show them
     as the table `terms/documents`.
+
+    The table quotes queries and documents of the data, up to 300 characters each, and a W&B run that is synchronised
+    uploads it: leave this callback out where the texts must stay on the machine.
 
     Args:
         every_n_steps: optimizer steps between two looks.

@@ -34,8 +34,12 @@ class WandbLog(WandbLogger):
     `val/NanoBEIR_mean_dot_ndcg@10` has `max` and `last` there, `val/loss` and `sparsity/document_active_dims` have
     `min` and `last`; what has no best value has the last alone. The x-axis of all is the optimizer step.
 
+    Texts of the data go to W&B in two ways only: in the table of `TermTable`, if the run has that callback, and in the
+    card of the model where `model_artifact` is on and `SaveModel` has `sample_texts`.
+
     Args:
-        model_artifact: upload the folder of the finished model as an artifact, named after the folder of the run.
+        model_artifact: upload the folder of the finished model as an artifact, named after the folder of the run; its
+            card quotes texts of the data unless SaveModel has `sample_texts: false`.
         **settings: those of Lightning's WandbLogger.
     """
 

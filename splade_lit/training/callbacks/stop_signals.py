@@ -1,0 +1,72 @@
+"""SIGTERM and Ctrl-C end a run on all of its processes, with its state saved."""
+
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+import lightning as L
+
+from splade_lit.core.distributed import world_size
+from splade_lit.training.callbacks.phases import PhaseCallback
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class StopSignals(PhaseCallback):
+    """Stops a run when its processes are asked to end: by `kill`, by a scheduler that takes the machine, or by Ctrl-C.
+
+    One process stops at once. Several that train together would wait for the gradients of one that has left, so they
+    agree after each step whether one of them was asked, and stop together. In evaluations, and before training starts,
+    each stops at once; so it does anywhere when it is asked again.
+    """
+
+    def __init__(self) -> None:
+        self._asked: int | None = None
+        self._in_steps = False
+        self._earlier: dict[int, Any] = {}
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Listen from here on."""
+        if threading.current_thread() is threading.main_thread():
+            self._earlier = {number: signal.signal(number, self._answer) for number in _SIGNALS}
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take the place of Lightning's handler, which sends to other processes and may wait for them for ever."""
+        self._in_steps = world_size() > 1
+        for number in self._earlier:
+            signal.signal(number, self._answer)
+
+    def on_phase_end(self, trainer: L.Trainer) -> None:
+        """Stop before an evaluation, which all processes enter together."""
+        if self._asked is not None:
+            self._stop(self._asked)
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        """Stop if any process was asked to."""
+        if self._in_steps and trainer.strategy.reduce_boolean_decision(self._asked is not None, all=False):
+            self._stop(self._asked or signal.SIGTERM)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """No step follows that others would wait in."""
+        self._in_steps = False
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Let what is saved now be saved whole."""
+        for number in self._earlier:
+            signal.signal(number, signal.SIG_IGN)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Listen no more."""
+        for number, handler in self._earlier.items():
+            signal.signal(number, handler)
+
+    def _answer(self, number: int, frame: FrameType | None) -> None:
+        waits = self._in_steps and self.phase == "training" and self._asked is None
+        self._asked = number
+        if not waits:
+            self._stop(number)
+
+    @staticmethod
+    def _stop(number: int) -> None:
+        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
