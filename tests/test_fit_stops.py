@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import signal
 from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
@@ -224,6 +225,7 @@ def test_an_exception_leaves_a_checkpoint_to_resume_from(world, tmp_path):
     fails = {"class_path": "command_runs.FailsAfter", "init_args": {"steps": 4}}
     config = world.config(run, {"trainer.callbacks": [fails]})
     err = tmp_path / "err.txt"
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with (
         err.open("w") as file,
         redirect_stderr(file),
@@ -233,6 +235,7 @@ def test_an_exception_leaves_a_checkpoint_to_resume_from(world, tmp_path):
     last = run / "checkpoints" / "last.ckpt"
     assert f"--config {run / 'config.yaml'} --ckpt_path {last}" in err.read_text()
     assert load_checkpoint(last)["global_step"] == 4
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
     assert steps(run) == [0, 1, 2]  # Lightning logs a step after its callbacks
     arguments = ["--ckpt_path", last, "--trainer.callbacks", "null"]
     outcome = call(main, "--config", run / "config.yaml", *arguments)

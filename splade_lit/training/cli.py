@@ -213,6 +213,9 @@ def _train(cli: FitCLI) -> None:
     finally:
         if trainer.state.status == TrainerStatus.INTERRUPTED and trainer.strategy.launcher is not None:
             trainer.strategy.launcher.kill(signal.SIGKILL)  # rank 0 has saved; others may wait for it for ever
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, StopSignals):
+                callback.restore()
 
 
 def _say_how_to_resume(trainer: L.Trainer) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import asdict
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from statistics import mean
@@ -9,7 +10,6 @@ from typing import Any
 
 import lightning as L
 
-from splade_lit.command_line.arguments import did_you_mean
 from splade_lit.core.distributed import from_first
 from splade_lit.core.errors import UserError
 from splade_lit.core.files import cache_folder
@@ -259,10 +259,10 @@ def check_watched(trainer: L.Trainer, logged: set[str]) -> None:
     known = logged.union(*(figure_names(one.tasks) for one in retrieval_evaluations(trainer)))
     for watcher in watchers(trainer):
         if watcher.monitor not in known:
-            raise UserError(
-                f"{type(watcher).__name__} watches {watcher.monitor}, which nothing in this run measures"
-                f"{did_you_mean(str(watcher.monitor), known)}"
-            )
+            near = get_close_matches(str(watcher.monitor), known, n=1, cutoff=0.7)
+            hint = f"; did you mean {near[0]}?" if near else "."
+            name = type(watcher).__name__
+            raise UserError(f"{name} watches {watcher.monitor}, which nothing in this run measures{hint}")
 
 
 def merged_stages(trainer: L.Trainer) -> dict[str, dict[str, float]]:

@@ -56,8 +56,8 @@ class StopSignals(PhaseCallback):
         for number in self._earlier:
             signal.signal(number, signal.SIG_IGN)
 
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Listen no more."""
+    def restore(self) -> None:
+        """Listen no more; to be called when the run has ended, in whatever way."""
         for number, handler in self._earlier.items():
             signal.signal(number, handler)
 
