@@ -3,13 +3,15 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from command_runs import CHECKPOINT, RETRIEVAL, Outcome, World, call, command, make_world
+from command_runs import CHECKPOINT, RETRIEVAL, Outcome, World, call, command, environment, make_world
 
 from splade_lit import evaluate, fit, search
 
@@ -292,6 +294,31 @@ def test_command_lines_of_evaluate(arguments, parts):
 )
 def test_command_lines_of_search(arguments, parts):
     assert_one_sentence(call(search.main, *arguments), *parts)
+
+
+def test_ids_that_a_ranking_cannot_hold_are_told_before_anything_is_encoded(tmp_path):
+    """The model is not even looked at."""
+    task = tmp_path / "task"
+    (task / "qrels").mkdir(parents=True)
+    (task / "corpus.jsonl").write_text('{"_id": "doc 0", "text": "song"}\n')
+    (task / "queries.jsonl").write_text('{"_id": "q", "text": "song"}\n')
+    (task / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq\tdoc 0\t1\n")
+    outcome = call(evaluate.main, "--model", "none", "--tasks", task, "--runs", tmp_path / "runs")
+    assert_one_sentence(outcome, "The id 'doc 0' holds white space, which a TREC run cannot hold")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_text_of_another_encoding_in_and_out(tmp_path, model):
+    """A query in latin-1 from a pipe and as an argument, and a document that the output's encoding lacks."""
+    corpus = tmp_path / "docs.jsonl"
+    corpus.write_text(json.dumps({"_id": "a", "text": "the song \u6771\u4eac"}) + "\n")
+    search_it = [sys.executable, "-m", "splade_lit.search", "--model", str(model), "--corpus", str(corpus)]
+    for arguments, piped in (([], b"caf\xe9 the song\n"), ([b"caf\xe9 the song"], b"")):
+        environ = environment(PYTHONIOENCODING="cp1252" if arguments else "utf-8")
+        done = subprocess.run([*search_it, *arguments], input=piped, capture_output=True, env=environ, check=False)
+        assert done.returncode == 0, done.stderr
+        assert b"queries: 1 characters are not valid Unicode" in done.stderr
+        assert ("the song ??" if arguments else "the song \u6771\u4eac").encode() in done.stdout
 
 
 def test_a_process_of_its_own(world, tmp_path):

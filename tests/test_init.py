@@ -172,6 +172,29 @@ def test_too_few_pairs_are_told(world, here):
     assert outcome.errors[0].startswith("error: few.jsonl: 1 pairs with text are too few")
 
 
+def test_a_tenth_of_the_queries_is_held_out_however_many_answers_they_have(world, here):
+    rows = [{"query": f"which river {q}", "answer": f"the water {q} {a}"} for q in range(38) for a in range(42)]
+    Path("many.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    outcome = call(init.main, "many", "--pairs", "many.jsonl", "--base-model", world.base, "--no-timing")
+    assert outcome.code == 0, outcome.err
+    assert len(load_task("experiments/many-heldout")[0].queries) == 4
+    assert "168 pairs have a held-out query" in outcome.out
+
+
+@pytest.mark.parametrize("mark", ['"', "0", " "])
+def test_ids_are_written_as_they_are_read(world, here, mark):
+    pairs = [{"query": f"which river {n}", "answer": f"the water {n}"} for n in range(30)]
+    Path("p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    Path("docs.tsv").write_text("_id\ttext\n" + "".join(f"{mark}{n}\tthe water {n}\n" for n in range(30)))
+    arguments = ["--pairs", "p.jsonl", "--corpus", "docs.tsv", "--base-model", world.base, "--no-timing"]
+    assert call(init.main, "ids", *arguments).code == 0
+    (task,) = load_task("experiments/ids-heldout")
+    for query_id, query in task.queries.items():
+        number = query.rpartition(" ")[2]
+        assert task.qrels[query_id] == {f"{mark}{number}": 1}
+        assert task.corpus[f"{mark}{number}"] == f"the water {number}"
+
+
 def test_a_name_of_a_known_task_is_no_trap(world, here):
     assert start(world, "--no-timing", name="nq.yaml").code == 0
     settings = yaml.safe_load(Path("nq.yaml").read_text())

@@ -139,7 +139,14 @@ def test_real_pairs(shared_data: Path) -> None:
 def test_first_rows_only(tmp_path: Path) -> None:
     source = write(tmp_path / "a.jsonl", jsonl(ROWS))
     assert texts(load_pairs(source, max_pairs=2)) == list(zip(QUERIES, ANSWERS, strict=True))[:2]
-    assert len(load_pairs(source, max_pairs=10)) == 3
+    assert len(load_pairs(source, max_pairs=10)) == len(load_pairs(source)) == 3
+
+
+def test_rows_that_are_left_out_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source = write(tmp_path / "a.jsonl", jsonl(ROWS))
+    with caplog.at_level(logging.INFO, "splade_lit"):
+        load_pairs(source, max_pairs=2)
+    assert caplog.messages == [f"{source}: max_pairs leaves out 1 of 3 rows."]
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.parquet"])

@@ -74,7 +74,11 @@ def read_rows(
     Raises:
         UserError: as `column_names`; a column is missing, a row has no id, or a value is no text.
     """
-    require_columns(str(path), column_names(path), columns)
+    if not (there := column_names(path)):
+        raise UserError(f"{path}: the data set has no rows.")
+    if missing := [name for name in columns if name not in there]:
+        names = textwrap.shorten(", ".join(there), 300, placeholder=" ...")
+        raise UserError(f"{path}: no column {', '.join(missing)}; its columns are {names}.")
     count = mend or Mender()
     for line, record in _records(path, columns):
         for row in _one_id_each(record, ids) if lists else (record,):
@@ -104,19 +108,6 @@ def read_unique(files: Sequence[Path], columns: Sequence[str], mend: Mender | No
             place = f"{path}, line {line}"
             if (first := places.setdefault(id, place)) != place:
                 raise UserError(f"{place}: the {columns[0]} {id!r} is also that of {first}; make them unique.")
-
-
-def require_columns(source: str, there: Sequence[str], wanted: Sequence[str]) -> None:
-    """Check that columns are there.
-
-    Raises:
-        UserError: some are not.
-    """
-    if not there:
-        raise UserError(f"{source}: the data set has no rows.")
-    if missing := [name for name in wanted if name not in there]:
-        names = textwrap.shorten(", ".join(there), 300, placeholder=" ...")
-        raise UserError(f"{source}: no column {', '.join(missing)}; its columns are {names}.")
 
 
 def _one_id_each(record: Mapping[str, Any], ids: Sequence[str]) -> list[Mapping[str, Any]]:

@@ -19,7 +19,7 @@ from datasets.exceptions import DatasetNotFoundError
 from splade_lit.core.errors import UserError
 from splade_lit.core.files import cache_folder, replace_text, whole_file
 from splade_lit.core.progress import WorkProgress
-from splade_lit.core.tables import FORMATS, column_names, file_kind, read_rows, read_unique, require_columns
+from splade_lit.core.tables import FORMATS, column_names, file_kind, read_rows, read_unique
 from splade_lit.core.text import Mender
 
 _BATCH_ROWS = 1_000
@@ -59,7 +59,6 @@ class TextSource:
         Raises:
             UserError: a column is missing or holds no text, an id is missing or doubled, or there are no rows.
         """
-        require_columns(self.source, self.columns, columns)
         state = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in self.files]
         key = xxhash.xxh3_64_hexdigest(repr((state, list(columns), id_column)).encode("utf-8", "surrogatepass"))
         path = cache_folder(self.cache_dir) / "texts" / f"{key}.arrow"
@@ -83,17 +82,6 @@ class TextSource:
             dataset = datasets.Dataset(pa.Table.from_batches(self._batches(schema, id_column, mend), schema))
         mend.report(self.source)
         return dataset
-
-    def rows(self, columns: Sequence[str]) -> Iterator[list[str]]:
-        """The rows of columns that hold ids, such as those of judgements.
-
-        Raises:
-            UserError: a column or an id is missing.
-        """
-        require_columns(self.source, self.columns, columns)
-        for path in self.files:
-            for _, values in read_rows(path, columns, columns, lists=True):
-                yield [str(value) for value in values]
 
     def _batches(self, schema: pa.Schema, id_column: bool, mend: Mender) -> Iterator[pa.RecordBatch]:
         columns = schema.names

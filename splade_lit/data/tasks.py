@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from splade_lit.core.errors import UserError
-from splade_lit.core.tables import read_unique
+from splade_lit.core.tables import read_rows, read_unique
 from splade_lit.core.text import check_ids, read_qrels
 from splade_lit.data.docstrings import document_text, load_docstrings
 from splade_lit.data.hub import TextSource, folder_splits, local_path, open_texts
@@ -29,6 +29,7 @@ NANOBEIR_SPLITS = {
     "touche2020": "NanoTouche2020",
 }
 DOCSTRINGS = "docstrings"
+_JUDGED = ("query-id", "corpus-id")
 _CORPUS, _QUERIES = "corpus.jsonl", "queries.jsonl"
 
 
@@ -129,8 +130,9 @@ def load_task(
 def _load_nanobeir(source: str, split: str, revision: str | None = None) -> RetrievalTask:
     corpus, queries, qrels = (open_texts(source, config, split, revision) for config in ("corpus", "queries", "qrels"))
     relevant: dict[str, dict[str, int]] = {}
-    for query_id, document_id in qrels.rows(("query-id", "corpus-id")):
-        relevant.setdefault(query_id, {})[document_id] = 1
+    for path in qrels.files:
+        for _, (query_id, document_id) in read_rows(path, _JUDGED, _JUDGED, lists=True):
+            relevant.setdefault(str(query_id), {})[str(document_id)] = 1
     task = RetrievalTask(split, _texts(corpus), _texts(queries), relevant, group="NanoBEIR")
     return _checked(task, f"{source} ({split})")
 
