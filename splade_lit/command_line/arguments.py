@@ -104,6 +104,18 @@ def parse_settings(parser: "ArgumentParser", arguments: Sequence[str], linked: M
         raise UserError(f"{place}: {sentence}" if place else sentence) from error
 
 
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """`; did you mean a or b?` for the names most like this one, else a full stop.
+
+    >>> did_you_mean("bach_size", ["batch_size", "seed"])
+    '; did you mean batch_size?'
+    >>> did_you_mean("x", ["batch_size", "seed"])
+    '.'
+    """
+    near = get_close_matches(name, list(names), n=2, cutoff=0.7)
+    return f"; did you mean {' or '.join(near)}?" if near else "."
+
+
 def _read_file(path: str) -> dict[str, Any]:
     if not Path(path).is_file():
         raise UserError(f"{path}: there is no such file; --config takes a YAML file such as experiments/smoke.yaml.")
@@ -153,9 +165,9 @@ def _sentence(message: str, names: Iterable[str]) -> tuple[str, str]:
             names = [] if _UNKNOWN.match(message) is None else signature(resolve_name(found[2])).parameters
     if found := _UNKNOWN.match(message):
         name = f"{found[1]}.{found[2]}" if found[1] else found[2]
-        near = get_close_matches(name, [f"--{known}" if name.startswith("--") else known for known in names], 2, 0.7)
-        problem = f"there is no setting {name}{'; did you mean ' if near else ''}{' or '.join(near)}"
-        return (places or [name])[0], ": ".join([*places, problem]) + ("?" if near else ".")
+        dashes = "--" * name.startswith("--")
+        problem = f"there is no setting {name}{did_you_mean(name, (dashes + known for known in names))}"
+        return (places or [name])[0], ": ".join([*places, problem])
     if found := _NO_CLASS.search(message):
         whole_path = "a class is named by its whole path, such as lightning.pytorch.callbacks.Timer, not"
         message = found[0].replace("Expected a dot import path string:", whole_path)
