@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning as L
 import pytest
+import torch
 from command_runs import (
     CHECKPOINT,
     NDCG,
@@ -108,6 +109,22 @@ def test_an_error_on_one_rank_ends_the_others(world, tmp_path):
     assert outcome.code == 1
     assert "RuntimeError: the disk is gone" in outcome.err
     assert load_checkpoint(run / "checkpoints" / "last.ckpt")["global_step"] == 2
+
+
+def test_a_resumed_run_has_the_dropout_of_one_without_a_stop(world, tmp_path):
+    """On each rank its own: weights are equal to the last bit."""
+    keep = {"class_path": CHECKPOINT, "init_args": {"every_n_train_steps": 3, "save_top_k": -1, "filename": "{step}"}}
+    changes = TWO | {"model.dropout": 0.3, "trainer.callbacks": [keep]}
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    resumed_from = whole / "checkpoints" / "step=3.ckpt"
+    for run, more in ((whole, []), (again, ["--ckpt_path", resumed_from])):
+        outcome = command("splade_lit.fit", "--config", world.config(run, changes), *more, cwd=tmp_path)
+        assert outcome.code == 0, outcome.err
+    ours, expected = (load_checkpoint(run / "checkpoints" / "last.ckpt")["state_dict"] for run in (again, whole))
+    assert ours.keys() == expected.keys()
+    assert all(torch.equal(ours[name], tensor) for name, tensor in expected.items())
+    before = load_checkpoint(resumed_from)["state_dict"]
+    assert not torch.equal(before["encoder.query.idf_weights"], expected["encoder.query.idf_weights"])
 
 
 class FailsOnFirst(L.Callback):

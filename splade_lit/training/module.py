@@ -211,7 +211,7 @@ class SpladeModule(L.LightningModule):
         return names | {f"sparsity/train_{side}_active_dims" for side in ("query", "document")}
 
     def parameter_groups(self) -> list[Group]:
-        """Trainable parameters in groups `idf`, `transformer` and `loss`: every one of them, once."""
+        """Trainable parameters in groups `idf`, `transformer` and `loss`, each of them once; no group is empty."""
 
         def trainable(module: torch.nn.Module) -> list[torch.nn.Parameter]:
             return [parameter for parameter in module.parameters() if parameter.requires_grad]
@@ -225,7 +225,7 @@ class SpladeModule(L.LightningModule):
         grouped = [id(parameter) for group in groups for parameter in group.parameters]
         everything = [id(parameter) for parameter in trainable(self)]
         assert sorted(grouped) == sorted(everything), "optimizer groups must hold every trainable parameter once"
-        return groups
+        return [group for group in groups if group.parameters]
 
     def configure_optimizers(self) -> Any:
         """AdamW over the groups; learning rates rise linearly, then fall linearly to 0, by optimizer steps."""
@@ -275,7 +275,7 @@ class SpladeModule(L.LightningModule):
         self._seed = checkpoint.get("seed", self._seed)
         for optimizer in checkpoint.get("optimizer_states", ()):
             sizes = [len(group["params"]) for group in optimizer["param_groups"]]
-            if sizes != [len(group.parameters) for group in self.parameter_groups() if group.parameters]:
+            if sizes != [len(group.parameters) for group in self.parameter_groups()]:
                 raise UserError("The checkpoint's run trained other weights; resume with the config.yaml of its run.")
         saved = checkpoint["state_dict"]
         ours = {f"objective.{name}": state for name, state in self.objective.state_dict().items()}

@@ -33,7 +33,7 @@ def adamw(
     """AdamW and its schedule, which goes linearly up to the peaks, then linearly down to 0.
 
     Args:
-        groups: what is trained; empty ones are left out.
+        groups: what is trained.
         warmup_ratio: fraction of the steps over which learning rates rise.
         total_steps: optimizer steps of the whole run.
         fused: as torch's AdamW takes it.
@@ -41,7 +41,6 @@ def adamw(
     settings = [
         {"name": one.name, "params": one.parameters, "lr": one.learning_rate, "weight_decay": one.weight_decay}
         for one in groups
-        if one.parameters
     ]
     optimizer = torch.optim.AdamW(settings, fused=fused)
     warmup_steps = int(np.ceil(total_steps * warmup_ratio))
