@@ -1,13 +1,13 @@
-"""Document encoders as ONNX, with the pooling inside the graph, and all that encodes queries beside it.
+"""Document encoders as ONNX with the pooling inside the graph, and the files that encode queries.
 
     model.onnx        input_ids, attention_mask [documents, tokens] -> vectors, in one of two forms:
                       dense: embeddings [documents, vocab]; sparse: indices [active, 2] (document, dim), values [active]
-    model_int8.onnx   the same with 8-bit weights, where asked for
+    model_int8.onnx   the same with 8-bit weights, if asked for
     tokenizer.json    the tokenizer, of documents (with its special tokens) and of queries (without)
     idf.json          token to query weight; tokens that weigh nothing are left out
     config.json       limits, prompts, pooling
 
-The number of documents and of tokens is free. `max_active_dims` is not in the graph: the reader cuts.
+The number of documents and of tokens is free. `max_active_dims` is not in the graph; the reader applies it.
 """
 
 import json
@@ -40,16 +40,19 @@ from splade_lit.encoder.vectors import as_csr, keep_largest
 Values = Literal["dense", "sparse"]
 
 MODEL, INT8_MODEL = "model.onnx", "model_int8.onnx"
-TOLERANCE = 1e-4
-# Padded tokens of a batch at inference: the graph holds the logits of all of them.
+# Largest difference of an element from PyTorch's vectors, and of 8-bit weights' vectors relative to their length.
+TOLERANCE, INT8_TOLERANCE = 1e-4, 0.1
+# Padded tokens of a batch at inference; memory holds the logits of all of them.
 _TOKENS_PER_BATCH = 2048
-# Shapes that the written graph is compared on; none is the one it was traced with.
+# Shapes on which the written graph is compared; it was traced with another one.
 _CHECKED_LENGTHS: tuple[tuple[int, ...], ...] = ((2,), (5, 3, 9), (40, 17, 1, 2))
 _OUTPUTS: dict[str, list[str]] = {"dense": ["embeddings"], "sparse": ["indices", "values"]}
+# A matrix becomes 8-bit if nothing but products and look-ups of embeddings use it.
+_MATRIX_USERS = {"MatMul", "Gemm", "Gather", "Transpose"}
 
 
 class PooledModel(nn.Module):
-    """A whole masked-language model with SPLADE pooling, padded: what the graph computes.
+    """A whole masked-language model with SPLADE pooling over padded documents: the content of the graph.
 
     Args:
         model: the model with its decoder.
@@ -67,7 +70,7 @@ class PooledModel(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Vectors of padded documents."""
         logits = self.model(input_ids=input_ids, attention_mask=attention_mask).logits
-        # Padding gets what no activation lets through, so that it adds nothing to a sum either.
+        # No activation lets -inf through, so padding adds nothing to a sum either.
         logits = logits.masked_fill(attention_mask[:, :, None] == 0, -torch.inf)
         embeddings = self._activated(logits.amax(1)) if self.pooling == "max" else self._activated(logits).sum(1)
         if self.values == "dense":
@@ -81,14 +84,14 @@ class PooledModel(nn.Module):
 
 
 class OnnxDocumentEncoder:
-    """An exported model in onnxruntime; has what evaluation needs of an encoder.
+    """An exported model in onnxruntime; it can be evaluated like any encoder.
 
     Args:
-        folder: what `export_onnx` wrote.
+        folder: folder that `export_onnx` wrote.
         file: which of its graphs to run.
 
     Raises:
-        UserError: onnxruntime is missing, or the folder is no such export.
+        UserError: onnxruntime is missing, or the folder is not a whole export.
     """
 
     def __init__(self, folder: str | Path, file: str = MODEL) -> None:
@@ -123,7 +126,7 @@ class OnnxDocumentEncoder:
 
         Args:
             token_ids: one array a document.
-            on_batch: is told how many documents each batch had.
+            on_batch: called with the number of documents of each batch.
         """
         if not len(token_ids):
             return csr_array((0, self.vocab_size), dtype=np.float32)
@@ -152,10 +155,10 @@ class OnnxDocumentEncoder:
 
 
 def require_packages(*names: str) -> None:
-    """Check that packages of the extra `onnx` are there.
+    """Check that packages of the extra `onnx` are installed.
 
     Raises:
-        UserError: one is not.
+        UserError: one is missing.
     """
     for name in names:
         try:
@@ -168,17 +171,18 @@ def require_packages(*names: str) -> None:
 def export_onnx(
     encoder: AsymmetricSparseEncoder, folder: str | Path, *, values: Values = "dense", int8: bool = False
 ) -> None:
-    """Write an encoder as ONNX with its tokenizer, query table and settings, once the graph gives PyTorch's vectors.
+    """Write an encoder as ONNX with its tokenizer, query table and settings, if its graph gives PyTorch's vectors.
 
     Args:
         encoder: the encoder, on the CPU.
-        folder: where to; what else lies there stays.
+        folder: folder to write to; other files in it stay.
         values: "dense" for `[documents, vocab]`, "sparse" for indices and values of the active dims.
-        int8: write the graph with 8-bit weights too (dynamic quantisation of its matrix products).
+        int8: write the graph with 8-bit weights too; its products are those of 32-bit floats, so that its vectors do
+            not depend on the processor.
 
     Raises:
-        UserError: packages are missing, the model cannot be exported, its vectors differ, or the folder cannot be
-            written; what was there before is untouched.
+        UserError: packages are missing, the model cannot be exported, the vectors of a graph differ, or the folder
+            cannot be written; what was there before is untouched.
     """
     require_packages("onnx", "onnxscript", "onnxruntime")
     target = Path(folder)
@@ -188,10 +192,10 @@ def export_onnx(
             scratch = Path(name)
             _write_settings(encoder, scratch, values)
             _write_graph(encoder.document, scratch / MODEL, values)
-            _check(encoder, OnnxDocumentEncoder(scratch))
             if int8:
-                _quantize(scratch / MODEL, scratch / INT8_MODEL)
-            else:
+                _write_int8(scratch / MODEL, scratch / INT8_MODEL)
+            _check(encoder, scratch, int8)
+            if not int8:
                 (target / INT8_MODEL).unlink(missing_ok=True)  # that of another model
             for path in scratch.iterdir():
                 path.chmod(0o644)
@@ -248,7 +252,7 @@ def _write_graph(document: MlmDocumentEncoder, path: Path, values: Values) -> No
 
 @contextmanager
 def _padded_model(document: MlmDocumentEncoder) -> Iterator[PreTrainedModel]:
-    """The whole model with plain attention; its own comes back after."""
+    """The whole model with plain attention; afterwards it has its own again."""
     attention = document.model.config._attn_implementation
     with document.whole_model() as model:
         model.set_attn_implementation("eager")
@@ -260,7 +264,7 @@ def _padded_model(document: MlmDocumentEncoder) -> Iterator[PreTrainedModel]:
 
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    # It tells of packages it could do with, and of its own future.
+    # It logs optional packages and deprecations of its own.
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -272,11 +276,15 @@ def _quiet_exporter() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _check(encoder: AsymmetricSparseEncoder, exported: OnnxDocumentEncoder) -> None:
+def _check(encoder: AsymmetricSparseEncoder, folder: Path, int8: bool) -> None:
+    """Compare the graphs with PyTorch on texts of random tokens."""
     generator = np.random.default_rng(0)
     longest = encoder.max_document_tokens
     # Padding is no token of a text: models of the RoBERTa family count positions without it.
     words = np.setdiff1d(np.arange(encoder.vocab_size), [encoder.document.padding_id])
+    exported = OnnxDocumentEncoder(folder)
+    rounded = OnnxDocumentEncoder(folder, INT8_MODEL) if int8 else None
+    lost = total = 0.0
     for lengths in (*_CHECKED_LENGTHS, (longest, 2)):
         ids = [generator.choice(words, size=min(length, longest)) for length in lengths]
         with evaluation_mode(encoder), torch.no_grad():
@@ -287,16 +295,66 @@ def _check(encoder: AsymmetricSparseEncoder, exported: OnnxDocumentEncoder) -> N
                 f"The exported graph differs from PyTorch by {np.abs(found - expected).max():.2g}, so it is not "
                 "written; try another release of torch or onnxruntime."
             )
+        if rounded is not None:
+            lost += np.square(rounded._run(ids).toarray() - expected).sum()
+            total += np.square(expected).sum()
+    if lost > INT8_TOLERANCE**2 * total:
+        raise UserError(
+            f"With 8-bit weights the vectors of this model change by {np.sqrt(lost / total):.0%}, so nothing is "
+            "written; export it without --int8."
+        )
 
 
-def _quantize(source: Path, target: Path) -> None:
-    from onnxruntime.quantization import quantize_dynamic
+def _write_int8(source: Path, target: Path) -> None:
+    """Write a graph again with its matrices as 8-bit whole numbers, a scale for each block of a row.
 
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.ERROR)  # it advises on preprocessing, which this graph does without
-    try:
-        settings: dict[str, Any] = {"op_types_to_quantize": ["MatMul", "Gemm"], "per_channel": True}
-        quantize_dynamic(source, target, **settings)
-    finally:
-        root.setLevel(level)
+    The graph itself turns them into 32-bit floats, with nodes that onnxruntime runs once, when it loads the graph. All
+    products are then those of the source, so that results depend on the weights' rounding alone and not on the
+    processor. Activations stay as they are: one scale for a whole tensor of them, as in dynamic quantisation, moves
+    document vectors by 15 percent, the products behind the widest activations most (`docs/onnx.md`).
+    """
+    import onnx
+
+    model = onnx.load(source)
+    users: dict[str, set[str]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            users.setdefault(name, set()).add(node.op_type)
+    nodes: list[Any] = []
+    for tensor in list(model.graph.initializer):
+        matrix = onnx.numpy_helper.to_array(tensor)
+        if matrix.dtype != np.float32 or matrix.ndim != 2 or not users.get(tensor.name, set()) <= _MATRIX_USERS:
+            continue
+        name = tensor.name
+        parts = [f"{name}_{part}" for part in ("int8", "scale", "shape")]
+        arrays = (*to_int8(matrix), np.array(matrix.shape))
+        model.graph.initializer.remove(tensor)
+        model.graph.initializer.extend(map(onnx.numpy_helper.from_array, arrays, parts))
+        nodes += [
+            onnx.helper.make_node("Cast", parts[:1], [f"{name}_float"], to=onnx.TensorProto.FLOAT),
+            onnx.helper.make_node("Mul", [f"{name}_float", parts[1]], [f"{name}_blocks"]),
+            onnx.helper.make_node("Reshape", [f"{name}_blocks", parts[2]], [name]),
+        ]
+    nodes += model.graph.node
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    onnx.save(model, target)
+
+
+def to_int8(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Blocks of the rows of a matrix as whole numbers from -127 to 127, with their scales.
+
+    Args:
+        matrix: float32 `[rows, columns]`.
+
+    Returns:
+        int8 `[blocks, size]` and float32 `[blocks, 1]`, whose product has the elements of `matrix` in their order. A
+        block has 32 to 64 elements of a row, or the whole row where its length has no such divisor.
+
+    >>> to_int8(np.array([[1, -2], [0, 0]], np.float32))[0].tolist()
+    [[64, -127], [0, 0]]
+    """
+    columns = matrix.shape[1]
+    blocks = matrix.reshape(-1, next((size for size in range(64, 31, -1) if columns % size == 0), columns))
+    scales = np.abs(blocks).max(axis=1, keepdims=True) / np.float32(127)
+    return np.rint(blocks / np.where(scales > 0, scales, 1)).astype(np.int8), scales
