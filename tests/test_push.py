@@ -21,7 +21,9 @@ from command_runs import call, command
 from huggingface_hub import ModelCard, constants
 from safetensors.torch import save_file
 
-from splade_lit import card, push
+from splade_lit import push
+from splade_lit.card import __main__ as card
+from splade_lit.card import upload
 from splade_lit.core.errors import UserError
 from splade_lit.encoder.model import AsymmetricSparseEncoder
 
@@ -289,16 +291,16 @@ def test_pickles_are_refused(hub, model, name):
 
 
 def test_what_is_no_pickle(model, tmp_path):
-    assert not [name for name, path in push.model_files(model).items() if push.is_pickle(path)]
+    assert not [name for name, path in upload.model_files(model).items() if upload.is_pickle(path)]
     # Lengths of headers that look like the start of a pickle.
     for size in range(0, 1500, 8):
         save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors", metadata={"x": "y" * size})
-        assert not push.is_pickle(tmp_path / "model.safetensors")
+        assert not upload.is_pickle(tmp_path / "model.safetensors")
     (tmp_path / "empty").write_bytes(b"")
     (tmp_path / "weights.bin").write_bytes(bytes(range(256)))
     np.savez(tmp_path / "arrays.npz", a=np.zeros(3))
     for name in ("empty", "weights.bin", "arrays.npz"):
-        assert not push.is_pickle(tmp_path / name)
+        assert not upload.is_pickle(tmp_path / name)
 
 
 def test_what_is_no_saved_model_is_refused(hub, model, tmp_path, make_masked_lm, tiny_tokenizer):
@@ -379,4 +381,4 @@ def test_the_sentences_name_no_token(hub, model):
 
 def test_files_of_nothing(tmp_path):
     with pytest.raises(UserError, match="is not a folder"):
-        push.model_files(tmp_path / "missing")
+        upload.model_files(tmp_path / "missing")
