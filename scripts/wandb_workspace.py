@@ -12,6 +12,7 @@ import argparse
 import re
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import wandb
 import wandb_workspaces.reports.v2 as wr
@@ -24,25 +25,28 @@ METRIC = "NanoBEIR_mean_dot_ndcg@10"
 WHOLE_WIDTH = wr.Layout(w=24, h=14)
 
 
-def lines(title: str, *metrics: str, unit: str, log_y: bool = False) -> wr.LinePlot:
+def lines(title: str, *metrics: str, unit: str, **settings: Any) -> wr.LinePlot:
     """Metrics over optimizer steps."""
-    return wr.LinePlot(title=title, x=STEP, y=list(metrics), title_x="optimizer step", title_y=unit, log_y=log_y)
+    return wr.LinePlot(title=title, x=STEP, y=list(metrics), title_x="optimizer step", title_y=unit, **settings)
 
 
 def all_tasks(title: str, suffix: str, unit: str) -> wr.LinePlot:
-    """A figure of every retrieval task over optimizer steps."""
-    pattern = f"^val/.*_{re.escape(suffix)}$"
-    return wr.LinePlot(title=title, x=STEP, metric_regex=pattern, title_x="optimizer step", title_y=unit)
+    """A metric of every retrieval task over optimizer steps."""
+    return lines(title, unit=unit, metric_regex=f"^val/.*_{re.escape(suffix)}$")
+
+
+def quality_and_active_dims(metric: str) -> tuple[str, str]:
+    """Logged names of a metric and of the active dims of documents on the same task."""
+    return f"val/{metric}", f"val/{metric.partition('_dot_')[0]}_corpus_active_dims"
 
 
 def sections(metric: str) -> list[ws.Section]:
     """The panels.
 
     Args:
-        metric: the figure of retrieval that tells which run is best.
+        metric: the retrieval metric by which runs are compared.
     """
-    active_dims = f"val/{metric.partition('_dot_')[0]}_corpus_active_dims"
-    quality = f"val/{metric}"
+    quality, active_dims = quality_and_active_dims(metric)
     retrieval = [
         all_tasks("nDCG@10 of each task", "dot_ndcg@10", "nDCG@10"),
         all_tasks("MRR@10 of each task", "dot_mrr@10", "MRR@10"),
@@ -53,18 +57,13 @@ def sections(metric: str) -> list[ws.Section]:
             y=wr.SummaryMetric(f"{quality}.last"),
         ),
     ]
+    learning_rates = ("train/learning_rate_transformer", "train/learning_rate_idf")
     losses = [
         lines("Loss: trained on, held out", "train/loss", "val/loss", unit="loss"),
         lines("Ranking loss: trained on, held out", "train/ranking_loss", "val/ranking_loss", unit="loss"),
         lines("Penalty on documents, without its weight", "train/document_penalty", unit="penalty", log_y=True),
         lines("Weight of the penalty", "train/lambda_d", unit="lambda_d"),
-        lines(
-            "Learning rates",
-            "train/learning_rate_transformer",
-            "train/learning_rate_idf",
-            unit="learning rate",
-            log_y=True,
-        ),
+        lines("Learning rates", *learning_rates, unit="learning rate", log_y=True),
     ]
     sparsity = [
         lines(
@@ -85,23 +84,19 @@ def sections(metric: str) -> list[ws.Section]:
         lines("Emissions of the run", "carbon/emissions_g_total", unit="g CO2eq"),
     ]
     terms = [wr.WeavePanelSummaryTable(table_name=TABLE, layout=WHOLE_WIDTH)]
+    one_panel = {"layout_settings": ws.SectionLayoutSettings(columns=1, rows=1)}
     return [
         ws.Section(name="Retrieval", panels=retrieval, is_open=True),
         ws.Section(name="Losses", panels=losses, is_open=True),
         ws.Section(name="Sparsity", panels=sparsity, is_open=True),
-        ws.Section(
-            name="Terms of example documents",
-            panels=terms,
-            is_open=True,
-            layout_settings=ws.SectionLayoutSettings(columns=1, rows=1),
-        ),
+        ws.Section(name="Terms of example documents", panels=terms, is_open=True, **one_panel),
         ws.Section(name="Energy and emissions", panels=carbon, is_open=True),
     ]
 
 
 def workspace(entity: str, project: str, name: str, metric: str) -> ws.Workspace:
-    """The dashboard, not yet saved; runs are listed with the figures that tell which is best."""
-    columns = [f"val/{metric}", f"val/{metric.partition('_dot_')[0]}_corpus_active_dims"]
+    """The dashboard, not yet saved; runs are listed with their quality and active dims, best and last."""
+    columns = quality_and_active_dims(metric)
     pinned = [f"summary:{column}.{value}" for column in columns for value in (best_value(column), "last")]
     return ws.Workspace(
         entity=entity,
@@ -119,11 +114,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--project", required=True, help="name of the project, as in the logger's settings")
     parser.add_argument("--entity", help="user or team; that of `wandb login` if not given")
     parser.add_argument("--name", default="splade_lit", help="title of the view")
-    parser.add_argument("--metric", default=METRIC, help="what tells which run is best (default: %(default)s)")
+    parser.add_argument("--metric", default=METRIC, help="retrieval metric by which runs are compared (%(default)s)")
     parser.add_argument("--print", action="store_true", dest="printed", help="print the view as JSON, save nothing")
     settings = parser.parse_args(arguments)
     if "_dot_" not in settings.metric:
-        parser.error(f"--metric is {settings.metric}; give a figure of retrieval, such as {METRIC}")
+        parser.error(f"--metric is {settings.metric}; give a retrieval metric, such as {METRIC}")
     if settings.printed:
         view = workspace(settings.entity or "", settings.project, settings.name, settings.metric)
         print(view._model.model_dump_json(by_alias=True, exclude_none=True, indent=2))

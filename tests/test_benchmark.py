@@ -16,8 +16,9 @@ SCRIPT = REPOSITORY / "scripts" / "benchmark"
 
 @pytest.fixture
 def benchmark(monkeypatch) -> ModuleType:
+    """The module of measures, which has the names of the others that the tests use."""
     monkeypatch.syspath_prepend(SCRIPT)
-    return importlib.import_module("entries")
+    return importlib.import_module("measures")
 
 
 def test_an_entry_holds_medians_of_the_turns(benchmark):
@@ -35,7 +36,7 @@ def test_sides_take_turns_at_training_steps(benchmark, make_masked_lm, tiny_toke
     answers = benchmark.take_turns("train", ["ours", "peer", "floor"], 2, settings)
     assert [len(each) for each in answers.values()] == [2, 2, 2]
     assert all(answer["seconds"] > 0 for each in answers.values() for answer in each)
-    entries = dict(benchmark._step_entries("tiny", answers))
+    entries = dict(benchmark.step_entries("tiny", answers))
     assert set(entries) == {"train_step_tiny", "train_memory_tiny"}
     assert entries["train_step_tiny"].over_floor is not None
 

@@ -3,8 +3,8 @@
     python scripts/benchmark/loss_curve.py --pairs pairs.parquet --output loss_curve.json   # half an hour on two cores
 
 Three runs of the same recipe from the same weights: ours with two seeds, and sentence-transformers' trainer, padded and
-with all logits, on the batches of the first. Told are mean losses of the last steps; the two runs of one seed differ by
-their dropout, those of two seeds by the order of their batches as well.
+with all logits, on the batches of the first. Mean losses of the last steps are printed. The two runs of one seed differ
+by their dropout, those of two seeds by the order of their batches as well.
 """
 
 import argparse
@@ -15,9 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import entries
 import lightning as L
 import sides
+from materials import DATA, make_models
 from transformers import TrainerCallback
 
 from splade_lit.core.files import replace_text
@@ -51,14 +51,14 @@ class PeerLosses(TrainerCallback):
 def main() -> None:
     """Train, print and write the curves."""
     parser = argparse.ArgumentParser(description="Compare loss curves with sentence-transformers' trainer.")
-    parser.add_argument("--pairs", default=str(entries.DATA / "qa-pairs" / "train.parquet"), help="file of pairs")
+    parser.add_argument("--pairs", default=str(DATA / "qa-pairs" / "train.parquet"), help="file of pairs")
     parser.add_argument("--steps", type=int, default=300, help="optimizer steps of 16 pairs")
     parser.add_argument("--max_tokens", type=int, default=64, help="tokens a document is cut to")
     parser.add_argument("--output", type=Path, help="JSON file for the curves")
     arguments = parser.parse_args()
     curves = {}
     with tempfile.TemporaryDirectory(prefix="splade_lit_loss_curve_") as folder:
-        base = str(entries.make_models(Path(folder))["minilm"] / "document_0_MLMTransformer")
+        base = str(make_models(Path(folder))["minilm"] / "document_0_MLMTransformer")
         recipe = sides.Recipe(base, arguments.pairs, arguments.max_tokens, folder, max_steps=arguments.steps, seed=1)
         for seed in (1, 2):
             ours = OurLosses()

@@ -233,26 +233,19 @@ def train_floor(turns: Turns, **settings: Any) -> None:
 
 def encode_documents_ours(turns: Turns, model: str, texts: str, chunk: int) -> None:
     """`encode_document` of chunks of texts."""
-    from splade_lit import AsymmetricSparseEncoder
-
-    encoder, chunks = AsymmetricSparseEncoder.load(model), _chunks(texts, chunk)
-    turns.timed(lambda: encoder.encode_document(next(chunks)))
+    _encode(turns, _our_model(model).encode_document, texts, chunk)
 
 
 def encode_documents_peer(turns: Turns, model: str, texts: str, chunk: int) -> None:
     """The same of sentence-transformers."""
-    from sentence_transformers import SparseEncoder
-
-    encoder, chunks = SparseEncoder(model), _chunks(texts, chunk)
-    turns.timed(lambda: encoder.encode_document(next(chunks)))
+    _encode(turns, _peer_model(model).encode_document, texts, chunk)
 
 
 def encode_documents_floor(turns: Turns, model: str, texts: str, chunk: int) -> None:
     """The bare matrix products of the same chunks."""
-    from splade_lit import AsymmetricSparseEncoder
     from splade_lit.core.tokens import tokenize_documents
 
-    encoder, chunks = AsymmetricSparseEncoder.load(model), _chunks(texts, chunk)
+    encoder, chunks = _our_model(model), _chunks(texts, chunk)
     products = MatrixProducts(f"{model}/document_0_MLMTransformer")
     lengths = (
         [len(ids) for ids in tokenize_documents(encoder.tokenizer, batch, encoder.max_document_tokens)]
@@ -274,18 +267,29 @@ def encode_documents_floor(turns: Turns, model: str, texts: str, chunk: int) -> 
 
 def encode_queries_ours(turns: Turns, model: str, texts: str, chunk: int) -> None:
     """`encode_query` of chunks of texts."""
-    from splade_lit import AsymmetricSparseEncoder
-
-    encoder, chunks = AsymmetricSparseEncoder.load(model), _chunks(texts, chunk)
-    turns.timed(lambda: encoder.encode_query(next(chunks)))
+    _encode(turns, _our_model(model).encode_query, texts, chunk)
 
 
 def encode_queries_peer(turns: Turns, model: str, texts: str, chunk: int) -> None:
     """The same of sentence-transformers."""
+    _encode(turns, _peer_model(model).encode_query, texts, chunk)
+
+
+def _encode(turns: Turns, encode: Callable[[list[str]], Any], texts: str, chunk: int) -> None:
+    chunks = _chunks(texts, chunk)
+    turns.timed(lambda: encode(next(chunks)))
+
+
+def _our_model(folder: str) -> Any:
+    from splade_lit import AsymmetricSparseEncoder
+
+    return AsymmetricSparseEncoder.load(folder)
+
+
+def _peer_model(folder: str) -> Any:
     from sentence_transformers import SparseEncoder
 
-    encoder, chunks = SparseEncoder(model), _chunks(texts, chunk)
-    turns.timed(lambda: encoder.encode_query(next(chunks)))
+    return SparseEncoder(folder)
 
 
 def _chunks(path: str, size: int) -> Iterator[list[str]]:
@@ -298,36 +302,30 @@ def _chunks(path: str, size: int) -> Iterator[list[str]]:
 def evaluate_ours(turns: Turns, model: str, folder: str) -> None:
     """Load model and sets, evaluate; the whole process is what is timed."""
     from splade_lit.data.tasks import load_tasks
-    from splade_lit.encoder.model import AsymmetricSparseEncoder
     from splade_lit.evaluation.task_evaluation import evaluate_tasks
 
-    metrics = evaluate_tasks(AsymmetricSparseEncoder.load(model), load_tasks([folder]))
+    metrics = evaluate_tasks(_our_model(model), load_tasks([folder]))
     turns.answer(ndcg=metrics["NanoBEIR_mean_dot_ndcg@10"])
 
 
 def evaluate_peer(turns: Turns, model: str, folder: str) -> None:
     """The same of sentence-transformers."""
-    from sentence_transformers import SparseEncoder
     from sentence_transformers.sparse_encoder.evaluation import SparseNanoBEIREvaluator
 
     names = [path.stem.removeprefix("Nano").lower() for path in sorted(Path(folder, "corpus").glob("*.parquet"))]
-    metrics = SparseNanoBEIREvaluator(names, dataset_id=folder)(SparseEncoder(model))
+    metrics = SparseNanoBEIREvaluator(names, dataset_id=folder)(_peer_model(model))
     turns.answer(ndcg=metrics["NanoBEIR_mean_dot_ndcg@10"])
 
 
 def start_up_ours(turns: Turns, model: str) -> None:
     """From nothing to the vectors of a first document; the whole process is what is timed."""
-    from splade_lit import AsymmetricSparseEncoder
-
-    AsymmetricSparseEncoder.load(model).encode_document(["a first document"])
+    _our_model(model).encode_document(["a first document"])
     turns.answer()
 
 
 def start_up_peer(turns: Turns, model: str) -> None:
     """The same of sentence-transformers."""
-    from sentence_transformers import SparseEncoder
-
-    SparseEncoder(model).encode_document(["a first document"])
+    _peer_model(model).encode_document(["a first document"])
     turns.answer()
 
 
