@@ -1,7 +1,7 @@
-"""Docstrings of source files, cut into a first sentence and the rest. Light: only `ast`, nothing is imported or run.
+"""Docstrings of source files, cut into a first sentence and the rest. Files are parsed, never imported or run.
 
-`python -m splade_lit.data.docstring_parser` reads `module<tab>file` lines on standard input and writes one JSON
-record a line: the worker that `docstrings` starts twice.
+`python -m splade_lit.data.docstring_parser` reads `module<tab>file` lines on standard input and writes one JSON record
+a line. `docstrings` starts two such processes.
 """
 
 import ast
@@ -18,7 +18,7 @@ from typing import NamedTuple
 QUERY_WORDS = range(4, 31)
 MIN_REST_WORDS = 15
 MAX_REST_WORDS = 200
-MIN_PROSE = 0.6  # share of plain words among all words: below it lies code, a table or a formula
+MIN_PROSE = 0.6  # share of plain words; texts with fewer are code, tables or formulas
 
 _ROLE = re.compile(r":[\w:+-]+:`~?\.?([^`<]+?)(?:\s*<[^`]*>)?`")  # :class:`~torch.Tensor` -> torch.Tensor
 _BACKTICKS = re.compile(r"`+")
@@ -40,8 +40,8 @@ class Docstring(NamedTuple):
 
     Attributes:
         name: qualified name, `torch.nn.functional.relu`.
-        first_sentence: what it says first: the query.
-        rest: everything after, on one line, `MAX_REST_WORDS` words at most.
+        first_sentence: the query.
+        rest: the text after it on one line, `MAX_REST_WORDS` words at most.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Docstring(NamedTuple):
 
 
 def parse_source(source: str, module: str) -> Iterator[Docstring]:
-    """The usable docstrings of one source file, in the order of the file; none where it is not valid Python."""
+    """The usable docstrings of one source file in their order; none if the file is not valid Python."""
     try:
         tree = ast.parse(source)
     except (SyntaxError, ValueError, RecursionError):
@@ -72,7 +72,7 @@ def _raw_docstrings(node: ast.Module | ast.ClassDef, prefix: str) -> Iterator[tu
 
 
 def split_docstring(docstring: str) -> tuple[str, str] | None:
-    """`(first sentence, rest)`, both in plain words; None if either is unfit for search.
+    """`(first sentence, rest)` as plain text; None if either is unfit for search.
 
     >>> rest = " ".join(["Padding is added on both sides before the windows slide over the rows of the matrix."] * 2)
     >>> split_docstring(f"Slide windows over a :class:`~torch.Tensor`. {rest}")[0]
@@ -114,9 +114,9 @@ def _share_of_prose(text: str) -> float:
 
 
 def main() -> None:
-    """Read `module<tab>file` lines, write JSON records; files that cannot be read have none."""
-    gc.disable()  # syntax trees hold no cycles, and looking for some takes a sixth of the time
-    warnings.simplefilter("ignore")  # about escapes in other people's strings
+    """Read `module<tab>file` lines and write JSON records; files that cannot be read are passed over."""
+    gc.disable()  # syntax trees hold no cycles, and searching for them takes a sixth of the time
+    warnings.simplefilter("ignore")  # about escapes in the strings of other packages
     for line in sys.stdin:
         module, path = line.rstrip("\n").split("\t")
         try:

@@ -1,7 +1,8 @@
 """A retrieval set that every machine has: docstrings of installed packages, first sentence against the rest.
 
-Pairs and task are parts of one corpus, cut by a hash of the query: of every 1000 pairs, 20 give the queries of the
-task, 110 more only distractors of its corpus, 870 are for training. Nothing of the task is in the training pairs.
+Pairs and task are parts of one corpus. A hash of the query decides where a pair goes: of every 1000 pairs, 20 give the
+queries of the task and their answers, 110 give other documents of its corpus, 870 are for training. No text of the task
+is in the training pairs.
 """
 
 import importlib.metadata
@@ -26,7 +27,7 @@ from splade_lit.core.files import cache_folder, whole_file
 from splade_lit.data import docstring_parser
 from splade_lit.data.docstring_parser import Docstring
 
-# What the project depends on is there wherever the project is.
+# The project depends on these packages, so every installation has them.
 PACKAGES = (
     "datasets",
     "huggingface_hub",
@@ -45,10 +46,10 @@ SKIPPED_FOLDERS = {"__pycache__", "_vendor", "ensurepip", "externals", "idlelib"
     *("dist-packages", "site-packages", "test", "testing", "tests")
 }
 WORKERS = 2
-QUERY_SHARE = 20  # of 1000 pairs: queries of the task, with their documents
-CORPUS_SHARE = 130  # of 1000 pairs: documents of the task, those of its queries among them
-OPENING_WORDS = 12  # copies of a docstring differ late if at all: documents that open alike count as one
-QUOTE_WORDS = 3  # every query has them: at least 4 words, 60 % of them plain
+QUERY_SHARE = 20  # pairs of 1000 that give queries of the task with their documents
+CORPUS_SHARE = 130  # pairs of 1000 that give documents of the task, the answers among them
+OPENING_WORDS = 12  # documents that begin with the same words count as copies, which differ late if at all
+QUOTE_WORDS = 3  # words by which queries are looked up; every query has more
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +114,7 @@ def _installed_versions() -> dict[str, str]:
 
 
 def _rules() -> list[str]:
-    """A change of the rules below or in the parser is a change of the corpus."""
+    """Hashes of the code that makes the corpus: other rules make another corpus."""
     return [
         xxhash.xxh3_64_hexdigest(Path(str(module)).read_bytes()) for module in (docstring_parser.__file__, __file__)
     ]
@@ -143,8 +144,8 @@ def _parse(files: list[tuple[str, Path]]) -> list[Docstring]:
 
 
 def _parse_in_process(files: list[tuple[str, Path]]) -> str:
-    # A fresh interpreter on a module that imports next to nothing: no fork of a process with threads, and no second
-    # start of the caller's main module.
+    # A fresh interpreter on a module that imports little. A fork would copy a process with threads, and a spawned
+    # process would run the caller's main module again.
     command = [sys.executable, "-m", docstring_parser.__name__]
     listing = "".join(f"{module}\t{path}\n" for module, path in files)
     root = Path(str(docstring_parser.__file__)).parents[2]
@@ -152,7 +153,7 @@ def _parse_in_process(files: list[tuple[str, Path]]) -> str:
 
 
 def _without_copies(docstrings: Iterable[Docstring]) -> list[Docstring]:
-    """The first of those with the same name, query or opening of the document, in the order given."""
+    """Of docstrings with the same name, query or opening words, the first one; their order stays."""
     kept = []
     seen: set[str] = set()
     for docstring in docstrings:
@@ -167,7 +168,7 @@ def _without_copies(docstrings: Iterable[Docstring]) -> list[Docstring]:
 def _split(docstrings: list[Docstring]) -> DocstringCorpus:
     shares = [xxhash.xxh3_64_intdigest(_normal(docstring.first_sentence).encode()) % 1000 for docstring in docstrings]
     held_out = [d for d, share in zip(docstrings, shares, strict=True) if share < QUERY_SHARE]
-    # A pair that quotes a query of the task shows it in training; a document that does is a second answer in the task.
+    # A training pair that quotes a query of the task leaks it. A document that quotes one is a second answer to it.
     queries: dict[tuple[str, ...], list[list[str]]] = {}
     for docstring in held_out:
         query = _words(docstring.first_sentence)
@@ -186,7 +187,7 @@ def _split(docstrings: list[Docstring]) -> DocstringCorpus:
 
 
 def _quotes(words: list[str], queries: dict[tuple[str, ...], list[list[str]]]) -> bool:
-    """Whether `words` contain one of the queries, which are listed by their first words."""
+    """Whether `words` contain one of the queries, which are grouped by their first words."""
     return any(
         words[start : start + len(query)] == query
         for start in range(len(words))

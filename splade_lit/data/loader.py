@@ -1,4 +1,4 @@
-"""Batches of token ids for training, and where in the epoch a run stands."""
+"""Batches of token ids for training, and the position of a run in its epoch."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -11,18 +11,18 @@ from splade_lit.data.token_store import TokenStore
 
 
 class PairLoader:
-    """An iterable of `PairBatch`, one epoch an iteration, that a checkpoint resumes in the middle of an epoch.
+    """An iterable of `PairBatch`, one epoch an iteration; a checkpoint can resume it in the middle of an epoch.
 
-    A batch is a few copies out of memory maps, well under a millisecond, so it is made when it is asked for: no
+    A batch takes well under a millisecond to copy out of memory maps. So it is made when it is asked for: there are no
     worker processes, and nothing is read ahead that a resumed run would miss.
 
     Args:
         queries: distinct token ids of the queries.
         documents: token ids of the positives, then of each column of hard negatives; all as long as `queries`.
-        sampler: the batches, as positions in `rows`; Lightning calls its `set_epoch`.
+        sampler: gives batches as positions in `rows`; Lightning calls its `set_epoch`.
         rows: rows of the stores to draw from.
-        trained_batches: tells how many batches of the epoch have been trained on, which are fewer than were handed out
-            where training stopped in the middle of one; by default, all that were handed out.
+        trained_batches: returns how many batches of the epoch have been trained on. These are fewer than were handed
+            out if training stops in the middle of a batch. By default, all that were handed out count.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class PairLoader:
         self.queries = queries
         self.documents = documents
         self.sampler = sampler
-        self.batch_sampler = None  # Lightning asks whatever has a sampler for this, too
+        self.batch_sampler = None  # Lightning reads it of every loader that has a sampler
         self.rows = rows
         self.trained_batches = trained_batches
         self._state = {"epoch": 0, "batches": 0}
@@ -48,7 +48,7 @@ class PairLoader:
 
     def __iter__(self) -> Iterator[PairBatch]:
         """The batches of the sampler's epoch, from its start or from where a loaded state left it."""
-        # A generator: it runs from the first batch on, when Lightning has set the epoch.
+        # A generator: this runs when the first batch is asked for. Lightning has set the epoch by then.
         epoch = self.sampler.epoch
         resumed, self._resumed = self._resumed, None
         start = resumed["batches"] if resumed and resumed["epoch"] == epoch else 0
@@ -61,13 +61,13 @@ class PairLoader:
         return PairBatch(self.queries.gather(rows), _concatenate([store.gather(rows) for store in self.documents]))
 
     def state_dict(self) -> dict[str, int]:
-        """The epoch, and how many of its batches are done; Lightning saves it with each checkpoint."""
+        """The epoch and how many of its batches are done; Lightning saves them with each checkpoint."""
         if self.trained_batches is None:
             return dict(self._state)
         return {**self._state, "batches": min(self._state["batches"], self.trained_batches())}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Let the next iteration, if it is of the same epoch, go on after those batches."""
+        """Let the next iteration go on after those batches, if it is of the same epoch."""
         self._state = dict(state)
         self._resumed = dict(state)
 

@@ -7,32 +7,33 @@ import numba
 import numpy as np
 from torch.utils.data import Sampler
 
-_DRAWS = 8  # orders tried for an epoch until one gives as many batches as epoch 0 has, or fewer
+_DRAWS = 8  # orders tried at most for an epoch until one gives no more batches than epoch 0 has
 
 
 class NoDuplicatesBatchSampler(Sampler[np.ndarray]):
     """Batches of rows such that no text, of any column, is in two rows of a batch.
 
-    Rows are drawn in an order seeded by the epoch. Each goes to the first batch that has room and comes after all
-    batches that hold one of its texts, so a row that clashes only waits for the next batch. Batches are full but for
-    a few at the end; every row comes once an epoch (at most once with `drop_last`). Time is linear in the rows.
+    Rows are drawn in an order seeded by the epoch. Each row goes to the first batch that has room and comes after all
+    batches that hold one of its texts. All batches are full but a few at the end. Every row comes once an epoch (at
+    most once with `drop_last`). Time is linear in the number of rows.
 
-    Every epoch has the same number of batches, for a trainer asks for it once: one with fewer has batches split in
-    two, and where all orders tried give more, the batches of epoch 0 come in another order.
+    Every epoch has the same number of batches, because a trainer asks for that number only once. Where an order gives
+    fewer batches than epoch 0 has, the largest are split in two. Where every order that is tried gives more, the
+    batches of epoch 0 come in another order.
 
-    With several devices, a batch is shared out: no text is twice in the batch of all devices together. A batch that
-    they cannot share equally loses the rows left over.
+    Several devices share each batch: no text is twice in the batch of all devices together. Rows that are left over
+    when a batch is divided equally are dropped.
 
     Args:
-        fingerprints: `[rows, columns]`, integers that are equal where texts are.
+        fingerprints: integers `[rows, columns]`; equal texts have equal ones.
         batch_size: rows of a batch, on each device.
-        seed: of the order; epoch e is drawn with (seed, e).
+        seed: seed of the order; epoch e is drawn with (seed, e).
         drop_last: leave out batches that are not full.
-        shuffle: False keeps the order of the rows, the same in all epochs.
+        shuffle: False keeps the order of the rows in all epochs.
         num_replicas: number of devices.
-        rank: which of them.
-        block_rows: rows next to each other that stay together when the order is drawn: 1 for none, the batch size for
-            batches of neighbours, which are hard negatives for each other where rows are ordered by topic.
+        rank: number of this device.
+        block_rows: how many neighbouring rows stay together when the order is drawn. 1 draws single rows; the batch
+            size makes batches of neighbours, which are hard negatives for each other if rows are ordered by topic.
     """
 
     def __init__(
@@ -116,9 +117,9 @@ class NoDuplicatesBatchSampler(Sampler[np.ndarray]):
         return [batch for batch in shared if len(batch)]
 
     def _with_length(self, batches: list[np.ndarray], length: int) -> list[np.ndarray] | None:
-        """The same rows in `length` batches; None if there are more batches, or too few that can be split.
+        """The same rows in `length` batches; None if there are more batches already, or none left to split.
 
-        With `drop_last`, batches too many are left out, and none is split.
+        With `drop_last`, surplus batches are left out, and none is split.
         """
         if self.drop_last:
             return batches[:length] if len(batches) >= length else None
@@ -139,9 +140,11 @@ def _first_fit(order: np.ndarray, text_ids: np.ndarray, batch_size: int) -> np.n
     """int64 `[rows]`: the batch of each row of `order`."""
     num_rows = len(order)
     batch_of = np.empty(num_rows, dtype=np.int64)
-    next_batch = np.zeros(text_ids.max() + 1 if num_rows else 0, dtype=np.int64)  # of a text: after all that hold it
+    next_batch = np.zeros(
+        text_ids.max() + 1 if num_rows else 0, dtype=np.int64
+    )  # of each text: the first batch after all that hold it
     size = np.zeros(num_rows + 1, dtype=np.int64)
-    open_from = np.arange(num_rows + 2)  # of a batch: itself, or if it is full, one to look at instead
+    open_from = np.arange(num_rows + 2)  # of each batch: itself or, if it is full, a later one to try
     for position in range(num_rows):
         texts = text_ids[order[position]]
         batch = 0

@@ -50,15 +50,15 @@ class TokenStore:
         """The ids of these texts, in this order."""
         starts = self.offsets[rows]
         lengths = self.offsets[rows + 1] - starts
-        # The place of a token in the store: its place in the result, moved by what its text is moved by.
+        # All tokens of a text lie at the same distance from their places in the result.
         moves = starts - (np.cumsum(lengths) - lengths)
         places = np.arange(lengths.sum()) + np.repeat(moves, lengths)
         return Tokens(torch.from_numpy(self.input_ids[places].astype(np.int64)), tuple(lengths.tolist()))
 
     def document_frequencies(self, rows: np.ndarray, vocab_size: int) -> np.ndarray:
-        """int64 `[vocab_size]`: in how many of these texts each id occurs; ids beyond are not counted.
+        """In how many of these texts each id occurs, int64 `[vocab_size]`.
 
-        A row that is given twice counts twice.
+        A row that is given twice counts twice. Ids of `vocab_size` and above are not counted.
         """
         return _document_frequencies(self.input_ids, self.offsets, np.asarray(rows), vocab_size)
 
@@ -89,8 +89,8 @@ class TokenStore:
             tokenize: gives the ids of each text of a batch.
             vocab_size: all ids are below.
             path: where to write; None keeps the store in memory.
-            num_texts: how many there are, for the progress that is shown.
-            verb: what that progress is called.
+            num_texts: how many texts there are, for the progress bar.
+            verb: name of the progress bar.
 
         Raises:
             OSError: the file cannot be written.
@@ -121,7 +121,7 @@ class TokenStore:
         if len(body) != tokens * dtype.itemsize + (texts + 1) * 8 or xxhash.xxh3_64_intdigest(body.data) != checksum:
             raise ValueError("the checksum does not match")
         cut = tokens * dtype.itemsize
-        # Copied: 8 bytes at a time need an address that is a multiple of 8.
+        # Copied, because 64-bit numbers need an address that is a multiple of 8.
         offsets = np.frombuffer(body[cut:].tobytes(), dtype=np.int64)
         return cls(body[:cut].view(dtype), offsets)
 
@@ -135,18 +135,18 @@ def cached_token_store(
     num_texts: int | None = None,
     verb: str = "tokenising",
 ) -> TokenStore:
-    """The store of `key` in `folder`, built if it is not there or not whole.
+    """The store of `key` in `folder`, built if it is missing or damaged.
 
-    A folder that cannot be written costs a warning, and the store is kept in memory.
+    If the folder cannot be written, a warning says so and the store is kept in memory.
 
     Args:
-        batches: gives the texts anew at each call.
+        batches: gives all texts at each call.
         tokenize: gives the ids of each text of a batch.
         vocab_size: all ids are below.
         folder: of the cache.
         key: names everything that the ids depend on.
-        num_texts: how many there are, for the progress that is shown.
-        verb: what that progress is called.
+        num_texts: how many texts there are, for the progress bar.
+        verb: name of the progress bar.
     """
     path = folder / f"{key}.tokens"
     try:
@@ -164,15 +164,15 @@ def cached_token_store(
 
 @cache
 def _warn_unwritable(folder: Path, cause: str | None) -> None:
-    """Once a process and folder: queries and documents have a store each."""
+    """Warns once for each folder: queries and documents have a store each."""
     logger.warning("The tokens are kept in memory: %s cannot be written (%s).", folder, cause)
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A hash that two tokenizers share if they give the same ids.
+    """A hash that is equal for tokenizers that give the same ids.
 
-    A fast tokenizer is its serialised backend, but for the truncation and padding of its last call, and the side that
-    it cuts.
+    For a fast tokenizer it is made of the serialised backend, without the truncation and padding of the last call, and
+    of the side at which texts are cut.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:

@@ -1,8 +1,8 @@
 """Dropout on a CPU: cheap masks, and attention that keeps nothing of size `[tokens, tokens]` for its backward pass.
 
-torch draws a CPU's dropout masks one number at a time and keeps them as floats; in a small model that takes as long as
-the attention itself. Masks here come from 16-bit numbers of a counter-like generator, seeded from torch's own so that a
-run is as repeatable as ever, and are kept as bytes, or, in attention, as their seed alone.
+On a CPU torch draws dropout masks one number at a time and keeps them as floats. In a small model that takes as long as
+the attention itself. Here masks come from 16-bit numbers of a faster generator, whose seed is drawn from torch's, so
+that runs stay repeatable. Masks are kept as bytes; attention keeps their seed alone.
 """
 
 import numpy as np
@@ -16,7 +16,7 @@ class CpuDropout(nn.Dropout):
     """`nn.Dropout` with the masks of this module on a CPU; torch's own elsewhere."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """The input with some elements 0 and the others scaled up, in training."""
+        """The input; in training with some elements set to 0 and the others scaled up."""
         if not (self.training and self.p and input.is_cpu) or torch.compiler.is_compiling():
             return super().forward(input)
         keep = KeepMasks(self.p, draw_seed())
@@ -24,7 +24,7 @@ class CpuDropout(nn.Dropout):
 
 
 def use_cpu_dropout(model: nn.Module) -> None:
-    """Put `CpuDropout` in the place of each `nn.Dropout` of a model; names and settings stay."""
+    """Replace each `nn.Dropout` of a model by `CpuDropout`; names and settings stay."""
     for name, module in list(model.named_modules()):
         if type(module) is nn.Dropout:
             dropout = CpuDropout(module.p)
@@ -41,11 +41,11 @@ class KeepMasks:
     """A stream of dropout masks.
 
     Args:
-        probability: that an element is dropped, rounded to a 65,536th.
-        seed: masks of the same seed, asked for in the same order, are the same.
+        probability: probability that an element is dropped, rounded to a 65,536th.
+        seed: the same seed gives the same masks in the same order.
 
     Attributes:
-        scale: factor on what is kept, so that expectations stay.
+        scale: factor on the elements that are kept; it leaves expectations as they are.
     """
 
     def __init__(self, probability: float, seed: int) -> None:
@@ -69,7 +69,7 @@ def dropout_attention(
     scaling: float | None = None,
     sliding_window: int | None = None,
 ) -> Tensor:
-    """Attention inside each document with dropout on its weights; the weights are made again in the backward pass.
+    """Attention inside each document with dropout on its weights, which the backward pass computes again.
 
     Args:
         query: `[1, heads, tokens, head_dim]` on a CPU, as `key` and `value`.
@@ -88,7 +88,7 @@ def dropout_attention(
     return _attention(query, key, value, lengths, dropout, scaling, sliding_window, draw_seed())
 
 
-# One operation to torch, so that selective checkpointing can keep its result and need not run it again.
+# torch sees one operation, so that selective checkpointing can keep its result instead of running it again.
 @torch.library.custom_op("splade_lit::dropout_attention", mutates_args=())
 def _attention(
     query: Tensor,
@@ -120,7 +120,7 @@ def _weights(q: Tensor, k: Tensor, scaling: float, sliding_window: int | None) -
 
 
 def outside_window(length: int, sliding_window: int | None, device: torch.device) -> Tensor | None:
-    """`[length, length]`, True where positions are too far apart to attend; None if none is."""
+    """Mask `[length, length]`, True where positions are too far apart to attend; None if no two are."""
     if sliding_window is None or length <= sliding_window:
         return None
     position = torch.arange(length, device=device)
@@ -137,7 +137,7 @@ def _save_for_backward(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, 
 def _attention_backward(ctx: torch.autograd.function.FunctionCtx, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     query, key, value, output = ctx.saved_tensors  # type: ignore[attr-defined]
     lengths, dropout, scaling, sliding_window, seed = ctx.settings  # type: ignore[attr-defined]
-    # Laid out as the states that they flow back to: [1, tokens, heads, head_dim] underneath.
+    # In memory [1, tokens, heads, head_dim], like the states that they flow back to.
     grads = [torch.empty_like(output).transpose(1, 2) for _ in range(3)]
     keep = KeepMasks(dropout, seed)
     by_head = (query, key, value, output.transpose(1, 2), grad_output.transpose(1, 2), *grads)

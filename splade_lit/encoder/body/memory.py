@@ -15,11 +15,11 @@ _malloc_trim = _find_trim()
 def return_free_memory() -> bool:
     """Give free pages back to the system.
 
-    glibc keeps freed blocks of up to 32 MiB for later; activations of many sizes leave holes among what is in use that
-    grow to more than it.
+    glibc keeps freed blocks of up to 32 MiB. Activations of many sizes leave holes between blocks in use; together the
+    holes can grow larger than the blocks.
 
     Returns:
-        Whether there was a way to: with glibc.
+        Whether the C library can do so: True with glibc.
     """
     if _malloc_trim is None:
         return False

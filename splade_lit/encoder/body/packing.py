@@ -1,10 +1,10 @@
 """The padding-free body: all documents of a batch in one row of real tokens.
 
-Linear layers work on tokens and do not mind where a document ends; attention does, so it is the one thing replaced.
-transformers' attention registry takes a function by name; ours runs attention inside each document, with the cuts
-handed down through the model as a keyword argument. Models that bypass the registry, or make positions in a way of
-their own, would attend across documents silently, so a model is believed only after `packing_is_exact` has compared two
-documents packed against the same two padded.
+Linear layers work on single tokens; only attention depends on where a document ends, so only attention is replaced.
+transformers' attention registry takes a function by name. Ours runs attention inside each document; the model passes
+the cuts down as a keyword argument. A model that bypasses the registry, or makes its own positions, would silently
+attend across documents. So no model runs packed before `packing_is_exact` has compared two packed documents with the
+same two padded.
 """
 
 import importlib.util
@@ -29,9 +29,9 @@ _HAS_VARLEN = importlib.util.find_spec("torch.nn.attention.varlen") is not None
 
 
 class DocumentOffsets:
-    """Row numbers where documents begin, and the end, in a form that torch.compile hands through without a look.
+    """Row numbers where documents begin, and the end, in a form that torch.compile does not look into.
 
-    It would compile the model anew for each number of documents if it saw a tuple.
+    Given a tuple, it would compile the model again for each number of documents.
     """
 
     __slots__ = ("rows",)
@@ -55,7 +55,7 @@ def packed_attention(
     """Attention inside each document of a packed row, in the signature of transformers' attention registry.
 
     Args:
-        module: the attention layer (unused but for the plain call).
+        module: the attention layer, for plain padded calls only.
         query: `[1, heads, tokens, head_dim]`, as `key` and `value`.
         key: see query.
         value: see query.
@@ -64,7 +64,7 @@ def packed_attention(
         scaling: factor on the scores.
         sliding_window: tokens attend to those less than this many positions away (ModernBERT's local layers).
         document_offsets: where documents begin and end. Without them this is transformers' own SDPA.
-        **kwargs: whatever else the model hands down.
+        **kwargs: other arguments that the model passes on.
 
     Returns:
         `[1, tokens, heads, head_dim]` and None, as the registry asks.
@@ -99,7 +99,7 @@ def _local_mask(length: int, sliding_window: int | None, device: torch.device) -
 
 
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    # What follows goes past the door at which torch's own attention is cast.
+    # The kernels below are called directly, where autocast does not act.
     if not torch.is_autocast_enabled("cuda"):
         return tensors
     return tuple(tensor.to(torch.get_autocast_dtype("cuda")) for tensor in tensors)
@@ -139,7 +139,7 @@ def _flash_attention(
         output = varlen_attn(query, key, value, cuts, cuts, longest, longest, scale=scaling, window_size=window)
         assert isinstance(output, Tensor)
         return output[None]
-    # What `varlen_attn` calls too, but that it leaves dropout out.
+    # `varlen_attn` calls this too, but without dropout.
     return torch.ops.aten._flash_attention_forward(
         query,
         key,
@@ -160,7 +160,7 @@ def _flash_attention(
 def _efficient_attention(
     query: Tensor, key: Tensor, value: Tensor, offsets: tuple[int, ...], dropout: float, scaling: float | None
 ) -> Tensor:
-    # Of torch's kernels the one for single precision; its attention of jagged tensors calls it so.
+    # torch's kernel for single precision; attention of jagged tensors calls it in the same way.
     cuts = _cuts(offsets, query.device)
     longest = max(end - start for start, end in pairwise(offsets))
     query, key, value = (x.transpose(1, 2).contiguous() for x in (query, key, value))
@@ -181,7 +181,7 @@ AttentionMaskInterface.register(ATTENTION_NAME, _packed_mask)
 def position_offset(model: nn.Module) -> int:
     """Position of a text's first token: 0, or padding id + 1 in the RoBERTa family.
 
-    RoBERTa's table of absolute positions keeps a row for padding, which its `padding_idx` gives away.
+    RoBERTa's table of absolute positions keeps a row for padding; its `padding_idx` shows that.
     """
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
@@ -200,7 +200,7 @@ def packed_inputs(tokens: Tokens, first_position: int) -> dict[str, Any]:
 
 @contextmanager
 def evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """A module without dropout; each of its parts gets its own mode back after."""
+    """Evaluation mode inside the block; afterwards each part of the module has its own mode again."""
     training = [part for part in module.modules() if part.training]
     module.eval()
     try:
@@ -229,9 +229,9 @@ def is_same(ours: Tensor, expected: Tensor) -> bool:
 
 @torch.no_grad()
 def packing_is_exact(model: PreTrainedModel, padding_id: int) -> bool:
-    """Whether the model gives two documents in one row the states that it gives them padded.
+    """Whether the model gives two documents in one row the same states as padded.
 
-    The model's attention must already be `ATTENTION_NAME`. A model that refuses the packed call counts as not exact.
+    The model's attention must already be `ATTENTION_NAME`. A model that refuses the packed call is not exact.
     """
     tokens = _probe_tokens(model, padding_id)
     with evaluation_mode(model):

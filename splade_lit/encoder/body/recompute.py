@@ -1,4 +1,4 @@
-"""What of the body is kept for the backward pass, and what is made again there."""
+"""Which activations of the body are kept for the backward pass, and which are computed again there."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -18,19 +18,20 @@ _PRODUCTS = {torch.ops.aten.mm.default: 0, torch.ops.aten.addmm.default: 1}
 
 
 def set_recompute(model: nn.Module, recompute: Recompute) -> None:
-    """Say what a model makes again in the backward pass.
+    """Set which activations a model computes again in the backward pass.
+
+    The last layer always keeps its activations: its backward pass comes first, at the peak of memory either way.
 
     Args:
-        model: a model of transformers, in place; one without layers of its checkpointing kind stays as it is.
-        recompute: "nothing"; "cheap" for the inside of each layer but for attention and the matrix products with a
-            narrow result, which leaves the widening product of the feed-forward part and what is done to single numbers
-            (Korthikanti et al. 2023, "Reducing activation recomputation in large transformer models"); "layers" for
-            whole layers (Chen et al. 2016, "Training deep nets with sublinear memory cost"). The last layer is never
-            made again: its backward pass comes first, so that all of it would be there at the peak either way.
+        model: a model of transformers, changed in place. Only its `GradientCheckpointingLayer`s take part.
+        recompute: "nothing"; "cheap" for elementwise operations and the widening product of the feed-forward part,
+            while attention and products with a narrow result are kept (Korthikanti et al. 2023, "Reducing activation
+            recomputation in large transformer models"); "layers" for whole layers (Chen et al. 2016, "Training deep
+            nets with sublinear memory cost").
     """
     if recompute == "nothing":
         return
-    # Layer by layer: the model's own switch would also warn of a cache of keys and values that encoders do not have.
+    # Layer by layer: the model's own switch would warn of a cache of keys and values, which encoders do not have.
     layers = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)][:-1]
     for index, layer in enumerate(layers):
         trims = recompute == "layers" or index in (len(layers) - 1, len(layers) // 2)
@@ -42,7 +43,7 @@ def set_recompute(model: nn.Module, recompute: Recompute) -> None:
 def _contexts(
     recompute: Recompute, weight: nn.Parameter, trims: bool
 ) -> tuple[AbstractContextManager, AbstractContextManager]:
-    """Contexts of a layer's forward pass and of its second one; its weight tells the device."""
+    """Contexts of a layer's forward pass and of its second one; `weight` gives the device."""
     forward, again = nullcontext(), nullcontext()
     if recompute == "cheap":
         forward, again = create_selective_checkpoint_contexts(_policy)
@@ -51,8 +52,8 @@ def _contexts(
 
 @contextmanager
 def _after_trimming(inner: AbstractContextManager) -> Iterator[None]:
-    # What the head and later layers have freed lies among tensors that stay. With "cheap" twice a step, as pages come
-    # back one by one: soon behind the head's backward, and half way.
+    # The head and later layers have freed memory between tensors that stay. "cheap" trims only twice a step, soon after
+    # the head's backward pass and half way, because pages come back one by one.
     return_free_memory()
     with inner:
         yield
@@ -63,7 +64,7 @@ def _policy(context: Any, operation: Any, *args: Any, **kwargs: Any) -> Checkpoi
         inner, columns = args[_PRODUCTS[operation] + 1].shape
         keep = columns <= inner
     else:
-        # Dropout too, where it is one operation: attention that is kept draws no numbers in the second pass, and all
-        # that are drawn after it there would be others.
+        # Dropout too, where it is one operation: attention that is kept draws no random numbers in the second pass, so
+        # that all later draws would differ.
         keep = any(name in operation.name() for name in ("attention", "varlen_attn", "native_dropout"))
     return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE

@@ -6,8 +6,8 @@ tokens is taken first and the activation after it, which is the same because rel
 Forward: logits are made one tile of the vocabulary at a time, for all tokens of all documents in one matrix product,
 and only their pooled values are kept. Backward: the gradient of a (document, dim) pair with max pooling flows to one
 token, and only if the dim is active. The winning token is found again by recomputing the logits of the active dims
-alone, so that the cost follows the number of active dims: next to nothing for sparse vectors, one more pass over the
-logits for an untrained, dense one. What is saved for backward is the hidden states and the `[documents, vocab]` output.
+alone, so the cost grows with the number of active dims: next to nothing for sparse vectors, one more pass over the
+logits for an untrained, dense model. Only the hidden states and the `[documents, vocab]` output are saved for backward.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,13 +27,13 @@ Activation = Literal["relu", "log1p_relu"]
 # of a CPU. A GPU wants few operations.
 _TILE_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 26}
 _TILE_COLUMNS = 512
-# Rows that do not start at round addresses take a GPU's slowest kernels, and 30,522 is no round number.
+# A GPU runs its slowest kernels on rows that do not start at aligned addresses; 30,522 columns give such rows.
 _ALIGNED_COLUMNS = 64
 # Columns of one backward tile at most, so that a dense document does not need its whole [tokens, vocab] at once.
 _BACKWARD_COLUMNS = 4096
 # Numbers in a block of states gathered for the active dims of all documents.
 _BLOCK_ELEMENTS = 1 << 25
-# Devices on which all documents go through each operation together, as each takes longer to start than to run.
+# Devices on which an operation takes longer to start than to run: there all documents share each operation.
 _BATCHED_DEVICES = {"cuda"}
 
 
@@ -198,7 +198,7 @@ def _backward(
     pooling: Pooling,
     activation: Activation,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    # What is not a number flows too, so that a broken step shows in the gradients.
+    # NaN flows too, so that a broken step shows in the gradients.
     flowing = (grad_pooled != 0) & ~(pooled <= 0)
     grad_hidden = torch.zeros_like(hidden, dtype=pooled.dtype)
     grad_weight = torch.zeros_like(weight, dtype=pooled.dtype) if needed[1] else None
@@ -234,7 +234,7 @@ def _add_gradients_by_document(
     activation: Activation,
 ) -> None:
     grad_hidden, grad_weight, grad_bias = grads
-    # A wait for the device: the number of active dims of each document decides the shapes below.
+    # This waits for the device, because the active dims of each document decide the shapes below.
     documents, dims = flowing.nonzero(as_tuple=True)
     counts = torch.bincount(documents, minlength=len(pooled)).tolist()
     for i, active in enumerate(dims.split(counts)):

@@ -10,12 +10,12 @@ from torch import Tensor
 # Logits this close (relative) to the maximum count as ties, which go to the first token: rounding of a matrix product
 # depends on the shape of its operands, and two equal tokens must not swap places between forward and backward.
 _TIE_ULPS = 8
-# Numbers made at a time, logits or weights gathered for them, where all documents go together.
+# Elements computed at a time where all documents go together: logits, or the weights gathered for them.
 _ELEMENTS = 1 << 25
 
 
 def first_maximum(logits: Float[Tensor, "*documents tokens dims"]) -> Int64[Tensor, "*documents dims"]:
-    """Number of the token that holds the maximum of each dim, the first one where several share it."""
+    """Number of the token that holds the maximum of each dim; the first one if several share it."""
     top = logits.amax(-2, keepdim=True)
     tolerance = _TIE_ULPS * torch.finfo(logits.dtype).eps * top.abs()
     # A maximum over token numbers that count down: several times faster than argmax over the tokens.
@@ -32,10 +32,10 @@ def winning_rows(
     active: Bool[Tensor, "documents vocab"],
     dtype: torch.dtype,
 ) -> tuple[Int64[Tensor, " pairs"], Int64[Tensor, " pairs"], Int64[Tensor, " pairs"]]:
-    """Where the maxima of the active dims of all documents lie, in a few large operations.
+    """Rows that hold the maxima of the active dims of all documents, found in a few large operations.
 
-    For devices where many small operations take longer than some arithmetic for nothing: documents are padded to the
-    longest, and active dims to the most of a document.
+    Documents are padded to the longest, and active dims to the largest number of a document. The surplus arithmetic
+    takes less time than many small operations on a GPU.
 
     Args:
         hidden: states of all tokens, of one document at least.
@@ -55,7 +55,7 @@ def winning_rows(
     rows = cuts[:-1, None] + torch.arange(longest, device=hidden.device)
     outside = rows >= cuts[1:, None]
     states = hidden[rows.clamp_(max=len(hidden) - 1)]
-    # The active dims of a document side by side; what fills the others up is computed and never read.
+    # The active dims of each document side by side; the rest of a row is padding, computed and never read.
     places = torch.arange(len(dims), device=dims.device) - (counts.cumsum(0) - counts)[documents]
     columns = dims.new_zeros(len(active), most)
     columns[documents, places] = dims
@@ -65,6 +65,6 @@ def winning_rows(
         chosen = columns[:, left : left + step]
         logits = torch.bmm(states, weight[chosen].transpose(1, 2)).to(dtype)
         winners[:, left : left + step] = first_maximum(logits.masked_fill_(outside[:, :, None], -torch.inf))
-    # Where nothing compares, as with NaN, the last token is told: that of the document, not of the longest.
+    # With NaN no token compares as the maximum, and the last one is returned: that of the document, not of the longest.
     last = cuts[1:][documents] - 1
     return documents, dims, torch.minimum(cuts[documents] + winners[documents, places], last)
