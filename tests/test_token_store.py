@@ -129,7 +129,7 @@ def test_a_folder_that_cannot_be_written_costs_one_warning(tmp_path: Path, caplo
         queries, documents = cached(folder), cached(folder, key="documents")
     assert as_lists(queries) == as_lists(documents) == expected()
     assert len(caplog.messages) == 1
-    assert caplog.messages[0].startswith(f"The tokens are kept in memory: {folder} cannot be written (")
+    assert caplog.messages[0].startswith(f"Texts and tokens are kept in memory: {folder.parent} cannot be written (")
 
 
 @pytest.mark.parametrize("texts", [[], ["", "", ""]])

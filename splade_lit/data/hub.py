@@ -20,11 +20,9 @@ from splade_lit.core.errors import UserError
 from splade_lit.core.files import cache_folder, replace_text, whole_file
 from splade_lit.core.progress import WorkProgress
 from splade_lit.core.tables import FORMATS, column_names, file_kind, read_rows, read_unique
-from splade_lit.core.text import Mender
+from splade_lit.core.text import Mender, warn_once
 
 _BATCH_ROWS = 1_000
-
-logger = logging.getLogger(__name__)
 
 # These log what is raised right after, and that a folder has no README.md, which it need not have.
 logging.getLogger("datasets.packaged_modules").setLevel(logging.CRITICAL)
@@ -77,7 +75,8 @@ class TextSource:
                         replace_text(count, str(mend.count))
             dataset = datasets.Dataset.from_file(str(path))
         except OSError as error:
-            logger.warning("The texts are kept in memory: %s cannot be written (%s).", path.parent, error.strerror)
+            place = path.parents[1]
+            warn_once(f"Texts and tokens are kept in memory: {place} cannot be written ({error.strerror}).")
             mend = Mender()
             dataset = datasets.Dataset(pa.Table.from_batches(self._batches(schema, id_column, mend), schema))
         mend.report(self.source)

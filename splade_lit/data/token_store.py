@@ -5,7 +5,6 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from splade_lit.core.files import whole_file
 from splade_lit.core.progress import WorkProgress
+from splade_lit.core.text import warn_once
 from splade_lit.core.tokens import Tokens
 
 FOOTER = np.dtype([("texts", "<u8"), ("tokens", "<u8"), ("bytes_per_token", "<u8"), ("checksum", "<u8")])
@@ -158,14 +158,8 @@ def cached_token_store(
     try:
         return TokenStore.build(batches(), tokenize, vocab_size, path, num_texts, verb)
     except OSError as error:
-        _warn_unwritable(folder, error.strerror)
+        warn_once(f"Texts and tokens are kept in memory: {folder.parent} cannot be written ({error.strerror}).")
     return TokenStore.build(batches(), tokenize, vocab_size, None, num_texts, verb)
-
-
-@cache
-def _warn_unwritable(folder: Path, cause: str | None) -> None:
-    """Warns once for each folder: queries and documents have a store each."""
-    logger.warning("The tokens are kept in memory: %s cannot be written (%s).", folder, cause)
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
