@@ -16,6 +16,7 @@ _EXPORTS = {
     "RetrievalTask": "splade_lit.data.tasks",
     "SpladeModule": "splade_lit.training.module",
     "UserError": "splade_lit.core.errors",
+    "load_query_side": "splade_lit.encoder.query_side",
 }
 
 __all__ = ["__version__", *sorted(_EXPORTS)]

@@ -12,12 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from splade_lit.command_line.arguments import CommandParser, positive_int
-from splade_lit.command_line.devices import pick_device
 from splade_lit.command_line.exit_codes import run_command
 from splade_lit.core.files import check_writable
-from splade_lit.data.corpus import open_corpus
-from splade_lit.encoder.model import AsymmetricSparseEncoder
-from splade_lit.engines.shards import write_corpus_vectors
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -28,6 +24,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     settings = _parser().parse_args(arguments)
     check_writable(folder=settings.output)
+    from splade_lit.command_line.devices import pick_device
+    from splade_lit.data.corpus import open_corpus
+    from splade_lit.encoder.layout import document_side_fingerprint, find_saved
+    from splade_lit.encoder.model import AsymmetricSparseEncoder
+    from splade_lit.engines.shards import write_corpus_vectors
+
     device = pick_device(settings.device)
     corpus = open_corpus(settings.corpus, settings.text_column)
     encoder = AsymmetricSparseEncoder.load(settings.model, revision=settings.revision, device=device)
@@ -39,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             values=settings.values,
             shard_documents=settings.shard_documents,
             show_progress_bar=True,
+            files=document_side_fingerprint(find_saved(settings.model, settings.revision)),
         )
     except KeyboardInterrupt:
         print("Stopped; the same command goes on after the last whole shard.", file=sys.stderr)

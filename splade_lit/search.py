@@ -10,21 +10,18 @@ Without a query on the command line, queries are read from standard input, a lin
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
-
-import numpy as np
-from rich.console import Console
-from rich.text import Text
-from scipy.sparse import csr_array
+from typing import TYPE_CHECKING
 
 from splade_lit.command_line.arguments import CommandParser, positive_int
-from splade_lit.command_line.devices import pick_device
 from splade_lit.command_line.exit_codes import run_command
 from splade_lit.core.errors import UserError
-from splade_lit.core.text import Mender
-from splade_lit.data.corpus import load_corpus
-from splade_lit.encoder.model import AsymmetricSparseEncoder
-from splade_lit.engines.shards import check_made_by, read_corpus_vectors
-from splade_lit.evaluation.exact_search import SearchIndex
+
+if TYPE_CHECKING:
+    import argparse
+
+    from scipy.sparse import csr_array
+
+    from splade_lit.encoder.query_side import QuerySide
 
 _SNIPPET_CHARACTERS = 160
 
@@ -38,23 +35,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings = _parser().parse_args(arguments)
     if settings.corpus is None and settings.vectors is None:
         raise UserError("Nothing to search: give --corpus, or --vectors made by python -m splade_lit.encode.")
-    device = pick_device(settings.device)
-    corpus = load_corpus(settings.corpus, settings.text_column) if settings.corpus else {}
-    corpus = dict(islice(corpus.items(), settings.limit))
-    encoder = AsymmetricSparseEncoder.load(settings.model, revision=settings.revision, device=device)
-    if settings.vectors:
-        ids, documents, header = read_corpus_vectors(settings.vectors)
-        check_made_by(header, encoder, settings.vectors)
-        ids, documents = ids[: settings.limit], documents[: settings.limit]
-    else:
-        ids, texts = list(corpus), list(corpus.values())
-        documents = encoder.encode_document(texts, show_progress_bar=True, convert_to_csr=True)
+    from rich.console import Console
+    from rich.text import Text
+
+    from splade_lit.core.text import Mender
+    from splade_lit.encoder.query_side import load_query_side
+    from splade_lit.evaluation.exact_search import SearchIndex
+
+    stored = _stored_vectors(settings) if settings.vectors else None
+    corpus = _corpus(settings) if settings.corpus else {}
+    queries = load_query_side(settings.model, revision=settings.revision)
+    ids, documents = stored or (list(corpus), _encoded(settings, list(corpus.values())))
     index = SearchIndex(documents)
     console = Console(highlight=False)
     mend = Mender()
     for query in map(mend, settings.queries or _typed_queries()):
         mend.report("queries")
-        vector = encoder.encode_query([query], convert_to_csr=True)
+        vector = queries.encode(query)
         top = index.search(vector, settings.top)
         console.print(Text(f"query: {query}", style="bold"), soft_wrap=True)
         ranking = zip(top.documents[0].tolist(), top.scores[0].tolist(), strict=True)
@@ -65,15 +62,50 @@ def main(arguments: Sequence[str] | None = None) -> None:
             console.print(Text(f"{rank:>3}. {score:7.3f}  {ids[row]}"), soft_wrap=True)
             if text := corpus.get(ids[row]):
                 console.print(Text(f"      {_snippet(text)}", style="dim"), soft_wrap=True)
-            terms = _matching_terms(encoder, vector, documents[[row]], settings.terms)
+            terms = _matching_terms(queries, vector, documents[[row]], settings.terms)
             console.print(Text(f"      {terms}", style="green"), soft_wrap=True)
 
 
-def _matching_terms(encoder: AsymmetricSparseEncoder, query: csr_array, document: csr_array, limit: int) -> str:
+def _corpus(settings: "argparse.Namespace") -> dict[str, str]:
+    from splade_lit.data.corpus import load_corpus, open_corpus
+
+    if settings.limit is None:
+        return load_corpus(settings.corpus, settings.text_column)
+    return dict(islice(open_corpus(settings.corpus, settings.text_column), settings.limit))
+
+
+def _encoded(settings: "argparse.Namespace", texts: list[str]) -> "csr_array":
+    from splade_lit.command_line.devices import pick_device
+    from splade_lit.encoder.model import AsymmetricSparseEncoder
+
+    device = pick_device(settings.device)
+    encoder = AsymmetricSparseEncoder.load(settings.model, revision=settings.revision, device=device)
+    return encoder.encode_document(texts, show_progress_bar=True, convert_to_csr=True)
+
+
+def _stored_vectors(settings: "argparse.Namespace") -> "tuple[list[str], csr_array]":
+    """Ids and vectors, which are known to be this model's."""
+    from splade_lit.encoder.layout import document_side_fingerprint, find_saved
+    from splade_lit.engines.shards import read_corpus_vectors, weights_fingerprint
+
+    ids, documents, header = read_corpus_vectors(settings.vectors, settings.limit)
+    if header.files != document_side_fingerprint(find_saved(settings.model, settings.revision)):
+        from splade_lit.encoder.model import AsymmetricSparseEncoder
+
+        # Vectors of an earlier version, or the same model in other files: only its weights tell.
+        encoder = AsymmetricSparseEncoder.load(settings.model, revision=settings.revision)
+        if header.weights != weights_fingerprint(encoder):
+            raise UserError(
+                f"The vectors in {settings.vectors} are those of another model; encode the corpus with this one."
+            )
+    return ids, documents
+
+
+def _matching_terms(queries: "QuerySide", query: "csr_array", document: "csr_array", limit: int) -> str:
     """What each shared term adds to the score, the largest first; all together are the score."""
-    shared = csr_array(document.multiply(query))
-    order = np.argsort(-shared.data, kind="stable")
-    tokens = encoder.tokenizer.convert_ids_to_tokens(shared.indices[order[:limit]].tolist())
+    shared = document.multiply(query).tocsr()
+    order = (-shared.data).argsort(kind="stable")
+    tokens = queries.tokens(shared.indices[order[:limit]])
     shares = shared.data[order]
     parts = [f"{token} {share:.3f}" for token, share in zip(tokens, shares[:limit], strict=True)]
     if len(shares) > limit:

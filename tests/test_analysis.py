@@ -33,7 +33,7 @@ from splade_lit.analysis.explain import (
     term_shares,
 )
 from splade_lit.analysis.subject import Subject, bm25_on
-from splade_lit.core.tokens import tokenize_documents, tokenize_queries
+from splade_lit.core.tokenisation import tokenize_documents, tokenize_queries
 from splade_lit.data.tasks import RetrievalTask, load_tasks
 from splade_lit.evaluation.bm25 import best_bm25, bm25_result
 from splade_lit.evaluation.sparsity import RetrievalSparsity, SparsityStatistics

@@ -68,7 +68,7 @@ def callback(**settings: Any) -> list[dict[str, Any]]:
         ({"data.tokenizer": "x"}, ["data.tokenizer is taken from model.base_model"]),
         ({"data.max_query_tokens": 7}, ["data.max_query_tokens is taken from model.max_query_tokens"]),
         ({"model.learning_rate": "fast"}, ["run.yaml: model.learning_rate is fast, but must be float."]),
-        ({"model.pooling": "avg"}, ["run.yaml: model.pooling is avg, but must be max or sum."]),
+        ({"model.pooling": "avg"}, ["run.yaml: model.pooling is avg, but must be max or sum or null."]),
         ({"model.max_query_tokens": "all"}, ["model.max_query_tokens is all, but must be int or null."]),
         ({"model.warmup_ratio": 10}, ["model.warmup_ratio is 10"]),
         ({"data.batch_size": 0}, ["batch_size is 0"]),

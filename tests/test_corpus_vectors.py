@@ -2,12 +2,14 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from command_runs import call
+from command_runs import call, environment
 
 from splade_lit import encode, search
 from splade_lit.core.errors import UserError
@@ -211,6 +213,76 @@ def test_search_finds_the_same_with_vectors(model, corpus, tmp_path):
     nothing = call(search.main, "--model", model, "song")
     assert nothing.code == 2
     assert "give --corpus, or --vectors" in nothing.err
+
+
+def test_stored_vectors_are_searched_without_a_transformer(model, corpus, tmp_path):
+    assert command(model, corpus, tmp_path / "vectors").code == 0
+    arguments = ["--model", str(model), "--vectors", str(tmp_path / "vectors"), "song of the king"]
+    code = f"""
+import sys
+from splade_lit.search import main
+main({arguments})
+print(sorted({{"torch", "transformers", "datasets", "lightning"}} & sys.modules.keys()))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment())
+    assert done.stdout == call(search.main, *arguments).out + "[]\n"
+
+
+def test_vectors_of_an_earlier_version_and_of_equal_files_are_searched(model, corpus, tmp_path):
+    folder = tmp_path / "vectors"
+    assert command(model, corpus, folder).code == 0
+    arguments = ["--model", model, "--vectors", folder, "song of the king"]
+    expected = call(search.main, *arguments).out
+    header = json.loads((folder / "corpus.json").read_text())
+    assert header.pop("files")
+    (folder / "corpus.json").write_text(json.dumps(header))
+    assert call(search.main, *arguments).out == expected
+    shutil.copytree(model, tmp_path / "copy")
+    assert call(search.main, "--model", tmp_path / "copy", *arguments[2:]).out == expected
+
+
+@pytest.mark.parametrize("changed", ["weights", "prompt", "limit"])
+def test_vectors_of_a_model_that_changed_are_refused(encoder, model, corpus, tmp_path, changed):
+    assert command(model, corpus, tmp_path / "vectors").code == 0
+    if changed == "weights":
+        encoder.document.decoder.bias.data[7] += 1e-3
+    prompts = {"document": "song "} if changed == "prompt" else {}
+    limit = 7 if changed == "limit" else None
+    other = AsymmetricSparseEncoder(
+        encoder.query, encoder.document, encoder.tokenizer, max_document_tokens=limit, prompts=prompts
+    )
+    other.save(model)
+    outcome = call(search.main, "--model", model, "--vectors", tmp_path / "vectors", "song")
+    assert (outcome.code, "are those of another model" in outcome.err) == (2, True)
+
+
+def test_queries_may_change_while_vectors_stay(encoder, model, corpus, tmp_path):
+    assert command(model, corpus, tmp_path / "vectors").code == 0
+    encoder.idf_weights.data.fill_(0.5)
+    encoder.save(model)
+    outcome = call(search.main, "--model", model, "--vectors", tmp_path / "vectors", "song of the king")
+    direct = call(search.main, "--model", model, "--corpus", corpus, "song of the king")
+    ranks = [line for line in direct.out.splitlines() if ". " in line[:6]]
+    assert outcome.code == 0
+    assert [line for line in outcome.out.splitlines() if ". " in line[:6]] == ranks
+
+
+def test_a_limit_reads_no_shard_beyond(model, corpus, tmp_path):
+    folder = tmp_path / "vectors"
+    assert command(model, corpus, folder, "--shard-documents", 2).code == 0
+    (folder / "shard-00002.npz").write_bytes(b"damaged")
+    ids, vectors, _ = read_corpus_vectors(folder, limit=3)
+    assert ids == ["d0", "d2", "d3"]
+    assert vectors.shape[0] == 3
+    outcome = call(search.main, "--model", model, "--vectors", folder, "--limit", 4, "song of the king")
+    assert outcome.code == 0, outcome.err
+    assert call(search.main, "--model", model, "--vectors", folder, "--limit", 5, "song").code == 2
+
+
+def test_a_folder_that_is_not_there_is_told(model, tmp_path):
+    outcome = call(search.main, "--model", model, "--vectors", tmp_path / "nosuchfolder", "song")
+    assert outcome.code == 2
+    assert f"There is no folder {tmp_path / 'nosuchfolder'}; give one" in outcome.err
 
 
 @pytest.mark.parametrize("damage", ["cut", "lost", "header"])

@@ -17,7 +17,8 @@ from recorded_runs import EPOCHS, Batch, Recorder, as_tuple, fit, make_trainer
 from transformers import AutoTokenizer
 
 from splade_lit.core.errors import UserError
-from splade_lit.core.tokens import PairBatch, tokenize_documents, tokenize_queries
+from splade_lit.core.tokenisation import Tokenisation, tokenize_documents, tokenize_queries
+from splade_lit.core.tokens import PairBatch
 from splade_lit.data.datamodule import PairsDataModule
 from splade_lit.data.loader import PairLoader
 from splade_lit.data.pairs import split_rows
@@ -151,7 +152,7 @@ def test_validation_batches_are_always_the_same(make) -> None:
     assert len(loader) == len(first) >= 4
     assert max(len(queries) for queries, _ in first) == 5
     assert sum(len(queries) for queries, _ in first) == 20
-    queries = tokenize_queries(data.tokenizer, data.eval_pairs.dataset["query"][:], 512)
+    queries = tokenize_queries(data.tokenisation.tokenizer, data.eval_pairs.dataset["query"][:], 512)
     assert sorted(query for batch in first for query in batch[0]) == sorted(tuple(ids.tolist()) for ids in queries)
 
 
@@ -177,14 +178,21 @@ def test_tokenised_once(make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         raise AssertionError("tokenised again")
 
     with monkeypatch.context() as patch:
-        patch.setattr("splade_lit.data.datamodule.tokenize_queries", never)
-        patch.setattr("splade_lit.data.datamodule.tokenize_documents", never)
+        patch.setattr(Tokenisation, "queries", never)
+        patch.setattr(Tokenisation, "documents", never)
         assert epoch_batches(set_up(make(batch_size=8, seed=42)).train_dataloader()) == first
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.tokens")} == files
 
 
 @pytest.mark.parametrize(
-    "changed", [{"max_query_tokens": 2}, {"max_document_tokens": 4}, {"max_pairs": 80}, {"document_column": "wrong"}]
+    "changed",
+    [
+        {"max_query_tokens": 2},
+        {"max_document_tokens": 4},
+        {"max_pairs": 80},
+        {"document_column": "wrong"},
+        {"prompts": {"query": "song "}},
+    ],
 )
 def test_what_the_tokens_depend_on_is_tokenised_anew(make, tmp_path: Path, changed: dict[str, Any]) -> None:
     set_up(make())
@@ -345,8 +353,8 @@ def test_bad_pairs_and_tokenizers_are_told_at_set_up(make, tmp_path: Path) -> No
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "tokenizer.json").write_text("{}")
     for tokenizer in (str(tmp_path), str(tmp_path / "model"), "owner/of-no-model"):
-        with pytest.raises(UserError, match=f"{tokenizer}: no tokenizer can be loaded from there") as error:
-            make(tokenizer=tokenizer).setup()
+        with pytest.raises(UserError, match=f"^{tokenizer}( is not|: its tokenizer is damaged)") as error:
+            make(tokenizer=tokenizer)
         assert "\n" not in str(error.value)
 
 

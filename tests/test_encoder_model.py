@@ -209,7 +209,7 @@ def test_max_active_dims_keeps_the_peers_sets(make_encoder, tmp_path):
 
 
 def test_token_entrances_honour_the_models_limit(make_encoder):
-    from splade_lit.core.tokens import tokenize_documents, tokenize_queries
+    from splade_lit.core.tokenisation import tokenize_documents, tokenize_queries
 
     encoder = make_encoder(max_active_dims=2)
     queries = tokenize_queries(encoder.tokenizer, TEXTS, encoder.max_query_tokens)
@@ -237,15 +237,16 @@ def test_both_sides_have_their_own_limit(make_encoder):
     torch.testing.assert_close(long, cut)
 
 
-def test_limits_stay_within_the_positions(make_encoder):
-    encoder = make_encoder(max_document_tokens=10_000)
-    assert encoder.max_document_tokens == 80
+def test_more_tokens_than_positions_are_refused(make_encoder):
+    with pytest.raises(UserError, match=r"max_document_tokens is 81; .* at least 3, .* and at most 80, the pos"):
+        make_encoder(max_document_tokens=81)
+    encoder = make_encoder(max_document_tokens=80)
     assert encoder.encode_document("the " * 600).shape == (encoder.vocab_size,)
 
 
 @pytest.mark.parametrize("tokens_per_batch", [1, 40, 10_000])
 def test_order_and_batches_do_not_matter(encoder, tokens_per_batch):
-    from splade_lit.core.tokens import tokenize_documents
+    from splade_lit.core.tokenisation import tokenize_documents
 
     documents = tokenize_documents(encoder.tokenizer, TEXTS * 3, encoder.max_document_tokens)
     expected = encoder.encode_document(TEXTS).to_dense().repeat(3, 1)
@@ -297,7 +298,8 @@ def test_vocabularies_of_different_size(make_masked_lm, tiny_tokenizer, tmp_path
     shared = min(len(tiny_tokenizer), len(tiny_tokenizer) + difference)
     if difference > 0:  # what the tokenizer can say keeps its meaning
         whole = MlmDocumentEncoder(model)
-        from splade_lit.core.tokens import Tokens, tokenize_documents
+        from splade_lit.core.tokenisation import tokenize_documents
+        from splade_lit.core.tokens import Tokens
 
         ids = tokenize_documents(tiny_tokenizer, TEXTS, encoder.max_document_tokens)
         expected = whole(Tokens.from_lists(ids)).detach()[:, :shared]

@@ -15,6 +15,7 @@ from scipy.sparse import csr_array
 from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerBase
 
 from splade_lit.core.errors import UserError
+from splade_lit.core.tokenisation import Tokenisation
 from splade_lit.data.tasks import RetrievalTask, load_task
 from splade_lit.evaluation.bm25 import bm25_result
 from splade_lit.evaluation.metrics import rank_metrics
@@ -41,12 +42,8 @@ TASK = RetrievalTask(
 class WordOverlap:
     """An encoder without a model: presence of tokens on both sides, weighted by `weights`."""
 
-    max_query_tokens = 16
-    max_document_tokens = 16
-
     def __init__(self, tokenizer: PreTrainedTokenizerBase, weights: np.ndarray | None = None) -> None:
-        self.tokenizer = tokenizer
-        self.prompts = {"query": "", "document": ""}
+        self.tokenisation = Tokenisation(tokenizer, max_query_tokens=16, max_document_tokens=16)
         self.weights = np.ones(len(tokenizer), np.float32) if weights is None else weights
 
     def encode_query_tokens(self, token_ids: Sequence[np.ndarray]) -> csr_array:
@@ -185,14 +182,14 @@ def test_grades_count_only_where_the_task_is_graded(encoder: WordOverlap) -> Non
 def test_tokens_are_made_once(encoder: WordOverlap) -> None:
     tokenised = TokenisedTask.of(TASK, encoder)
     before = evaluate_task(encoder, tokenised)
-    encoder.tokenizer = None  # type: ignore[assignment]
+    encoder.tokenisation = None  # type: ignore[assignment]
     assert evaluate_task(encoder, tokenised).metrics == before.metrics
 
 
 def test_prompts_are_put_before(encoder: WordOverlap) -> None:
-    encoder.prompts = {"query": "song ", "document": "river "}
+    encoder.tokenisation = replace(encoder.tokenisation, prompts={"query": "song ", "document": "river "})
     tokenised = TokenisedTask.of(TASK, encoder)
-    song, river = encoder.tokenizer.convert_tokens_to_ids(["song", "river"])
+    song, river = encoder.tokenisation.tokenizer.convert_tokens_to_ids(["song", "river"])
     assert all(song in ids for ids in tokenised.queries)
     assert all(ids[1] == river for ids in tokenised.documents)
 

@@ -195,7 +195,8 @@ def test_a_later_file_wins_over_an_earlier_one(world, tmp_path):
     assert settings["model"]["base_model"] == str(world.base)
 
 
-def test_texts_are_cut_to_what_the_model_can_read(world, tmp_path, tiny_tokenizer):
+@pytest.mark.parametrize("limit", [None, 80, 10_000])
+def test_texts_are_cut_to_what_the_model_can_read(world, tmp_path, limit):
     base = Path(shutil.copytree(world.base, tmp_path / "base"))
     settings = read_json(base / "tokenizer_config.json")
     (base / "tokenizer_config.json").write_text(json.dumps(settings | {"model_max_length": int(1e30)}))
@@ -205,7 +206,7 @@ def test_texts_are_cut_to_what_the_model_can_read(world, tmp_path, tiny_tokenize
     changes = {
         "model.base_model": str(base),
         "model.max_query_tokens": None,
-        "model.max_document_tokens": 10_000,
+        "model.max_document_tokens": limit,
         "data.source": str(tmp_path / "long.jsonl"),
         "data.num_eval_pairs": 2,
         "trainer.max_steps": 1,
@@ -213,7 +214,12 @@ def test_texts_are_cut_to_what_the_model_can_read(world, tmp_path, tiny_tokenize
         "trainer.val_check_interval": 1,
     }
     outcome = call(main, "--config", world.config(tmp_path / "run", changes))
-    assert outcome.code == 0, outcome.err
+    if limit == 10_000:
+        assert outcome.code == 2
+        assert "max_document_tokens is 10000; it must be at least 3" in outcome.errors[0]
+        assert "at most 80, the positions that the model has" in outcome.errors[0]
+    else:
+        assert outcome.code == 0, outcome.err
 
 
 def test_help_shows_the_docstrings():

@@ -16,7 +16,8 @@ from conftest import REPOSITORY, tiny_masked_lm
 from scipy.sparse import csr_array
 
 from splade_lit import AsymmetricSparseEncoder, UserError, export
-from splade_lit.core.tokens import Tokens, tokenize_documents, tokenize_queries
+from splade_lit.core.tokenisation import tokenize_documents, tokenize_queries
+from splade_lit.core.tokens import Tokens
 from splade_lit.data.tasks import load_tasks
 from splade_lit.encoder.document import MlmDocumentEncoder
 from splade_lit.encoder.grafted import calibrate_bias

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from splade_lit import AsymmetricSparseEncoder
-from splade_lit.core.tokens import Tokens, tokenize_documents
+from splade_lit.core.tokenisation import tokenize_documents
+from splade_lit.core.tokens import Tokens
 from splade_lit.encoder.grafted import calibrate_bias
 
 pytest.importorskip("sentence_transformers")

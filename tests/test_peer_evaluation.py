@@ -16,7 +16,7 @@ from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast
 
 from splade_lit import AsymmetricSparseEncoder
 from splade_lit.data.tasks import load_task, load_tasks
-from splade_lit.encoder.query import idf_from_json
+from splade_lit.encoder.table import idf_from_json
 from splade_lit.evaluation.metrics import Qrels, Run, rank_metrics
 from splade_lit.evaluation.task_evaluation import evaluate_task, evaluate_tasks
 
@@ -75,7 +75,7 @@ def encoder(exact_model: AsymmetricSparseEncoder, shared_data: Path, request) ->
     weights = torch.ones(exact_model.vocab_size)
     if request.param == "idf.json":
         path = shared_data / "bert-uncased" / "idf.json"
-        weights = idf_from_json(path, exact_model.tokenizer, exact_model.vocab_size)
+        weights = idf_from_json(path, exact_model.tokenizer.get_vocab(), exact_model.vocab_size)
         frequent = exact_model.tokenizer.convert_tokens_to_ids(["the", "of", "is", "what", "in"])
         weights[frequent] = torch.tensor([-0.5, 0.0, -1e-3, 0.0, 0.25])
     exact_model.idf_weights.data.copy_(weights)

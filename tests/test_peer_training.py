@@ -50,7 +50,8 @@ def make_module(base: Path, **settings: Any) -> SpladeModule:
 def peer_model(base: Path, module: SpladeModule) -> SparseEncoder:
     """The model that sentence-transformers makes of the same base, with the query weights of a module."""
     transformer = Transformer(str(base), transformer_task="fill-mask")
-    pooling = SpladePooling(module.hparams["pooling"], activation_function=module.hparams["activation"])
+    document = module.encoder.document
+    pooling = SpladePooling(document.pooling, activation_function=document.activation)
     query = SparseStaticEmbedding(transformer.tokenizer, module.encoder.idf_weights.detach().clone())
     return SparseEncoder(modules=[Router.for_query_document([query], [transformer, pooling])], device="cpu")
 

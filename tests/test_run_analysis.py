@@ -1,6 +1,7 @@
 """A run looked into: the table and the model that it started from, its checkpoints, terms gained and lost."""
 
 import shutil
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -216,7 +217,8 @@ def test_another_model_is_a_snapshot(run, peer, make_encoder):
     expected = SparseEncoder(str(peer), device="cpu").encode_document(TEXTS).to_dense()
     np.testing.assert_allclose(snapshot.documents.toarray(), expected, rtol=1e-5, atol=1e-5)
     encoder = make_encoder()
-    encoder.tokenizer = open_subject(peer).encoder.tokenizer.train_new_from_iterator(TEXTS * 50, 90)
+    words = encoder.tokenizer.train_new_from_iterator(TEXTS * 50, 90)
+    encoder.tokenisation = replace(encoder.tokenisation, tokenizer=words)
     subject_of_other_words = type(subject)("other", encoder)
     with pytest.raises(UserError, match="another vocabulary"):
         other_snapshot(subject_of_other_words, peer, TEXTS)

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from splade_lit.core.tokens import Tokens, tokenize_documents
+from splade_lit.core.tokenisation import tokenize_documents
+from splade_lit.core.tokens import Tokens
 from splade_lit.data.token_store import TokenStore, cached_token_store, tokenizer_fingerprint
 
 TEXTS = ["3 1 4", "", "1 5 1", "9", "", "2 6 5 3 5"]

@@ -8,7 +8,8 @@ from transformers import AutoTokenizer
 
 from splade_lit.core.errors import UserError
 from splade_lit.core.sources import resolve_source
-from splade_lit.core.tokens import KnownWords, PairBatch, Tokens, tokenize_documents, tokenize_queries
+from splade_lit.core.tokenisation import KnownWords, tokenize_documents, tokenize_queries
+from splade_lit.core.tokens import PairBatch, Tokens
 
 LISTS = [[5, 6, 7], [], [8], [9, 10]]
 

@@ -152,8 +152,7 @@ def test_the_configuration_is_the_resolved_one(finished, offline):
     assert resolved["model"]["lambda_d"] == 0.003  # a default
     for name in ("model", "trainer", "seed_everything"):
         assert offline.config[name] == resolved[name]
-    linked = {"tokenizer": resolved["model"]["base_model"], "tokenizer_revision": None}
-    assert offline.config["data"] == resolved["data"] | linked
+    assert offline.config["data"] == resolved["data"]
 
 
 @pytest.mark.parametrize(("name", "key"), HISTOGRAMS.items())

@@ -43,10 +43,13 @@ def write_pairs(path: Path, tokenizer: PreTrainedTokenizerBase, num_pairs: int =
     return path
 
 
-def make_data(base: Path, pairs: Path, negatives: Sequence[str] = (), **settings: Any) -> PairsDataModule:
+def make_data(
+    base: Path | PreTrainedTokenizerBase, pairs: Path, negatives: Sequence[str] = (), **settings: Any
+) -> PairsDataModule:
     """A DataModule of such a file: batches of 8, no pairs held out."""
     settings = {"batch_size": 8, "num_eval_pairs": 0, "cache_dir": str(pairs.parent / "cache")} | settings
-    return PairsDataModule(str(base), str(pairs), negative_columns=negatives, **settings)
+    tokenizer = str(base) if isinstance(base, str | Path) else base
+    return PairsDataModule(tokenizer, str(pairs), negative_columns=negatives, **settings)
 
 
 def make_trainer(folder: Path, max_steps: int, **settings: Any) -> L.Trainer:

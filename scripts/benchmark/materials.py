@@ -11,7 +11,8 @@ import torch
 from scipy.sparse import csr_array, save_npz
 from transformers import AutoModelForMaskedLM, DistilBertConfig
 
-from splade_lit.core.tokens import Tokens, tokenize_documents
+from splade_lit.core.tokenisation import tokenize_documents
+from splade_lit.core.tokens import Tokens
 from splade_lit.data.tasks import load_tasks
 from splade_lit.encoder.grafted import calibrate_bias
 from splade_lit.encoder.masked_lm import load_tokenizer

@@ -243,14 +243,9 @@ def encode_documents_peer(turns: Turns, model: str, texts: str, chunk: int) -> N
 
 def encode_documents_floor(turns: Turns, model: str, texts: str, chunk: int) -> None:
     """The bare matrix products of the same chunks."""
-    from splade_lit.core.tokens import tokenize_documents
-
     encoder, chunks = _our_model(model), _chunks(texts, chunk)
     products = MatrixProducts(f"{model}/document_0_MLMTransformer")
-    lengths = (
-        [len(ids) for ids in tokenize_documents(encoder.tokenizer, batch, encoder.max_document_tokens)]
-        for batch in chunks
-    )
+    lengths = ([len(ids) for ids in encoder.tokenisation.documents(batch)] for batch in chunks)
 
     def work() -> None:
         numbers = sorted(next(lengths))

@@ -8,7 +8,7 @@ from jaxtyping import Int64
 from scipy.sparse import csr_array
 
 from splade_lit.analysis.encoded import EncodedTask
-from splade_lit.encoder.vectors import keep_largest
+from splade_lit.encoder.rows import keep_largest
 from splade_lit.evaluation.sparsity import RetrievalSparsity, SparsityStatistics, expected_flops
 
 OVERUSED_SHARE = 0.2

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from splade_lit.analysis.encoded import EncodedTask
-from splade_lit.core.tokens import tokenize_documents
+from splade_lit.core.tokenisation import tokenize_documents
 from splade_lit.data.tasks import RetrievalTask
 from splade_lit.evaluation.metrics import DEPTH
 from splade_lit.evaluation.paired_tests import Difference, differences

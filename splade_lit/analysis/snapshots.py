@@ -10,7 +10,6 @@ from scipy.sparse import csr_array
 
 from splade_lit.analysis.subject import Subject, initial_encoder, open_subject, training_data
 from splade_lit.core.errors import UserError
-from splade_lit.core.tokens import tokenize_documents
 from splade_lit.encoder.model import AsymmetricSparseEncoder
 from splade_lit.runs.folder import MODEL, encoder_state, read_checkpoint
 
@@ -29,11 +28,8 @@ class Snapshot:
 
 
 def snapshot_of(label: str, encoder: AsymmetricSparseEncoder, texts: Sequence[str]) -> Snapshot:
-    """Encode the documents with a model, by its own tokenizer and limit."""
-    token_ids = tokenize_documents(
-        encoder.tokenizer, [encoder.prompts["document"] + text for text in texts], encoder.max_document_tokens
-    )
-    return Snapshot(label, encoder.encode_document_tokens(token_ids))
+    """Encode the documents with a model, by its own tokenizer, prompt and limit."""
+    return Snapshot(label, encoder.encode_document(texts, convert_to_csr=True))
 
 
 def run_snapshots(subject: Subject, texts: Sequence[str], max_checkpoints: int = 4) -> list[Snapshot]:

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from splade_lit.core.errors import UserError
-from splade_lit.data.datamodule import PairsDataModule
+from splade_lit.data.datamodule import ENCODER_SETTINGS, PairsDataModule
 from splade_lit.data.tasks import RetrievalTask
 from splade_lit.encoder.model import AsymmetricSparseEncoder
 from splade_lit.encoder.start import set_start, untrained_encoder
@@ -84,12 +84,7 @@ def training_data(subject: Subject) -> PairsDataModule:
         UserError: there is no run, or its data cannot be read any more.
     """
     config = subject.required_run().config
-    settings = config["data"] | {
-        "tokenizer": config["model"]["base_model"],
-        "tokenizer_revision": config["model"].get("base_revision"),
-        "max_query_tokens": subject.encoder.max_query_tokens,
-        "max_document_tokens": subject.encoder.max_document_tokens,
-    }
+    settings = config["data"] | {name: getattr(subject.encoder, name) for name in ENCODER_SETTINGS}
     data = PairsDataModule(**settings)
     data.setup()
     return data

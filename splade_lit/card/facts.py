@@ -65,8 +65,10 @@ def base_source(source: str, revision: str | None = None) -> Source:
         return Source(source.removeprefix(PACKAGE_PREFIX).partition("/")[0])
     if Path(resolve_source(source)).exists():
         return Source(Path(resolve_source(source)).resolve().name)
-    cached = try_to_load_from_cache(source, "config.json", revision=revision)
-    return Source(source, source, Path(cached).parent.name if isinstance(cached, str) else None)
+    names = ("config.json", "modules.json")  # of a plain model, of a saved one
+    found = [try_to_load_from_cache(source, name, revision=revision) for name in names]
+    commit = next((Path(path).parent.name for path in found if isinstance(path, str)), None)
+    return Source(source, source, commit)
 
 
 def pairs_source(pairs: Pairs) -> Source:
@@ -112,14 +114,11 @@ def pairs_facts(
 
 
 def _column_facts(name: str, texts: Sequence[str], encoder: AsymmetricSparseEncoder, is_query: bool) -> ColumnFacts:
-    encoded = encoder.tokenizer(
-        list(texts),
-        add_special_tokens=not is_query,
-        truncation=True,
-        max_length=encoder.max_query_tokens if is_query else encoder.max_document_tokens,
-        return_attention_mask=False,
-    )
-    lengths = [len(ids) for ids in encoded["input_ids"]]
+    texts = list(texts)
+    if is_query:
+        lengths = encoder.tokenisation.query_lengths(texts)
+    else:
+        lengths = [len(ids) for ids in encoder.tokenisation.documents(texts)]
     return ColumnFacts(name, min(lengths), float(np.mean(lengths)), max(lengths))
 
 

@@ -1,21 +1,20 @@
 """The DataModule: pairs in, batches of token ids out, the same on every start."""
 
 import logging
-import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 import xxhash
 from lightning.pytorch import LightningDataModule
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from splade_lit.core.errors import UserError
 from splade_lit.core.files import cache_folder
 from splade_lit.core.ranges import LARGEST_SEED, check_range
-from splade_lit.core.sources import resolve_source
-from splade_lit.core.tokens import Tokens, tokenize_documents, tokenize_queries
+from splade_lit.core.tokenisation import Tokenisation
+from splade_lit.core.tokens import Tokens
 from splade_lit.data.hub import check_source
 from splade_lit.data.loader import PairLoader
 from splade_lit.data.pairs import DOCSTRINGS, NATURAL_QUESTIONS, Pairs, load_pairs, split_rows
@@ -23,15 +22,19 @@ from splade_lit.data.sampler import NoDuplicatesBatchSampler
 from splade_lit.data.tasks import load_tasks
 from splade_lit.data.text_keys import without_queries
 from splade_lit.data.token_store import TokenStore, cached_token_store, tokenizer_fingerprint
+from splade_lit.encoder.masked_lm import load_tokenizer
 
 logger = logging.getLogger(__name__)
+
+ENCODER_SETTINGS = ("tokenizer", "max_query_tokens", "max_document_tokens", "prompts")
+"""What `PairsDataModule` takes over from the encoder that is trained."""
 
 
 class PairsDataModule(LightningDataModule):
     """Pairs of a query and a document that answers it, tokenised once, in batches in which no text occurs twice.
 
     Args:
-        tokenizer: Hub id, folder, or `package:NAME/FOLDER` of the model whose tokenizer is used.
+        tokenizer: the tokenizer of the model that is trained, or Hub id, folder, or `package:NAME/FOLDER` of a model.
         source: Hub id, folder in the layout of a Hub data set, file (jsonl, csv or tsv, gzipped or not, or parquet),
             or `docstrings`.
         query_column: name of the column of queries.
@@ -54,12 +57,12 @@ class PairsDataModule(LightningDataModule):
         block_rows: rows next to each other in the source that come in one batch. In a source ordered by topic, as
             docstrings are, neighbours are hard negatives for each other; 1 draws every row by itself.
         cache_dir: folder for tokens and docstrings; null for SPLADE_LIT_CACHE, else ~/.cache/splade_lit.
-        tokenizer_revision: branch, tag or commit of the tokenizer on the Hub.
+        prompts: texts put before every query and document, under the names `query` and `document`.
     """
 
     def __init__(
         self,
-        tokenizer: str,
+        tokenizer: str | PreTrainedTokenizerBase,
         source: str = NATURAL_QUESTIONS,
         query_column: str = "query",
         document_column: str = "answer",
@@ -79,7 +82,7 @@ class PairsDataModule(LightningDataModule):
         seed: int = 42,
         block_rows: int = 1,
         cache_dir: str | None = None,
-        tokenizer_revision: str | None = None,
+        prompts: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
         check_range(
@@ -96,15 +99,13 @@ class PairsDataModule(LightningDataModule):
         check_range("data", 0, LARGEST_SEED, split_seed=split_seed, seed=seed)
         if source != DOCSTRINGS:
             check_source(source)
-        self.tokenizer_source = resolve_source(tokenizer)
-        self.tokenizer_revision = tokenizer_revision
+        tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
+        self.tokenisation = Tokenisation(tokenizer, max_query_tokens, max_document_tokens, prompts or {})
         self.cache_dir = cache_folder(cache_dir)
         self.num_eval_pairs = num_eval_pairs
         self.split_seed = split_seed
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
-        self.max_query_tokens = max_query_tokens
-        self.max_document_tokens = max_document_tokens
         self.drop_last = drop_last
         self.seed = seed
         self.block_rows = block_rows
@@ -133,14 +134,13 @@ class PairsDataModule(LightningDataModule):
         """Load pairs and tokens, once; helpers and loaders work from here on.
 
         Raises:
-            UserError: as `load_pairs`, or there is no tokenizer.
+            UserError: as `load_pairs`.
         """
         if self._pairs is not None:
             return
         pairs = self._without_held_out(self._load_pairs())
         self.train_rows, self.eval_rows = split_rows(len(pairs), self.num_eval_pairs, self.split_seed)
         logger.info("%s: %d pairs for training, %d held out.", pairs.source, len(self.train_rows), len(self.eval_rows))
-        self.tokenizer = _load_tokenizer(self.tokenizer_source, self.tokenizer_revision)
         self.fingerprints = pairs.fingerprints()
         stores = [self._tokenize(pairs, position) for position in range(len(pairs.columns))]
         self.queries, *self.documents = stores
@@ -211,7 +211,7 @@ class PairsDataModule(LightningDataModule):
         Hard negatives are not counted, nor are the special tokens that the tokenizer adds to every document.
         """
         frequencies = self.documents[0].document_frequencies(self.train_rows, vocab_size)
-        added = np.asarray(self.tokenizer("")["input_ids"], dtype=np.int64)
+        (added,) = self.tokenisation.documents([""], prompt="")
         frequencies[added[added < vocab_size]] = 0
         return frequencies
 
@@ -245,16 +245,17 @@ class PairsDataModule(LightningDataModule):
     def _tokenize(self, pairs: Pairs, position: int) -> TokenStore:
         column = pairs.columns[position]
         is_query = column == "query"
-        max_tokens = self.max_query_tokens if is_query else self.max_document_tokens
-        function = tokenize_queries if is_query else tokenize_documents
-        texts = xxhash.xxh3_64_hexdigest(self.fingerprints[:, position].tobytes())
-        side = "queries" if is_query else "documents"
+        side = "query" if is_query else "document"
+        ways = self.tokenisation
+        max_tokens = ways.max_query_tokens if is_query else ways.max_document_tokens
+        texts = xxhash.xxh3_64(self.fingerprints[:, position].tobytes())
+        texts.update(ways.prompts.get(side, "").encode())
         return cached_token_store(
             batches=partial(pairs.batches, column),
-            tokenize=lambda batch: function(self.tokenizer, batch, max_tokens),
-            vocab_size=max(self.tokenizer.get_vocab().values()) + 1,
+            tokenize=ways.queries if is_query else ways.documents,
+            vocab_size=max(ways.tokenizer.get_vocab().values()) + 1,
             folder=self.cache_dir / "tokens",
-            key=f"{side}-{texts}-{tokenizer_fingerprint(self.tokenizer)}-{max_tokens}",
+            key=f"{side}-{texts.hexdigest()}-{tokenizer_fingerprint(ways.tokenizer)}-{max_tokens}",
             num_texts=len(pairs),
             verb=f"tokenising {column}",
         )
@@ -276,11 +277,3 @@ class PairsDataModule(LightningDataModule):
         assert self.trainer is not None
         progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
         return progress.processed
-
-
-def _load_tokenizer(source: str, revision: str | None) -> PreTrainedTokenizerBase:
-    try:
-        return AutoTokenizer.from_pretrained(source, revision=revision)
-    except Exception as error:  # tokenizers raises bare exceptions for files that it cannot read
-        cause = textwrap.shorten(str(error), 300, placeholder=" ...")
-        raise UserError(f"{source}: no tokenizer can be loaded from there: {cause}") from error

@@ -1,5 +1,6 @@
 """The document side: a masked-language model whose logits are pooled over tokens into one vocabulary vector."""
 
+import copy
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -123,6 +124,25 @@ class MlmDocumentEncoder(nn.Module):
         """The transformers configuration of the model."""
         return self.model.config
 
+    def add_bias(self) -> None:
+        """Give the decoder a bias of zeros, if it has none, that is saved with the model.
+
+        Raises:
+            UserError: the model has no place for one.
+        """
+        if self.decoder.bias is not None:
+            return
+        with self.whole_model() as model:
+            flag = _bias_flag(model, f"{self.decoder_name}.bias")
+        if flag is None:
+            raise UserError(
+                f"The decoder of {type(self.model).__name__} has no bias and no setting that gives it one, so its "
+                "documents cannot start with a chosen number of active dims; leave start_active_dims out or use a "
+                "model such as BERT or ModernBERT with a masked-LM head."
+            )
+        setattr(self.model.config, flag, True)
+        self.decoder.bias = nn.Parameter(self.decoder.weight.new_zeros(self.vocab_size))
+
     def hidden_states(self, tokens: Tokens) -> Float[Tensor, "tokens hidden"]:
         """States of all tokens as the decoder takes them."""
         if not len(tokens.input_ids):
@@ -159,3 +179,15 @@ class MlmDocumentEncoder(nn.Module):
             yield self.model
         finally:
             self.model.set_submodule(self.decoder_name, nn.Identity())
+
+
+def _bias_flag(model: PreTrainedModel, bias: str) -> str | None:
+    """The setting of a model's configuration that gives it this one parameter more and no other."""
+    names = {*model.state_dict(), bias}
+    for flag in (name for name, value in vars(model.config).items() if "bias" in name and value is False):
+        config = copy.deepcopy(model.config)
+        setattr(config, flag, True)
+        with torch.device("meta"):
+            if set(type(model)(config).state_dict()) == names:
+                return flag
+    return None

@@ -59,9 +59,11 @@ def calibrate_bias(encoder: MlmDocumentEncoder, sample: Tokens, active_dims: int
         encoder: document encoder; its decoder bias is replaced (made, if the decoder has none).
         sample: documents like those of the training corpus; a few hundred do.
         active_dims: mean active dims to start from.
+
+    Raises:
+        UserError: the decoder has no bias, and the model has no place for one.
     """
-    if encoder.decoder.bias is None:
-        encoder.decoder.bias = nn.Parameter(encoder.decoder.weight.new_zeros(encoder.vocab_size))
+    encoder.add_bias()
     encoder.decoder.bias.zero_()
     logits = torch.cat([encoder.max_logits(batch) for batch in _batches(sample)])
     mean = logits.mean(0)

@@ -21,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 from splade_lit.core.errors import UserError, first_line
 from splade_lit.core.sources import resolve_source
 from splade_lit.encoder.grafted import graft_head
+from splade_lit.encoder.layout import find_inference_free
 
 logger = logging.getLogger(__name__)
 
@@ -29,16 +30,24 @@ _DROPOUTS = (
     *("hidden_dropout_prob", "attention_probs_dropout_prob"),
     *("dropout", "attention_dropout", "embedding_dropout", "mlp_dropout"),
 )
+_PAD_TOKENS = ("[PAD]", "<pad>", "<|pad|>", "<|padding|>")
 _WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
 
 
 def load_tokenizer(source: str, **settings: Any) -> PreTrainedTokenizerBase:
-    """The tokenizer of a base model.
+    """The tokenizer of a base model or a saved model, or one in a folder of its own.
+
+    Args:
+        source: Hub id, folder, or `package:NAME/FOLDER`.
+        **settings: `revision` and `trust_remote_code`.
 
     Raises:
         UserError: there is none, or it is not a fast one.
     """
-    path = _checked_path(source)
+    layout = find_inference_free(source, settings.get("revision"))
+    path = resolve_source(source) if layout is None else str(layout.document_folder)
+    if (Path(path) / "config.json").is_file() or not (Path(path) / "tokenizer.json").is_file():
+        path = _checked_path(path if layout else source)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **settings)
     except Exception as error:  # tokenizers raises bare exceptions for files that it cannot read
@@ -47,7 +56,21 @@ def load_tokenizer(source: str, **settings: Any) -> PreTrainedTokenizerBase:
         raise UserError(f"{source} has no fast tokenizer; save one as tokenizer.json beside the model.")
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # what transformers makes up for missing files
         raise UserError(f"{source} has no tokenizer (tokenizer.json); copy it beside the config.json.")
+    if tokenizer.pad_token is None:
+        _choose_padding(tokenizer, source)
     return tokenizer
+
+
+def _choose_padding(tokenizer: PreTrainedTokenizerBase, source: str) -> None:
+    """Name a pad token: what tokenizers call it by convention, else another special token; texts are masked there."""
+    vocabulary = tokenizer.get_vocab()
+    usual = next((token for token in _PAD_TOKENS if token in vocabulary), None)
+    token = usual or tokenizer.unk_token or tokenizer.eos_token or tokenizer.sep_token
+    if token is None:
+        raise UserError(f"{source}: its tokenizer has no pad token; set pad_token in its tokenizer_config.json.")
+    if usual is None:
+        logger.warning("%s: its tokenizer names no pad token, so %s pads its documents.", source, token)
+    tokenizer.add_special_tokens({"pad_token": token})
 
 
 def load_masked_lm(

@@ -1,7 +1,7 @@
 """The asymmetric encoder: a table for queries, a masked-language model for documents, one vocabulary for both."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +11,17 @@ from scipy.sparse import csr_array, vstack
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from splade_lit.core.errors import UserError
 from splade_lit.core.progress import WorkProgress
-from splade_lit.core.tokens import KnownWords, Tokens, tokenize_documents, tokenize_queries
+from splade_lit.core.tokens import Tokens
 from splade_lit.encoder.base import read_base
 from splade_lit.encoder.body.packing import evaluation_mode
 from splade_lit.encoder.document import MlmDocumentEncoder
-from splade_lit.encoder.parts import EncoderParts
+from splade_lit.encoder.parts import EncoderParts, tokenisation_of
 from splade_lit.encoder.query import IdfQueryEncoder
+from splade_lit.encoder.rows import keep_largest, split_rows
 from splade_lit.encoder.saved import read_saved
 from splade_lit.encoder.saved_writer import write_saved
-from splade_lit.encoder.vectors import Vectors, as_csr, csr_to_torch, keep_largest, split_rows
+from splade_lit.encoder.vectors import Vectors, as_csr, csr_to_torch
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class AsymmetricSparseEncoder(nn.Module):
 
     Raises:
         ValueError: the sides differ in size.
-        UserError: `max_document_tokens` leaves no room beside the special tokens.
+        UserError: `max_document_tokens` leaves no room beside the special tokens, or is more than there are positions.
     """
 
     def __init__(
@@ -66,24 +66,20 @@ class AsymmetricSparseEncoder(nn.Module):
             raise ValueError(f"query side has {len(query.idf_weights)} dims, document side {document.vocab_size}")
         self.query = query
         self.document = document
-        self.tokenizer = tokenizer
-        limit = min(int(tokenizer.model_max_length), document.max_positions)
-        self.max_query_tokens = max_query_tokens or limit
-        self.max_document_tokens = min(max_document_tokens or limit, document.max_positions)
-        special_tokens = tokenizer.num_special_tokens_to_add()
-        if self.max_document_tokens <= special_tokens:
-            raise UserError(
-                f"max_document_tokens is {self.max_document_tokens}; it must be at least {special_tokens + 1}, as the "
-                f"tokenizer adds {special_tokens} special tokens."
-            )
-        self.prompts = {"query": "", "document": ""} | (prompts or {})
+        self.tokenisation = tokenisation_of(tokenizer, document, max_query_tokens, max_document_tokens, prompts)
         self.max_active_dims = max_active_dims
-        self._known_words = KnownWords(tokenizer)
+
+    @classmethod
+    def of(cls, parts: EncoderParts) -> "AsymmetricSparseEncoder":
+        """The encoder of these parts."""
+        texts = parts.tokenisation
+        limits = texts.max_query_tokens, texts.max_document_tokens
+        return cls(parts.query, parts.document, texts.tokenizer, *limits, dict(texts.prompts), parts.max_active_dims)
 
     @classmethod
     def from_base(cls, source: str, **settings: Any) -> "AsymmetricSparseEncoder":
         """A new encoder on a base model; settings are those of `splade_lit.encoder.base.read_base`."""
-        return cls(**vars(read_base(source, **settings)))
+        return cls.of(read_base(source, **settings))
 
     @classmethod
     def load(
@@ -99,7 +95,7 @@ class AsymmetricSparseEncoder(nn.Module):
         Raises:
             UserError: there is no such model, it is not of a form read here, or its files are damaged.
         """
-        return cls(**vars(read_saved(source, **settings))).to(device or "cpu").eval()
+        return cls.of(read_saved(source, **settings)).to(device or "cpu").eval()
 
     def save(self, folder: str | Path) -> None:
         """Write the encoder in sentence-transformers' format; see `splade_lit.encoder.saved_writer.write_saved`."""
@@ -108,15 +104,27 @@ class AsymmetricSparseEncoder(nn.Module):
     @property
     def parts(self) -> EncoderParts:
         """What the encoder is made of."""
-        return EncoderParts(
-            self.query,
-            self.document,
-            self.tokenizer,
-            self.max_query_tokens,
-            self.max_document_tokens,
-            self.prompts,
-            self.max_active_dims,
-        )
+        return EncoderParts(self.query, self.document, self.tokenisation, self.max_active_dims)
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Fast tokenizer of both sides."""
+        return self.tokenisation.tokenizer
+
+    @property
+    def max_query_tokens(self) -> int:
+        """Queries are cut after this many tokens."""
+        return self.tokenisation.max_query_tokens
+
+    @property
+    def max_document_tokens(self) -> int:
+        """Documents are cut to this many tokens, special tokens included."""
+        return self.tokenisation.max_document_tokens
+
+    @property
+    def prompts(self) -> Mapping[str, str]:
+        """Texts put before every query and document, by name."""
+        return self.tokenisation.prompts
 
     @property
     def vocab_size(self) -> int:
@@ -169,8 +177,7 @@ class AsymmetricSparseEncoder(nn.Module):
         Raises:
             ValueError: unknown prompt name, or `max_active_dims` below 1.
         """
-        texts = self._texts(inputs, prompt, prompt_name or "query")
-        token_ids = tokenize_queries(self.tokenizer, texts, self.max_query_tokens, self._known_words)
+        token_ids = self.tokenisation.queries(_texts(inputs), prompt_name or "query", prompt)
         matrix = self.encode_query_tokens(token_ids, max_active_dims=max_active_dims)
         return self._converted(
             matrix, inputs, convert_to_csr, convert_to_tensor, convert_to_sparse_tensor, save_to_cpu, device
@@ -215,8 +222,7 @@ class AsymmetricSparseEncoder(nn.Module):
         """
         if device is not None:
             self.to(device)
-        texts = self._texts(inputs, prompt, prompt_name or "document")
-        token_ids = tokenize_documents(self.tokenizer, texts, self.max_document_tokens)
+        token_ids = self.tokenisation.documents(_texts(inputs), prompt_name or "document", prompt)
         with WorkProgress("encoding", "documents", len(token_ids), show=bool(show_progress_bar)) as progress:
             matrix = self.encode_document_tokens(token_ids, on_batch=progress.advance, max_active_dims=max_active_dims)
         return self._converted(
@@ -337,14 +343,6 @@ class AsymmetricSparseEncoder(nn.Module):
         """Dense document vectors (`encode_document` is what users want)."""
         return self.document(tokens)
 
-    def _texts(self, inputs: str | Sequence[str] | np.ndarray, prompt: str | None, prompt_name: str) -> list[str]:
-        if prompt is None:
-            if prompt_name not in self.prompts:
-                raise ValueError(f"no prompt named {prompt_name!r}; there are {sorted(self.prompts)}")
-            prompt = self.prompts[prompt_name]
-        texts = [inputs] if isinstance(inputs, str) else inputs
-        return [prompt + text for text in texts]
-
     def _limit(self, max_active_dims: int | None) -> int | None:
         return self.max_active_dims if max_active_dims is None else max_active_dims
 
@@ -367,6 +365,10 @@ class AsymmetricSparseEncoder(nn.Module):
         if not to_tensor:
             return [tensor[i] for i in range(len(tensor))]
         return tensor if len(tensor) else tensor.new_empty(0)  # no text: the peer's shape is [0]
+
+
+def _texts(inputs: str | Sequence[str] | np.ndarray) -> Sequence[str]:
+    return [inputs] if isinstance(inputs, str) else list(inputs)
 
 
 def _packed_batches(token_ids: Sequence[np.ndarray], order: np.ndarray, budget: int) -> Iterator[list[int]]:

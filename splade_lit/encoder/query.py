@@ -5,19 +5,16 @@ for inference-free learned sparse retrievers"). In training nothing of size `[qu
 the documents' values at the queries' tokens.
 """
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from scipy.sparse import csr_array
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 
-from splade_lit.core.errors import UserError
 from splade_lit.core.tokens import Tokens
+from splade_lit.encoder.rows import look_up
 
 
 class IdfQueryEncoder(nn.Module):
@@ -28,9 +25,9 @@ class IdfQueryEncoder(nn.Module):
         frozen: keep the weights as they are in training.
     """
 
-    def __init__(self, idf_weights: Tensor, frozen: bool = False) -> None:
+    def __init__(self, idf_weights: Tensor | np.ndarray, frozen: bool = False) -> None:
         super().__init__()
-        self.idf_weights = nn.Parameter(idf_weights.detach().clone().float(), requires_grad=not frozen)
+        self.idf_weights = nn.Parameter(torch.as_tensor(idf_weights).detach().clone().float(), requires_grad=not frozen)
 
     @property
     def frozen(self) -> bool:
@@ -74,19 +71,8 @@ class IdfQueryEncoder(nn.Module):
 
     @torch.no_grad()
     def encode(self, token_ids: Sequence[np.ndarray]) -> csr_array:
-        """Query vectors as CSR `[queries, vocab]`: float32 values, int32 indices, zeros left out.
-
-        Args:
-            token_ids: distinct ascending token ids of each query, as `tokenize_queries` gives them.
-        """
-        lengths = [len(ids) for ids in token_ids]
-        indices = np.concatenate(token_ids).astype(np.int32) if token_ids else np.empty(0, np.int32)
-        values = self.idf_weights.detach().float().cpu().numpy()[indices]
-        pointers = np.concatenate([[0], np.cumsum(lengths, dtype=np.int32)]).astype(np.int32)
-        matrix = csr_array((values, indices, pointers), shape=(len(token_ids), len(self.idf_weights)))
-        if (values == 0).any():
-            matrix.eliminate_zeros()
-        return matrix
+        """Query vectors as CSR `[queries, vocab]`; see `look_up`."""
+        return look_up(self.idf_weights.float().cpu().numpy(), token_ids)
 
     @torch.no_grad()
     def project_nonnegative(self) -> None:
@@ -114,35 +100,3 @@ def idf_from_document_frequencies(document_frequencies: np.ndarray, num_document
     df = torch.from_numpy(np.asarray(document_frequencies, dtype=np.float64))
     weights = torch.log1p((num_documents - df + 0.5) / (df + 0.5))
     return (weights * df.sum() / (df @ weights)).float() if df.any() else weights.float()
-
-
-def idf_from_json(path: str | Path, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> Tensor:
-    """IDF weights from a JSON object of token to weight, the form that OpenSearch's models publish as `idf.json`.
-
-    Tokens that the file leaves out get 0; entries that are no token of the tokenizer are left out.
-
-    Returns:
-        float32 `[vocab_size]`.
-
-    Raises:
-        UserError: the file is missing, is not such a JSON object, or shares no token with the tokenizer.
-    """
-    try:
-        table = json.loads(Path(path).read_text(encoding="utf-8"))
-        pairs = [(str(token), float(weight)) for token, weight in table.items()]
-    except OSError as error:
-        raise UserError(
-            f"The IDF table {path} cannot be read ({error.strerror}); give the path of an idf.json."
-        ) from None
-    except (ValueError, AttributeError, TypeError):
-        raise UserError(f"{path} is not an IDF table; it must be a JSON object of token to weight.") from None
-    vocabulary = tokenizer.get_vocab()
-    weights = torch.zeros(vocab_size)
-    known = [(vocabulary[token], weight) for token, weight in pairs if vocabulary.get(token, vocab_size) < vocab_size]
-    if not known:
-        raise UserError(f"{path} shares no token with the model's tokenizer; give the IDF table of this vocabulary.")
-    ids, values = zip(*known, strict=True)
-    weights[list(ids)] = torch.tensor(values)
-    if not torch.isfinite(weights).all():
-        raise UserError(f"{path} holds weights that are not finite; mend the file.")
-    return weights

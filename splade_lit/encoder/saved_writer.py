@@ -39,14 +39,14 @@ _WRITTEN_FOR = "5.0.0"
 _LOCAL_KEYS = ("backend", "is_local", "local_files_only")
 
 
-def write_saved(encoder: EncoderParts, folder: str | Path) -> None:
+def write_saved(parts: EncoderParts, folder: str | Path) -> None:
     """Write an encoder to a folder, whole or not at all.
 
     The files go to a temporary folder beside it, which then takes its place. What else lies there (a model card, an
     export) stays.
 
     Args:
-        encoder: the parts of an encoder, both limits given.
+        parts: what the encoder is made of.
         folder: a new or empty folder, or one that holds a saved model.
 
     Raises:
@@ -63,7 +63,7 @@ def write_saved(encoder: EncoderParts, folder: str | Path) -> None:
             f"The model cannot be saved in {target.parent} ({error.strerror}); choose another folder."
         ) from None
     try:
-        _write(encoder, scratch)
+        _write(parts, scratch)
         _make_readable(scratch)
         _take_place(scratch, target)
     except (OSError, SafetensorError) as error:  # safetensors tells of a full disk with an exception of its own
@@ -105,7 +105,7 @@ def _take_place(scratch: Path, target: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _write(encoder: EncoderParts, folder: Path) -> None:
+def _write(parts: EncoderParts, folder: Path) -> None:
     for name in (_QUERY, _DOCUMENT, _POOLING):
         (folder / name).mkdir()
     _write_json(
@@ -118,12 +118,12 @@ def _write(encoder: EncoderParts, folder: Path) -> None:
             "transformers": version("transformers"),
             "pytorch": version("torch"),
         },
-        "prompts": encoder.prompts,
+        "prompts": dict(parts.tokenisation.prompts),
         "default_prompt_name": None,
         "similarity_fn_name": "dot",
     }
-    if encoder.max_active_dims is not None:
-        config["max_active_dims"] = encoder.max_active_dims
+    if parts.max_active_dims is not None:
+        config["max_active_dims"] = parts.max_active_dims
     _write_json(folder / "config_sentence_transformers.json", config)
     _write_json(
         folder / "router_config.json",
@@ -137,23 +137,23 @@ def _write(encoder: EncoderParts, folder: Path) -> None:
             "parameters": {"default_route": "document", "allow_empty_key": True},
         },
     )
-    _write_json(folder / _QUERY / "config.json", {"frozen": encoder.query.frozen})
-    weight = encoder.query.idf_weights.detach().float().cpu().contiguous()
+    _write_json(folder / _QUERY / "config.json", {"frozen": parts.query.frozen})
+    weight = parts.query.idf_weights.detach().float().cpu().contiguous()
     save_file({"weight": weight}, folder / _QUERY / "model.safetensors")
-    save_tokenizer(encoder, folder / _QUERY, encoder.max_query_tokens)
-    with quiet_transformers(), encoder.document.whole_model() as model:
+    save_tokenizer(parts, folder / _QUERY, parts.tokenisation.max_query_tokens)
+    with quiet_transformers(), parts.document.whole_model() as model:
         _without_adapters(model).save_pretrained(folder / _DOCUMENT)
-    save_tokenizer(encoder, folder / _DOCUMENT, encoder.max_document_tokens)
+    save_tokenizer(parts, folder / _DOCUMENT, parts.tokenisation.max_document_tokens)
     _write_json(
         folder / _DOCUMENT / "sentence_bert_config.json",
-        {"max_seq_length": encoder.max_document_tokens, "do_lower_case": False},
+        {"max_seq_length": parts.tokenisation.max_document_tokens, "do_lower_case": False},
     )
     _write_json(
         folder / _POOLING / "config.json",
         {
-            "pooling_strategy": encoder.document.pooling,
-            "activation_function": encoder.document.activation,
-            "word_embedding_dimension": encoder.document.vocab_size,
+            "pooling_strategy": parts.document.pooling,
+            "activation_function": parts.document.activation,
+            "word_embedding_dimension": parts.document.vocab_size,
         },
     )
 
@@ -173,12 +173,13 @@ def _without_adapters(model: Any) -> Any:
     return merged
 
 
-def save_tokenizer(encoder: EncoderParts, folder: Path, max_tokens: int | None) -> None:
+def save_tokenizer(parts: EncoderParts, folder: Path, max_tokens: int) -> None:
     """Write the tokenizer with a limit of tokens, in a form that transformers 4 and `tokenizers` read too."""
     # A tokenizer keeps the limit of its last call, of whichever side, and would be written with it.
-    encoder.tokenizer.backend_tokenizer.no_truncation()
-    encoder.tokenizer.backend_tokenizer.no_padding()
-    encoder.tokenizer.save_pretrained(folder)
+    tokenizer = parts.tokenisation.tokenizer
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     config = {name: value for name, value in config.items() if name not in _LOCAL_KEYS}
@@ -188,7 +189,7 @@ def save_tokenizer(encoder: EncoderParts, folder: Path, max_tokens: int | None) 
     if isinstance(config.get("extra_special_tokens"), list):
         config["additional_special_tokens"] = config.pop("extra_special_tokens")
     # transformers 5 writes DistilBERT's tokenizer as BERT's, whose token types transformers 4 would hand to the model.
-    if "token_type_ids" not in signature(encoder.document.model.forward).parameters:
+    if "token_type_ids" not in signature(parts.document.model.forward).parameters:
         config["model_input_names"] = ["input_ids", "attention_mask"]
     _write_json(path, dict(sorted(config.items())) | {"model_max_length": max_tokens})
 

@@ -37,19 +37,22 @@ def untrained_encoder(settings: Mapping[str, Any]) -> AsymmetricSparseEncoder:
     """The encoder on the base model that the settings of a `SpladeModule` name; `set_start` comes next.
 
     Raises:
-        UserError: the base model or the IDF table cannot be loaded.
+        UserError: the base model or the IDF table cannot be loaded, or the decoder has no place for a start bias.
     """
     idf = settings["idf"]
-    return AsymmetricSparseEncoder.from_base(
+    encoder = AsymmetricSparseEncoder.from_base(
         settings["base_model"],
         idf="ones" if idf == CORPUS_IDF else idf,
         revision=settings.get("base_revision"),
         **{name: settings[name] for name in _BASE_SETTINGS if name in settings},
     )
+    if settings.get("start_active_dims") is not None or encoder.document.grafted:
+        encoder.document.add_bias()
+    return encoder
 
 
 def set_start(
-    encoder: AsymmetricSparseEncoder, corpus: TrainingCorpus, idf: str, active_dims: int | None
+    encoder: AsymmetricSparseEncoder, corpus: TrainingCorpus, idf: str | None, active_dims: int | None
 ) -> str | None:
     """Set first query weights and decoder bias, the same for the same corpus.
 

@@ -1,7 +1,5 @@
 """Conversions between the forms of sparse vectors: torch (sparse, dense) and scipy CSR."""
 
-from collections.abc import Iterator
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -61,33 +59,3 @@ def csr_to_torch(matrix: csr_array) -> Tensor:
     indices = torch.from_numpy(np.stack([rows, matrix.indices.astype(np.int64)]))
     values = torch.from_numpy(np.ascontiguousarray(matrix.data, dtype=np.float32))
     return torch.sparse_coo_tensor(indices, values, matrix.shape, is_coalesced=True, check_invariants=False)
-
-
-def split_rows(matrix: csr_array) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """`(dims, weights)` of each row."""
-    for start, end in pairwise(matrix.indptr):
-        yield matrix.indices[start:end], matrix.data[start:end]
-
-
-def keep_largest(matrix: csr_array, max_active_dims: int | None) -> csr_array:
-    """The `max_active_dims` weights of each row that are largest in absolute value; all if None.
-
-    Of equal weights at the cut the one with the smaller dim stays.
-
-    Raises:
-        ValueError: `max_active_dims` below 1.
-
-    >>> keep_largest(as_csr(torch.tensor([[3.0, 1.0, 2.0]])), 2).toarray()
-    array([[3., 0., 2.]], dtype=float32)
-    """
-    if max_active_dims is None:
-        return matrix
-    if max_active_dims < 1:
-        raise ValueError(f"max_active_dims must be at least 1, got {max_active_dims}")
-    kept = []
-    for start, end in pairwise(matrix.indptr):
-        order = np.argsort(-np.abs(matrix.data[start:end]), kind="stable")[:max_active_dims]
-        kept.append(start + np.sort(order))
-    pointers = np.concatenate([[0], np.cumsum([len(row) for row in kept])]).astype(np.int32)
-    index = np.concatenate(kept) if kept else np.empty(0, np.int64)
-    return csr_array((matrix.data[index], matrix.indices[index], pointers), shape=matrix.shape)

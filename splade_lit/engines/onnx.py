@@ -28,14 +28,17 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from splade_lit.core.errors import UserError
+from splade_lit.core.tokenisation import Tokenisation
 from splade_lit.core.tokens import Tokens
 from splade_lit.encoder.body.packing import evaluation_mode
 from splade_lit.encoder.document import MlmDocumentEncoder
 from splade_lit.encoder.masked_lm import quiet_transformers
 from splade_lit.encoder.model import AsymmetricSparseEncoder
-from splade_lit.encoder.query import IdfQueryEncoder, idf_from_json
+from splade_lit.encoder.query import IdfQueryEncoder
+from splade_lit.encoder.rows import keep_largest
 from splade_lit.encoder.saved_writer import save_tokenizer
-from splade_lit.encoder.vectors import as_csr, keep_largest
+from splade_lit.encoder.table import idf_from_json
+from splade_lit.encoder.vectors import as_csr
 
 Values = Literal["dense", "sparse"]
 
@@ -112,7 +115,8 @@ class OnnxDocumentEncoder:
         self._padding_id: int = config["padding_id"]
         with quiet_transformers():
             self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
-        self._query = IdfQueryEncoder(idf_from_json(folder / "idf.json", self.tokenizer, self.vocab_size))
+        self.tokenisation = Tokenisation(self.tokenizer, self.max_query_tokens, self.max_document_tokens, self.prompts)
+        self._query = IdfQueryEncoder(idf_from_json(folder / "idf.json", self.tokenizer.get_vocab(), self.vocab_size))
         self._session = onnxruntime.InferenceSession(str(folder / file), providers=["CPUExecutionProvider"])
 
     def encode_query_tokens(self, token_ids: Sequence[np.ndarray]) -> csr_array:
@@ -216,7 +220,7 @@ def _write_settings(encoder: AsymmetricSparseEncoder, folder: Path, values: Valu
         "max_query_tokens": encoder.max_query_tokens,
         "max_document_tokens": encoder.max_document_tokens,
         "max_active_dims": encoder.max_active_dims,
-        "prompts": encoder.prompts,
+        "prompts": dict(encoder.prompts),
         "padding_id": encoder.document.padding_id,
         "pooling": encoder.document.pooling,
         "activation": encoder.document.activation,

@@ -10,20 +10,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 from zipfile import BadZipFile
 
 import numpy as np
-import torch
 import xxhash
 from scipy.sparse import csr_array, vstack
 
 from splade_lit.core.errors import UserError
 from splade_lit.core.files import replace_text, whole_file
 from splade_lit.core.progress import WorkProgress
-from splade_lit.core.tokens import tokenize_documents
-from splade_lit.data.corpus import Corpus
-from splade_lit.encoder.model import AsymmetricSparseEncoder
+
+if TYPE_CHECKING:
+    from splade_lit.data.corpus import Corpus
+    from splade_lit.encoder.model import AsymmetricSparseEncoder
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +39,8 @@ class Header:
 
     Attributes:
         weights: fingerprint of the model's weights and limits.
+        files: fingerprint of the files that it was loaded from (`document_side_fingerprint`), None if they are not
+            known; tells without a model in memory that vectors are its own.
         corpus: where the documents come from.
         vocab_size: dims of a vector.
         values: `float32` or `float16`.
@@ -52,16 +54,18 @@ class Header:
     values: str
     shard_documents: int
     num_documents: int | None = None
+    files: str | None = None
 
 
 def write_corpus_vectors(
-    encoder: AsymmetricSparseEncoder,
-    corpus: Corpus,
+    encoder: "AsymmetricSparseEncoder",
+    corpus: "Corpus",
     folder: str | Path,
     *,
     values: str = "float32",
     shard_documents: int = 10_000,
     show_progress_bar: bool = False,
+    files: str | None = None,
 ) -> Header:
     """Encode a corpus into a folder; a run that was interrupted goes on after the last whole shard.
 
@@ -75,12 +79,15 @@ def write_corpus_vectors(
         values: `float32` or `float16`, which halves the values' size and keeps 3 digits.
         shard_documents: documents of a shard.
         show_progress_bar: tell how far it is, with documents/s (see `WorkProgress`).
+        files: fingerprint of the files that the model was loaded from, see `Header`.
 
     Raises:
         UserError: the folder holds something else, cannot be written, or the corpus has no text.
     """
     folder = Path(folder)
-    header = Header(_fingerprint(encoder), corpus.source, encoder.vocab_size, values, shard_documents)
+    header = Header(
+        weights_fingerprint(encoder), corpus.source, encoder.vocab_size, values, shard_documents, files=files
+    )
     _check_folder(folder, header)
     num_documents = 0
     try:
@@ -97,8 +104,7 @@ def write_corpus_vectors(
                     logger.info("%s does not hold the corpus as it is now and is made again.", path)
                 parts = []
                 for chunk in _parts(iter(shard), _CHUNK_DOCUMENTS):
-                    texts = [encoder.prompts["document"] + text for _, text in chunk]
-                    token_ids = tokenize_documents(encoder.tokenizer, texts, encoder.max_document_tokens)
+                    token_ids = encoder.tokenisation.documents([text for _, text in chunk])
                     parts.append(encoder.encode_document_tokens(token_ids, on_batch=progress.advance))
                 vectors = csr_array(vstack(parts, format="csr"))
                 _write_shard(path, [id for id, _ in shard], vectors, values, fingerprint)
@@ -113,34 +119,35 @@ def write_corpus_vectors(
     return header
 
 
-def read_corpus_vectors(folder: str | Path) -> tuple[list[str], csr_array, Header]:
-    """Ids and vectors `[documents, vocab]` of all shards.
+def read_corpus_vectors(folder: str | Path, limit: int | None = None) -> tuple[list[str], csr_array, Header]:
+    """Ids and vectors `[documents, vocab]` of a corpus.
+
+    Args:
+        folder: of the vectors.
+        limit: how many documents, the first ones; no shard beyond is read. All if not given.
 
     Raises:
-        UserError: the folder holds no vectors, not all of them, or damaged ones.
+        UserError: there is no such folder, or it holds no vectors, not all of them, or damaged ones.
     """
     folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"There is no folder {folder}; give one that python -m splade_lit.encode has written.")
     header = _read_header(folder)
     if header is None or header.num_documents is None:
         raise UserError(f"{folder} does not hold the vectors of a whole corpus; run python -m splade_lit.encode again.")
-    shards = [_read_shard(path, header.vocab_size) for path in sorted(folder.glob("shard-*.npz"))]
-    ids = [id for shard_ids, _ in shards for id in shard_ids]
-    if len(ids) != header.num_documents:
-        raise UserError(f"{folder} holds {len(ids)} of {header.num_documents} documents; encode the corpus again.")
-    return ids, csr_array(vstack([vectors for _, vectors in shards], format="csr")), header
+    wanted = min(limit or header.num_documents, header.num_documents)
+    paths = sorted(folder.glob("shard-*.npz"))[: -(-wanted // header.shard_documents)]
+    shards = [_read_shard(path, header.vocab_size) for path in paths]
+    ids = [id for shard_ids, _ in shards for id in shard_ids][:limit]
+    if len(ids) != wanted:
+        raise UserError(f"{folder} holds {len(ids)} of {wanted} documents; encode the corpus again.")
+    return ids, csr_array(vstack([vectors for _, vectors in shards], format="csr"))[:wanted], header
 
 
-def check_made_by(header: Header, encoder: AsymmetricSparseEncoder, folder: str | Path) -> None:
-    """Check that vectors were made by this model.
+def weights_fingerprint(encoder: "AsymmetricSparseEncoder") -> str:
+    """A hash of all that an encoder's document vectors depend on."""
+    import torch
 
-    Raises:
-        UserError: they were made by another.
-    """
-    if header.weights != _fingerprint(encoder):
-        raise UserError(f"The vectors in {folder} are those of another model; encode the corpus with this one.")
-
-
-def _fingerprint(encoder: AsymmetricSparseEncoder) -> str:
     digest = xxhash.xxh3_64()
     for name, tensor in sorted(encoder.document.state_dict().items()):
         digest.update(name.encode())
@@ -156,10 +163,14 @@ def _check_folder(folder: Path, header: Header) -> None:
     if there is None:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UserError(f"{folder} is in use and holds no vectors; give a new or an empty folder.")
-    elif replace(there, num_documents=None) != header:
+    elif replace(there, num_documents=None, files=header.files) != header:
         mine, theirs = asdict(header), asdict(there)
         names = {"weights": "model", "shard_documents": "size of shards", "values": "type of values"}
-        other = [names.get(name, name) for name in mine if name != "num_documents" and mine[name] != theirs[name]]
+        other = [
+            names.get(name, name)
+            for name in mine
+            if name not in ("num_documents", "files") and mine[name] != theirs[name]
+        ]
         raise UserError(f"{folder} holds vectors of another {' and '.join(other)}; give a new folder.")
 
 

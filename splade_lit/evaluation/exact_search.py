@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any, no_type_check
 
 import numpy as np
-import torch
 from jaxtyping import Float32, Int, Int32
 from numba import njit
 from scipy.sparse import csr_array
@@ -117,6 +116,8 @@ class SearchIndex:
         search_block(0)
         blocks = range(_QUERIES_PER_JOB, num_queries, _QUERIES_PER_JOB)
         if blocks:
+            import torch  # here, so that a query on its own takes no time to load it
+
             with ThreadPoolExecutor(num_threads or torch.get_num_threads()) as pool:
                 list(pool.map(search_block, blocks))
         return TopK(scores, self._rows[documents])

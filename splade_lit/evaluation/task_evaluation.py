@@ -7,12 +7,11 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 from scipy.sparse import csr_array
-from transformers import PreTrainedTokenizerBase
 
 from splade_lit.core.distributed import rank, share
 from splade_lit.core.errors import UserError
 from splade_lit.core.progress import WorkProgress
-from splade_lit.core.tokens import tokenize_documents, tokenize_queries
+from splade_lit.core.tokenisation import Tokenisation
 from splade_lit.data.tasks import RetrievalTask, sampled_ids
 from splade_lit.evaluation.results import TaskResult, evaluate_vectors, flat_metrics
 
@@ -23,10 +22,7 @@ logger = logging.getLogger(__name__)
 class Encoder(Protocol):
     """An encoder as evaluation needs it, such as `AsymmetricSparseEncoder`."""
 
-    tokenizer: PreTrainedTokenizerBase
-    max_query_tokens: int
-    max_document_tokens: int
-    prompts: dict[str, str]
+    tokenisation: Tokenisation
 
     def encode_query_tokens(self, token_ids: Sequence[np.ndarray]) -> csr_array:
         """Query vectors `[queries, vocab]` from distinct token ids."""
@@ -70,14 +66,8 @@ class TokenisedTask:
         """
         task = sample_corpus(task, max_corpus_documents, seed) if max_corpus_documents is not None else task
         query_ids = judged_query_ids(task)
-        queries = [encoder.prompts["query"] + task.queries[query_id] for query_id in query_ids]
-        documents = [encoder.prompts["document"] + text for text in task.corpus.values()]
-        return cls(
-            task,
-            query_ids,
-            tokenize_queries(encoder.tokenizer, queries, encoder.max_query_tokens),
-            tokenize_documents(encoder.tokenizer, documents, encoder.max_document_tokens),
-        )
+        queries = encoder.tokenisation.queries([task.queries[query_id] for query_id in query_ids])
+        return cls(task, query_ids, queries, encoder.tokenisation.documents(list(task.corpus.values())))
 
 
 def judged_query_ids(task: RetrievalTask) -> tuple[str, ...]:

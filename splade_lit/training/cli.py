@@ -23,7 +23,7 @@ from splade_lit.command_line.exit_codes import quiet_libraries
 from splade_lit.core.errors import UserError, first_line
 from splade_lit.core.files import replace_text
 from splade_lit.core.ranges import LARGEST_SEED, check_range
-from splade_lit.data.datamodule import PairsDataModule
+from splade_lit.data.datamodule import ENCODER_SETTINGS, PairsDataModule
 from splade_lit.evaluation.metrics_table import headline_figures, metrics_table
 from splade_lit.runs.config import CONFIG
 from splade_lit.runs.folder import CHECKPOINTS, MODEL, check_run_folder, check_same_model, remove_run
@@ -82,10 +82,8 @@ class FitCLI(LightningCLI):
         """Settings of the run itself, and links between model and data."""
         parser.add_argument("--ckpt_path", type=str | None, default=None, help="Checkpoint to resume from.")
         parser.add_argument("--overwrite", type=bool, default=False, help="Start again in a folder that holds a run.")
-        parser.link_arguments("model.base_model", "data.tokenizer")
-        parser.link_arguments("model.base_revision", "data.tokenizer_revision")
-        for name in ("max_query_tokens", "max_document_tokens"):
-            # From the model itself, which knows its own limit where none is given.
+        for name in ENCODER_SETTINGS:
+            # From the model itself, which knows its own limits and prompts where none are given.
             parser.link_arguments("model", f"data.{name}", partial(_encoder_setting, name=name), "instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:

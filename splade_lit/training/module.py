@@ -33,15 +33,19 @@ class SpladeModule(L.LightningModule):
 
     Args:
         base_model: Hub id, folder, or `package:NAME/FOLDER` (a folder inside an installed Python package) of a masked-
-            language model, or of any encoder of its kind without a masked-LM head, which then gets one.
+            language model, of any encoder of its kind without a masked-LM head, which then gets one, or of a model
+            with a query table (saved here, or another inference-free one), which goes on from where it is.
         base_revision: branch, tag or commit of the base model on the Hub.
-        idf: first query weights: `ones`, `corpus` (IDF of the training documents), or the path of an idf.json.
+        idf: first query weights: `ones`, `corpus` (IDF of the training documents), `model` (the table of the base
+            model), or the path of an idf.json; if not given, `model` where the base model has a table, else `ones`.
         freeze_idf: keep the query weights as they start.
         nonnegative_idf: set negative query weights to 0 after every optimizer step (search engines refuse them).
-        max_query_tokens: tokens a query is cut to; the tokenizer's limit if not given.
-        max_document_tokens: tokens a document is cut to, special tokens included; the tokenizer's limit if not given.
-        pooling: how logits are pooled over the tokens of a document, `max` or `sum`.
-        activation: `relu` for log1p(relu(x)), `log1p_relu` for a second log1p on top.
+        max_query_tokens: tokens a query is cut to; the base model's limit if not given.
+        max_document_tokens: tokens a document is cut to, special tokens included; the base model's limit if not given.
+        pooling: how logits are pooled over the tokens of a document, `max` or `sum`; if not given, as the base model
+            does where it has a query table, else `max`.
+        activation: `relu` for log1p(relu(x)), `log1p_relu` for a second log1p on top; if not given, that of a base
+            model with a query table, else `relu`.
         packed: run documents without padding where the model allows it.
         dropout: dropout of the transformer, everywhere; that of the base model if not given. Short runs learn faster
             without, and each step takes less time.
@@ -73,13 +77,13 @@ class SpladeModule(L.LightningModule):
         self,
         base_model: str = "distilbert/distilbert-base-uncased",
         base_revision: str | None = None,
-        idf: str = "ones",
+        idf: str | None = None,
         freeze_idf: bool = False,
         nonnegative_idf: bool = False,
         max_query_tokens: int | None = None,
         max_document_tokens: int | None = None,
-        pooling: Pooling = "max",
-        activation: Activation = "relu",
+        pooling: Pooling | None = None,
+        activation: Activation | None = None,
         packed: bool = True,
         dropout: float | None = None,
         start_active_dims: int | None = None,

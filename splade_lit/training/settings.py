@@ -14,7 +14,7 @@ from splade_lit.command_line.arguments import CommandParser
 
 LINKS = {
     "data.tokenizer": "model.base_model",
-    "data.tokenizer_revision": "model.base_revision",
+    "data.prompts": "model.base_model",
     "data.max_query_tokens": "model.max_query_tokens",
     "data.max_document_tokens": "model.max_document_tokens",
 }

@@ -24,6 +24,7 @@ from splade_lit.core.files import replace_text
 from splade_lit.core.ranges import LARGEST_SEED, check_range
 from splade_lit.data.datamodule import PairsDataModule
 from splade_lit.data.pairs import DOCSTRINGS
+from splade_lit.encoder.check_saved import check_saved
 from splade_lit.losses.objective import Objective
 from splade_lit.runs.folder import MODEL
 from splade_lit.runs.machine import hardware, package_versions
@@ -35,6 +36,8 @@ from splade_lit.training.callbacks.loggers import log_model
 from splade_lit.training.callbacks.phases import PhaseCallback
 from splade_lit.training.callbacks.retrieval import retrieval_evaluations
 from splade_lit.training.callbacks.sparsity_monitor import SparsityMonitor
+
+_COMPARED_PAIRS = 4
 
 
 class SaveModel(PhaseCallback):
@@ -91,7 +94,7 @@ class SaveModel(PhaseCallback):
         """Save the model, write its card, and upload both where a logger is asked to.
 
         Raises:
-            UserError: the folder cannot be written.
+            UserError: the folder cannot be written, or the saved model is not the trained one.
         """
         self._count()
         if not trainer.is_global_zero:
@@ -102,10 +105,17 @@ class SaveModel(PhaseCallback):
             logger.save()
         folder = Path(trainer.default_root_dir) / MODEL
         encoder_of(pl_module).save(folder)
+        self._check(trainer, pl_module, folder)
         card = self.card(trainer, pl_module)
         write_record(card, folder)
         replace_text(folder / README, model_card(card))
         log_model(trainer, folder)
+
+    def _check(self, trainer: L.Trainer, pl_module: L.LightningModule, folder: Path) -> None:
+        """Compare the saved model with the trained one, on the texts of a few pairs."""
+        pairs = trainer.datamodule.train_pairs  # type: ignore[attr-defined]
+        texts = [text for row in range(min(_COMPARED_PAIRS, len(pairs))) for text in pairs[row].values()]
+        check_saved(encoder_of(pl_module), folder, texts, pl_module.hparams["trust_remote_code"])
 
     def state_dict(self) -> dict[str, Any]:
         """The time that the run has taken until now."""

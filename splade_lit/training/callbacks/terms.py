@@ -11,9 +11,8 @@ import numpy as np
 
 from splade_lit.core.files import replace_text
 from splade_lit.core.ranges import LARGEST_SEED, check_range
-from splade_lit.core.tokens import tokenize_documents
 from splade_lit.encoder.model import AsymmetricSparseEncoder
-from splade_lit.encoder.vectors import split_rows
+from splade_lit.encoder.rows import split_rows
 from splade_lit.training.callbacks.hooks import EveryNSteps, encoder_of
 from splade_lit.training.callbacks.loggers import log_table
 from splade_lit.training.callbacks.phases import evaluating
@@ -148,10 +147,10 @@ def document_terms(
         num_terms: how many terms of each document.
         step: optimizer steps done.
     """
-    token_ids = tokenize_documents(encoder.tokenizer, [pair["document"] for pair in pairs], encoder.max_document_tokens)
-    # Not in the text: the model's own tokens at its ends.
-    added = np.asarray(encoder.tokenizer("")["input_ids"], dtype=np.int64)
-    vectors = encoder.encode_document_tokens(token_ids)
+    texts = [pair["document"] for pair in pairs]
+    token_ids = encoder.tokenisation.documents(texts, prompt="")
+    (added,) = encoder.tokenisation.documents([""], prompt="")  # not in the text: the model's own tokens at its ends
+    vectors = encoder.encode_document(texts, convert_to_csr=True)
     rows = []
     for example, (pair, ids, (dims, weights)) in enumerate(zip(pairs, token_ids, split_rows(vectors), strict=True)):
         in_text = np.isin(dims, np.setdiff1d(ids, added))

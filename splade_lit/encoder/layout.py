@@ -1,0 +1,262 @@
+"""How saved models lie on disk: folders and settings of a model in sentence-transformers' form, whatever wrote it.
+
+Read are the form that `splade_lit.encoder.saved_writer` describes, the one that newer releases write, repositories
+whose query weights are an `idf.json` (OpenSearch's), and plain masked-LM repositories (their query weights are all one:
+SPLADE-doc). No weights are read here.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import xxhash
+from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from splade_lit.core.errors import UserError, first_line
+from splade_lit.core.sources import resolve_source
+
+# As transformers, whose tokenizers say 10^30 where they have none.
+NO_LIMIT = 1_000_000
+_QUERY_CLASSES = ("SparseStaticEmbedding", "IDF")
+_DOCUMENT_CLASSES = ("MLMTransformer", "Transformer")
+# Files of a Hub repository; weights in torch's own form are fetched only where there are no others.
+_DOWNLOADED = ("*.json", "*.safetensors", "*.txt", "*.model", "README.md")
+_DOWNLOADED_ELSE = ("pytorch_model*.bin", "*/pytorch_model*.bin")
+
+
+@dataclass(frozen=True)
+class SavedLayout:
+    """Where the files of a saved model lie and what its settings are, whatever its form.
+
+    Attributes:
+        source: the folder or Hub id as it was given.
+        document_folder: the masked-language model and its tokenizer.
+        query_folder: query weights and tokenizer; None for a masked-language model alone.
+        idf_json: query weights as a JSON file, if that is their form.
+        frozen: whether training keeps the query weights as they are.
+        pooling: how logits are pooled over tokens.
+        activation: what is done to pooled logits.
+        max_query_tokens: tokens of a query that are looked at; None where the files do not say.
+        max_document_tokens: tokens of a document that are read; None where the files do not say.
+        prompts: texts put before every query and document, by name.
+        max_active_dims: weights of a vector that are kept; all if None.
+    """
+
+    source: str
+    document_folder: Path
+    query_folder: Path | None = None
+    idf_json: Path | None = None
+    frozen: bool = False
+    pooling: Any = "max"
+    activation: Any = "relu"
+    max_query_tokens: int | None = None
+    max_document_tokens: int | None = None
+    prompts: dict[str, str] = field(default_factory=dict)
+    max_active_dims: int | None = None
+
+
+def find_saved(source: str | Path, revision: str | None = None) -> SavedLayout:
+    """The layout of a saved model in a folder or on the Hub.
+
+    Args:
+        source: a folder, a Hub id, or `package:NAME/FOLDER`.
+        revision: branch, tag or commit on the Hub.
+
+    Raises:
+        UserError: there is no such model, or it is not of a form read here.
+    """
+    folder = _local_folder(str(source), revision)
+    try:
+        return _read_layout(folder, str(source))
+    except (KeyError, TypeError, AttributeError, IndexError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"The JSON files of {source} are not laid out as sentence-transformers' are; fetch the model again."
+        ) from error
+
+
+def find_inference_free(source: str | Path, revision: str | None = None) -> SavedLayout | None:
+    """The layout of a source if it is a model with a query table; None for any other, such as a plain base model.
+
+    Args:
+        source: a folder, a Hub id, or `package:NAME/FOLDER`.
+        revision: branch, tag or commit on the Hub.
+
+    Raises:
+        UserError: it is one, but not of a form read here.
+    """
+    modules = _file_of(str(source), "modules.json", revision)
+    if modules is None:
+        return find_saved(source, revision) if _file_of(str(source), "idf.json", revision) else None
+    try:
+        kinds = [module["type"] for module in json.loads(modules.read_text(encoding="utf-8"))]
+        is_router = len(kinds) == 1 and kinds[0].endswith("Router")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None  # of no use to a base model either
+    return find_saved(source, revision) if is_router else None
+
+
+def _file_of(source: str, name: str, revision: str | None) -> Path | None:
+    """A file of a folder or a Hub repository, None where it has none."""
+    path = Path(resolve_source(source)).expanduser()
+    if path.exists() or source.count("/") != 1 or source.startswith((".", "/", "~")):
+        return path / name if (path / name).is_file() else None
+    try:
+        return Path(hf_hub_download(source, name, revision=revision))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError):
+        return None  # whoever loads the model says what is wrong with it
+
+
+def _local_folder(source: str, revision: str | None) -> Path:
+    path = Path(resolve_source(source)).expanduser()
+    if path.is_dir():
+        return path
+    if source.startswith((".", "/", "~")) or source.count("/") != 1:
+        raise UserError(f"{source} is not a folder; give the folder of a saved model or a Hub id such as owner/name.")
+    try:
+        folder = Path(snapshot_download(source, revision=revision, allow_patterns=list(_DOWNLOADED)))
+        if not any(folder.rglob("model*.safetensors")):
+            snapshot_download(source, revision=revision, allow_patterns=list(_DOWNLOADED_ELSE))
+        return folder
+    except LocalEntryNotFoundError:
+        raise UserError(
+            f"{source} is not a folder, and the Hub cannot be reached; check the name and the network."
+        ) from None
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise UserError(f"{source} is not a folder, and the Hub does not give it: {first_line(error)}.") from None
+
+
+def _read_layout(folder: Path, source: str) -> SavedLayout:
+    if not (folder / "modules.json").is_file():
+        if not (folder / "config.json").is_file():
+            raise UserError(f"{source} is not a model folder: it has neither modules.json nor config.json.")
+        idf_json = folder / "idf.json"
+        return SavedLayout(source, folder, idf_json=idf_json if idf_json.is_file() else None)
+    modules = read_json(folder / "modules.json", kind=list)
+    routers = [module for module in modules if module["type"].endswith("Router")]
+    if len(modules) != 1 or not routers:
+        kinds = ", ".join(module["type"].rpartition(".")[2] for module in modules) or "no modules"
+        raise UserError(
+            f"{source} is made of {kinds}; only asymmetric models (a Router of query and document) are read."
+        )
+    root = folder / routers[0]["path"]
+    names = ("router_config.json", "config.json")
+    router = read_json(next((root / name for name in names if (root / name).is_file()), root / names[0]))
+    structure, types = router["structure"], router["types"]
+    query = _route(source, root, structure.get("query", []), types, [_QUERY_CLASSES])
+    document = _route(source, root, structure.get("document", []), types, [_DOCUMENT_CLASSES, ("SpladePooling",)])
+    query_config = read_json(query[0] / "config.json")
+    pooling = read_json(document[1] / "config.json")
+    model_config = read_json(folder / "config_sentence_transformers.json", missing={})
+    return SavedLayout(
+        source=source,
+        document_folder=document[0],
+        query_folder=query[0],
+        idf_json=_idf_json(folder, query[0], query_config.get("path")),
+        frozen=bool(query_config.get("frozen", False)),
+        pooling=_choice(pooling, "pooling_strategy", "max", "sum"),
+        activation=_choice(pooling, "activation_function", "relu", "log1p_relu"),
+        max_query_tokens=_token_limit(query[0]),
+        max_document_tokens=_document_limit(document[0]),
+        prompts={name: text or "" for name, text in (model_config.get("prompts") or {}).items()},
+        max_active_dims=_limit(model_config, "max_active_dims"),
+    )
+
+
+def _route(
+    source: str, root: Path, names: Sequence[str], types: dict[str, str], expected: Sequence[tuple[str, ...]]
+) -> list[Path]:
+    found = [types[name].rpartition(".")[2] for name in names]
+    if len(found) != len(expected) or any(kind not in kinds for kind, kinds in zip(found, expected, strict=True)):
+        wanted = " and ".join(kinds[0] for kinds in expected)
+        raise UserError(f"{source} has a route of {', '.join(found) or 'nothing'}; only {wanted} is read.")
+    return [root / name if (root / name).is_dir() else root for name in names]
+
+
+def _idf_json(folder: Path, query_folder: Path, path: str | None) -> Path | None:
+    if path is None or not path.endswith(".json"):
+        return None
+    candidates = [query_folder / Path(path).name, folder / Path(path).name, folder / path]
+    return next((candidate for candidate in candidates if candidate.is_file()), candidates[1])
+
+
+def _document_limit(folder: Path) -> int | None:
+    config = read_json(folder / "sentence_bert_config.json", missing={})
+    return _limit(config, "document_length") or _limit(config, "max_seq_length") or _token_limit(folder)
+
+
+def _token_limit(folder: Path) -> int | None:
+    limit = _limit(read_json(folder / "tokenizer_config.json", missing={}), "model_max_length")
+    return limit if limit is not None and limit < NO_LIMIT else None
+
+
+def query_limit(folder: Path) -> int:
+    """Tokens of a query that are looked at where the model's settings do not say.
+
+    Args:
+        folder: of the masked-language model and its tokenizer.
+
+    Returns:
+        The tokenizer's limit; where it has none, how many positions the model has.
+    """
+    config = read_json(folder / "config.json", missing={})
+    return _token_limit(folder) or _limit(config, "max_position_embeddings") or NO_LIMIT
+
+
+def _choice(config: dict[str, Any], name: str, default: str, other: str) -> Any:
+    value = config.get(name, default)
+    if value not in (default, other):
+        raise UserError(f"{name} {value!r} is not known; {default} and {other} are.")
+    return value
+
+
+def _limit(config: dict[str, Any], name: str) -> int | None:
+    value = config.get(name)
+    if value is not None and not (isinstance(value, int | float) and value >= 1):
+        raise UserError(f"{name} is {value!r} in the model's JSON files; it must be a number of at least 1.")
+    return None if value is None else int(value)
+
+
+def read_json(path: Path, missing: Any = None, kind: type = dict) -> Any:
+    """What a JSON file of a model holds.
+
+    Args:
+        path: the file.
+        missing: what to give where there is no such file; that is an error if not given.
+        kind: type of the value.
+
+    Raises:
+        UserError: there is no such file, it is not JSON, or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if missing is not None:
+            return missing
+        raise UserError(f"{path} is missing, so {path.parent} is not a whole model; fetch it again.") from None
+    except (OSError, ValueError):
+        raise UserError(f"{path} is not JSON; fetch the model again.") from None
+    if not isinstance(content, kind):
+        raise UserError(f"{path} is not laid out as sentence-transformers' files are; fetch the model again.")
+    return content
+
+
+def document_side_fingerprint(layout: SavedLayout) -> str:
+    """A hash of the files that document vectors depend on: models in which they are equal give equal vectors.
+
+    It takes as long as reading the weights from the disk.
+
+    Args:
+        layout: of the model.
+    """
+    digest = xxhash.xxh3_64(repr((layout.pooling, layout.activation, layout.max_document_tokens)).encode())
+    digest.update(repr((layout.prompts.get("document"), layout.max_active_dims)).encode())
+    for path in sorted(layout.document_folder.iterdir()):
+        if path.suffix in (".json", ".safetensors", ".bin", ".txt", ".model"):
+            with path.open("rb") as file:
+                digest.update(path.name.encode())
+                while block := file.read(1 << 24):
+                    digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,53 @@
+"""Rows of CSR matrices, the form of many sparse vectors; no torch, as looking queries up does without."""
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+import numpy as np
+from scipy.sparse import csr_array
+
+
+def look_up(weights: np.ndarray, token_ids: Sequence[np.ndarray]) -> csr_array:
+    """Query vectors `[queries, vocab]`: float32 values, int32 indices, zeros left out.
+
+    Args:
+        weights: the query weights, float32 `[vocab]`.
+        token_ids: distinct ascending token ids of each query, as `tokenize_queries` gives them.
+    """
+    indices = np.concatenate(token_ids).astype(np.int32) if len(token_ids) else np.empty(0, np.int32)
+    values = weights[indices]
+    pointers = np.concatenate([[0], np.cumsum([len(ids) for ids in token_ids], dtype=np.int32)]).astype(np.int32)
+    matrix = csr_array((values, indices, pointers), shape=(len(token_ids), len(weights)))
+    if (values == 0).any():
+        matrix.eliminate_zeros()
+    return matrix
+
+
+def split_rows(matrix: csr_array) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """`(dims, weights)` of each row."""
+    for start, end in pairwise(matrix.indptr):
+        yield matrix.indices[start:end], matrix.data[start:end]
+
+
+def keep_largest(matrix: csr_array, max_active_dims: int | None) -> csr_array:
+    """The `max_active_dims` weights of each row that are largest in absolute value; all if None.
+
+    Of equal weights at the cut the one with the smaller dim stays.
+
+    Raises:
+        ValueError: `max_active_dims` below 1.
+
+    >>> keep_largest(csr_array(np.array([[3.0, 1.0, 2.0]])), 2).toarray()
+    array([[3., 0., 2.]])
+    """
+    if max_active_dims is None:
+        return matrix
+    if max_active_dims < 1:
+        raise ValueError(f"max_active_dims must be at least 1, got {max_active_dims}")
+    kept = []
+    for start, end in pairwise(matrix.indptr):
+        order = np.argsort(-np.abs(matrix.data[start:end]), kind="stable")[:max_active_dims]
+        kept.append(start + np.sort(order))
+    pointers = np.concatenate([[0], np.cumsum([len(row) for row in kept])]).astype(np.int32)
+    index = np.concatenate(kept) if kept else np.empty(0, np.int64)
+    return csr_array((matrix.data[index], matrix.indices[index], pointers), shape=matrix.shape)

@@ -1,0 +1,102 @@
+"""The table of query weights on disk: safetensors, torch's own form, or an `idf.json`."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from splade_lit.core.errors import UserError
+from splade_lit.encoder.layout import SavedLayout
+
+# What readers of weights make of files that are something else.
+_DAMAGES = (SafetensorError, KeyError, TypeError, AttributeError, RuntimeError, ValueError, EOFError, UnpicklingError)
+
+
+def read_table(layout: SavedLayout, vocabulary: Mapping[str, int], vocab_size: int) -> np.ndarray:
+    """The query weights of a saved model.
+
+    Args:
+        layout: of the model.
+        vocabulary: the id of each token.
+        vocab_size: dims of a vector.
+
+    Returns:
+        float32 `[vocab_size]`: all 1 for a masked-language model alone.
+
+    Raises:
+        UserError: they are missing, damaged, not finite, or more than there are tokens.
+    """
+    if layout.idf_json is not None:
+        return idf_from_json(layout.idf_json, vocabulary, vocab_size)
+    if layout.query_folder is None:
+        return np.ones(vocab_size, np.float32)
+    weights = _read_weights(layout.query_folder)
+    if weights.ndim != 1 or len(weights) > vocab_size:
+        raise UserError(
+            f"The query weights in {layout.query_folder} have the shape {list(weights.shape)}, but the vocabulary has "
+            f"{vocab_size} entries; fetch the model again."
+        )
+    if not np.isfinite(weights).all():
+        raise UserError(
+            f"{layout.query_folder} holds query weights that are not finite; the model diverged in training."
+        )
+    # Dims beyond the table belong to padding of the vocabulary: no query reaches them.
+    return np.pad(weights, (0, vocab_size - len(weights)))
+
+
+def _read_weights(folder: Path) -> np.ndarray:
+    safe, pickled = folder / "model.safetensors", folder / "pytorch_model.bin"
+    try:
+        if safe.is_file():
+            with safe_open(safe, framework="np") as file:
+                if file.get_slice("weight").get_dtype() in ("F64", "F32", "F16"):
+                    return file.get_tensor("weight").astype(np.float32)
+            from safetensors.torch import load_file  # numpy has no bfloat16
+
+            return load_file(safe)["weight"].float().numpy()
+        if pickled.is_file():
+            import torch
+
+            return torch.load(pickled, map_location="cpu", weights_only=True)["weight"].float().numpy()
+    except _DAMAGES:
+        raise UserError(f"The query weights in {folder} are damaged; fetch the model again.") from None
+    raise UserError(f"{folder} has no weights (model.safetensors); fetch the model again.")
+
+
+def idf_from_json(path: str | Path, vocabulary: Mapping[str, int], vocab_size: int) -> np.ndarray:
+    """IDF weights from a JSON object of token to weight, the form that OpenSearch's models publish as `idf.json`.
+
+    Tokens that the file leaves out get 0; entries that are no token of the vocabulary are left out.
+
+    Args:
+        path: the file.
+        vocabulary: the id of each token.
+        vocab_size: length of the table.
+
+    Returns:
+        float32 `[vocab_size]`.
+
+    Raises:
+        UserError: the file is missing, is not such a JSON object, or shares no token with the tokenizer.
+    """
+    try:
+        table = json.loads(Path(path).read_text(encoding="utf-8"))
+        pairs = [(str(token), float(weight)) for token, weight in table.items()]
+    except OSError as error:
+        raise UserError(
+            f"The IDF table {path} cannot be read ({error.strerror}); give the path of an idf.json."
+        ) from None
+    except (ValueError, AttributeError, TypeError):
+        raise UserError(f"{path} is not an IDF table; it must be a JSON object of token to weight.") from None
+    weights = np.zeros(vocab_size, np.float32)
+    known = [(vocabulary[token], weight) for token, weight in pairs if vocabulary.get(token, vocab_size) < vocab_size]
+    if not known:
+        raise UserError(f"{path} shares no token with the model's tokenizer; give the IDF table of this vocabulary.")
+    ids, values = zip(*known, strict=True)
+    weights[list(ids)] = values
+    if not np.isfinite(weights).all():
+        raise UserError(f"{path} holds weights that are not finite; mend the file.")
+    return weights
