@@ -152,14 +152,19 @@ def test_parts_of_a_corpus_add_up() -> None:
     assert [list(hits.values()) for hits in metrics.run.values()] == np.sort(scores)[:, :-101:-1].tolist()
 
 
-def test_a_query_that_no_document_matches_finds_nothing() -> None:
-    """Of equal scores the first id comes first: with all of them 0, that is the order of the file and no success."""
-    zeros = np.zeros((2, 3), np.float32)
-    zeros[1, 2] = 1
-    metrics = RetrievalMetrics(["dead", "alive"], ["a", "b", "c"], {"dead": {"a": 1}, "alive": {"b": 1}})
-    metrics.update(*best(zeros, np.arange(3)))
-    assert metrics.run == {"dead": {}, "alive": {"c": 1.0, "a": 0.0, "b": 0.0}}
-    np.testing.assert_array_equal(metrics.rank_metrics.per_query["mrr@10"], [0, 1 / 3])
+def test_a_model_that_matches_nothing_finds_nothing() -> None:
+    """With all scores 0 the first ids would come first, which is no success; one match, and all is as in the peer."""
+    qrels = {"dead": {"a": 1}, "alive": {"b": 1}}
+    scores = np.zeros((2, 3), np.float32)
+    metrics = RetrievalMetrics(["dead", "alive"], ["a", "b", "c"], qrels)
+    metrics.update(*best(scores, np.arange(3)))
+    assert metrics.run == {"dead": {}, "alive": {}}
+    assert set(metrics.compute().values()) == {0.0}
+    scores[1, 2] = 1
+    metrics.reset()
+    metrics.update(*best(scores, np.arange(3)))
+    assert metrics.run == {"dead": {"a": 0.0, "b": 0.0, "c": 0.0}, "alive": {"c": 1.0, "a": 0.0, "b": 0.0}}
+    np.testing.assert_array_equal(metrics.rank_metrics.per_query["mrr@10"], [1, 1 / 3])
 
 
 def test_a_query_is_left_out_of_its_own_ranking() -> None:

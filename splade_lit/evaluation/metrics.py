@@ -173,7 +173,7 @@ class RetrievalMetrics(Metric):
     """Rank metrics over a corpus that comes in parts: batches of documents, or a share of them in each process.
 
     The state holds the best documents of each query so far, so that parts add up to the figures of the whole corpus.
-    A query that shares no term with any document, so that all score 0, has found none.
+    Where all documents score 0 for all queries, as those of a dead model do, nothing has been found.
 
     Args:
         query_ids: the queries.
@@ -224,10 +224,12 @@ class RetrievalMetrics(Metric):
     @property
     def run(self) -> dict[str, dict[str, float]]:
         """Query id to the scores of its best documents so far, best first."""
-        run: dict[str, dict[str, float]] = {}
-        for query_id, hits in zip(self.query_ids, self.best.tolist(), strict=True):
-            found = {self.document_ids[int(number)]: score for score, number in hits if score > -np.inf}
-            run[query_id] = found if any(found.values()) else {}
+        run = {
+            query_id: {self.document_ids[int(number)]: score for score, number in hits if score > -np.inf}
+            for query_id, hits in zip(self.query_ids, self.best.tolist(), strict=True)
+        }
+        if not any(any(found.values()) for found in run.values()):
+            return {query_id: {} for query_id in run}
         kept = without_queries(run, self.left_out)
         return {query_id: dict(list(found.items())[:DEPTH]) for query_id, found in kept.items()}
 
