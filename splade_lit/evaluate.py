@@ -22,11 +22,11 @@ from splade_lit.core.text import check_trec_ids, trec_run_text
 from splade_lit.data.tasks import NANOBEIR_ID, load_tasks
 from splade_lit.encoder.model import AsymmetricSparseEncoder
 from splade_lit.evaluation.bm25 import best_bm25
-from splade_lit.evaluation.metrics_table import metrics_table
 from splade_lit.evaluation.per_query import QueryFigures, figures_of_results, write_per_query
 from splade_lit.evaluation.results import flat_metrics
 from splade_lit.evaluation.task_evaluation import evaluate_task, sample_corpus, without_own_documents
 from splade_lit.runs.stages import write_stages
+from splade_lit.runs.stages_table import stages_table
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if settings.runs:
         for result in results:
             replace_text(settings.runs / f"{result.name}.trec", trec_run_text(result.run))
-    Console().print(metrics_table(stages))
+    Console().print(stages_table(stages))
 
 
 def _parser() -> CommandParser:

@@ -19,7 +19,6 @@ from splade_lit.core.tokenisation import Tokenisation
 from splade_lit.data.tasks import RetrievalTask, load_task
 from splade_lit.evaluation.bm25 import bm25_result
 from splade_lit.evaluation.metrics import rank_metrics
-from splade_lit.evaluation.metrics_table import metrics_table
 from splade_lit.evaluation.results import evaluate_vectors, figure_names, flat_metrics
 from splade_lit.evaluation.task_evaluation import (
     Encoder,
@@ -29,6 +28,7 @@ from splade_lit.evaluation.task_evaluation import (
     sample_corpus,
     without_own_documents,
 )
+from splade_lit.runs.stages_table import stages_table
 
 TASK = RetrievalTask(
     name="Rivers",
@@ -283,7 +283,7 @@ def test_bad_input_is_told(encoder: WordOverlap) -> None:
 def test_table_shows_stages_of_each_task(encoder: WordOverlap) -> None:
     metrics = evaluate_tasks(encoder, [TASK])
     console = Console(width=80, record=True, file=io.StringIO())
-    console.print(metrics_table({"before": metrics, "after": metrics | {"Rivers_dot_ndcg@10": 0.98765}}))
+    console.print(stages_table({"before": metrics, "after": metrics | {"Rivers_dot_ndcg@10": 0.98765}}))
     text = console.export_text()
     assert "0.9877" in text
     assert text.count("Rivers") == text.count("Test_mean") == 2

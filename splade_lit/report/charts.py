@@ -89,7 +89,7 @@ class Interval:
 
 def legend_mark(series: Series) -> Markup:
     """A mark for a legend."""
-    return Markup('<svg class="key" viewBox="-8 -8 16 16" aria-hidden="true">{}</svg>').format(_mark(series, 0, 0))
+    return _tag("svg", _mark(series, 0, 0), class_="key", viewBox="-8 -8 16 16", aria_hidden="true")
 
 
 def scatter(
@@ -107,24 +107,14 @@ def scatter(
     y = make_scale([*(p.y for p in points), *(level for _, level, _ in levels)], _HEIGHT - _BOTTOM, _TOP)
     parts = [_axes(x, y, x_label, y_label)]
     for series, level, text in levels:
-        parts.append(
-            Markup('<path class="level {}" d="M{:.1f},{:.1f}H{:.1f}"><title>{}</title></path>').format(
-                series.css, _LEFT, y(level), _WIDTH - _RIGHT, text
-            )
-        )
+        parts.append(_path(f"level {series.css}", f"M{_LEFT},{y(level):.1f}H{_WIDTH - _RIGHT}", text))
     front = sorted((point.x, point.y) for point in points if point.on_front)
     if front:
-        steps = f"M{x(front[0][0]):.1f},{y(front[0][1]):.1f}"
-        steps += "".join(f"H{x(cost):.1f}V{y(quality):.1f}" for cost, quality in front[1:])
-        parts.append(Markup('<path class="front" d="{}"/>').format(steps))
+        steps = "".join(f"H{x(cost):.1f}V{y(quality):.1f}" for cost, quality in front[1:])
+        parts.append(_path("front", f"M{x(front[0][0]):.1f},{y(front[0][1]):.1f}{steps}"))
     for point in points:
-        ring = (
-            Markup('<circle class="ring" cx="{:.1f}" cy="{:.1f}" r="9.5"/>').format(x(point.x), y(point.y))
-            if point.on_front
-            else ""
-        )
-        mark = _mark(point.series, x(point.x), y(point.y))
-        parts.append(Markup("<g>{}{}<title>{}</title></g>").format(ring, mark, point.text))
+        ring = _tag("circle", class_="ring", cx=x(point.x), cy=y(point.y), r=9.5) if point.on_front else ""
+        parts.append(_tag("g", ring + _mark(point.series, x(point.x), y(point.y)) + _tag("title", point.text)))
     return _svg(parts, _HEIGHT, f"{y_label} against {x_label}")
 
 
@@ -140,20 +130,13 @@ def curves(lines: Sequence[Line], x_label: str, y_label: str) -> Markup:
     y = make_scale([value for line in lines for _, value in line.points], _HEIGHT - _BOTTOM, _TOP)
     parts = [_axes(x, y, x_label, y_label)]
     for line in lines:
-        points = _thinned(line.points)
-        path = "L".join(f"{x(step):.1f},{y(value):.1f}" for step, value in points)
-        parts.append(
-            Markup('<path class="line {}" stroke-dasharray="{}" d="M{}"/>').format(
-                line.series.css, line.series.dash, path
-            )
-        )
+        points, css = _thinned(line.points), line.series.css
+        outline = "L".join(f"{x(step):.1f},{y(value):.1f}" for step, value in points)
+        parts.append(_tag("path", class_=f"line {css}", stroke_dasharray=line.series.dash, d=f"M{outline}"))
+        radius = 3.5 if len(points) <= 12 else 1.5
         for step, value in points:
-            radius = 3.5 if len(points) <= 12 else 1.5
-            parts.append(
-                Markup('<circle class="dot {}" cx="{:.1f}" cy="{:.1f}" r="{}"><title>{}</title></circle>').format(
-                    line.series.css, x(step), y(value), radius, f"{line.name}, step {step:g}: {value:.4g}"
-                )
-            )
+            title = _tag("title", f"{line.name}, step {step:g}: {value:.4g}")
+            parts.append(_tag("circle", title, class_=f"dot {css}", cx=x(step), cy=y(value), r=radius))
     return _svg(parts, _HEIGHT, f"{y_label} over {x_label}")
 
 
@@ -165,30 +148,20 @@ def intervals(rows: Sequence[Interval], x_label: str) -> Markup:
         x_label: with its unit.
     """
     height = 12 + 38 * len(rows) + _BOTTOM
-    bottom = height - _BOTTOM
     ends = [end for row in rows for end in (row.low, row.high)]
     x = make_scale([*ends, 0.0, -0.05 * max(map(abs, ends))], 16, _WIDTH - _RIGHT)
-    parts = [_x_axis(x, x_label, 6, bottom)]
+    parts = [_x_axis(x, x_label, 6, height - _BOTTOM)]
     for number, row in enumerate(rows):
         middle = 34 + 38 * number
-        css = "s0" if row.significant else "ref"
-        parts.append(
-            Markup(
-                '<g><text class="name" x="16" y="{:.1f}">{}</text><path class="zero" d="M{:.1f},{}v16"/>'
-                '<path class="line {}" d="M{:.1f},{:.1f}H{:.1f}"/>{}<title>{}</title></g>'
-            ).format(
-                middle - 11,
-                row.label,
-                x(0.0),
-                middle - 8,
-                css,
-                x(row.low),
-                middle,
-                x(row.high),
-                _mark(Series(0, reference=not row.significant), x(row.value), middle),
-                row.text,
-            )
-        )
+        series = Series(0, reference=not row.significant)
+        drawn = [
+            _text(row.label, "name", 16, middle - 11),
+            _path("zero", f"M{x(0.0):.1f},{middle - 8}v16"),
+            _path(f"line {series.css}", f"M{x(row.low):.1f},{middle}H{x(row.high):.1f}"),
+            _mark(series, x(row.value), middle),
+            _tag("title", row.text),
+        ]
+        parts.append(_tag("g", Markup("").join(drawn)))
     return _svg(parts, height, f"Intervals of {x_label}")
 
 
@@ -205,36 +178,22 @@ def sorted_bars(values: Sequence[float], texts: Sequence[str], y_label: str) -> 
     x = Scale(0, len(values), _LEFT, _WIDTH - _RIGHT)
     y = Scale(-1.08 * largest, 1.08 * largest, _HEIGHT - _BOTTOM, _TOP)
     parts = [_axes(x, y, "queries, the largest difference first", y_label)]
-    width = (_WIDTH - _RIGHT - _LEFT) / len(values)
+    width = max(0.9 * (_WIDTH - _RIGHT - _LEFT) / len(values), 0.8)
+    bars = [(place, values[row], texts[row]) for place, row in enumerate(order) if values[row]]
     if len(values) <= _MOST_BARS:
-        for place, row in enumerate(order):
-            if values[row]:
-                top, end = sorted((y(values[row]), y(0.0)))
-                parts.append(
-                    Markup('<rect class="{}" x="{:.2f}" y="{:.1f}" width="{:.2f}" height="{:.1f}">{}</rect>').format(
-                        "win" if values[row] > 0 else "loss",
-                        x(place),
-                        top,
-                        max(width * 0.9, 0.8),
-                        max(end - top, 0.5),
-                        Markup("<title>{}</title>").format(texts[row]),
-                    )
-                )
+        for place, value, text in bars:
+            top, end = sorted((y(value), y(0.0)))
+            css, title = "win" if value > 0 else "loss", _tag("title", text)
+            left, height = f"{x(place):.2f}", max(end - top, 0.5)
+            parts.append(_tag("rect", title, class_=css, x=left, y=top, width=f"{width:.2f}", height=height))
     else:
         for css, sign in (("win", 1), ("loss", -1)):
-            bars = [(place, values[row]) for place, row in enumerate(order) if sign * values[row] > 0]
-            if bars:
-                outline = "".join(f"H{x(place):.2f}V{y(value):.1f}H{x(place + 1):.2f}" for place, value in bars)
-                path = f"M{x(bars[0][0]):.2f},{y(0.0):.1f}{outline}V{y(0.0):.1f}Z"
-                parts.append(Markup('<path class="{}" d="{}"/>').format(css, path))
-    parts.append(Markup('<path class="zero" d="M{},{:.1f}H{}"/>').format(_LEFT, y(0.0), _WIDTH - _RIGHT))
+            side = [(place, value) for place, value, _ in bars if sign * value > 0]
+            outline = "".join(f"H{x(place):.2f}V{y(value):.1f}H{x(place + 1):.2f}" for place, value in side)
+            if side:
+                parts.append(_path(css, f"M{x(side[0][0]):.2f},{y(0.0):.1f}{outline}V{y(0.0):.1f}Z"))
+    parts.append(_path("zero", f"M{_LEFT},{y(0.0):.1f}H{_WIDTH - _RIGHT}"))
     return _svg(parts, _HEIGHT, f"{y_label} by query")
-
-
-def _mark(series: Series, x: float, y: float) -> Markup:
-    return Markup('<path class="mark {}" transform="translate({:.1f} {:.1f})" d="{}"/>').format(
-        series.css, x, y, series.shape
-    )
 
 
 def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -245,28 +204,19 @@ def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
 def _axes(x: Scale, y: Scale, x_label: str, y_label: str) -> Markup:
     parts = [_x_axis(x, x_label, _TOP, _HEIGHT - _BOTTOM)]
     for tick in y.ticks:
-        parts.append(
-            Markup('<path class="grid" d="M{},{:.1f}H{}"/><text class="tick end" x="{}" y="{:.1f}">{}</text>').format(
-                _LEFT, y(tick), _WIDTH - _RIGHT, _LEFT - 6, y(tick) + 4, _number(tick)
-            )
-        )
-    parts.append(Markup('<text class="label" x="2" y="12">{}</text>').format(y_label))
-    return Markup("").join(parts)
+        parts.append(_path("grid", f"M{_LEFT},{y(tick):.1f}H{_WIDTH - _RIGHT}"))
+        parts.append(_text(_number(tick), "tick end", _LEFT - 6, y(tick) + 4))
+    return Markup("").join([*parts, _text(y_label, "label", 2, 12)])
 
 
 def _x_axis(x: Scale, label: str, top: float, bottom: float) -> Markup:
-    parts = [
-        Markup('<path class="grid" d="M{:.1f},{}V{}"/><text class="tick middle" x="{:.1f}" y="{}">{}</text>').format(
-            x(tick), top, bottom, x(tick), bottom + 15, _number(tick)
-        )
-        for tick in x.ticks
-    ]
-    axis = Markup('<path class="axis" d="M{:.1f},{}H{:.1f}"/>').format(x.start, bottom, x.end)
-    scale = ", logarithmic" if x.log else ""
-    text = Markup('<text class="label middle" x="{:.1f}" y="{}">{}</text>').format(
-        (x.start + x.end) / 2, bottom + 33, label + scale
-    )
-    return Markup("").join([*parts, axis, text])
+    parts = []
+    for tick in x.ticks:
+        parts.append(_path("grid", f"M{x(tick):.1f},{top}V{bottom}"))
+        parts.append(_text(_number(tick), "tick middle", x(tick), bottom + 15))
+    label += ", logarithmic" if x.log else ""
+    axis = _path("axis", f"M{x.start:.1f},{bottom}H{x.end:.1f}")
+    return Markup("").join([*parts, axis, _text(label, "label middle", (x.start + x.end) / 2, bottom + 33)])
 
 
 def _number(value: float) -> str:
@@ -279,6 +229,32 @@ def _number(value: float) -> str:
 
 
 def _svg(parts: Sequence[Markup], height: float, description: str) -> Markup:
-    return Markup('<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
-        _WIDTH, height, description, Markup("").join(parts)
-    )
+    size = f"0 0 {_WIDTH} {height}"
+    return _tag("svg", Markup("").join(parts), class_="chart", viewBox=size, role="img", aria_label=description)
+
+
+def _mark(series: Series, x: float, y: float) -> Markup:
+    return _tag("path", class_=f"mark {series.css}", transform=f"translate({x:.1f} {y:.1f})", d=series.shape)
+
+
+def _path(css: str, d: str, title: str = "") -> Markup:
+    return _tag("path", _tag("title", title) if title else "", class_=css, d=d)
+
+
+def _text(text: str, css: str, x: float, y: float) -> Markup:
+    return _tag("text", text, class_=css, x=x, y=y)
+
+
+def _tag(name: str, content: str = "", **attributes: str | float) -> Markup:
+    """An element; text is escaped, numbers have one decimal, underscores in names of attributes are hyphens.
+
+    >>> _tag("text", "<b>", class_="label", x=1.25)
+    Markup('<text class="label" x="1.2">&lt;b&gt;</text>')
+    """
+    parts = [
+        Markup(' {}="{}"').format(
+            key.rstrip("_").replace("_", "-"), value if isinstance(value, str) else f"{value:.1f}"
+        )
+        for key, value in attributes.items()
+    ]
+    return Markup("<{}{}>{}</{}>").format(name, Markup("").join(parts), content, name)

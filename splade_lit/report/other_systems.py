@@ -1,6 +1,5 @@
 """Reading what other systems left: metrics as JSON or CSV, figures of queries, rankings in TREC's run format."""
 
-import csv
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from splade_lit.data.tasks import RetrievalTask
 from splade_lit.evaluation.metrics import rank_metrics, without_queries
 from splade_lit.evaluation.per_query import QueryFigures, query_figures, read_per_query
 from splade_lit.report.system import FINAL, System, bm25_of, systems_of_run
+from splade_lit.runs.csv_file import read_csv
 from splade_lit.runs.run import read_run
 from splade_lit.runs.stages import by_set, read_stages
 
@@ -73,10 +73,8 @@ def _read_evaluator_csv(path: Path) -> dict[str, float]:
     """The last row of a file that an evaluator of sentence-transformers wrote, by full names."""
     found = re.search(r"(?:^|_)evaluation_(?P<name>.+)_results$", path.stem)
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        last = {column: float(value) for column, value in rows[-1].items() if value}
-    except (OSError, IndexError, ValueError, TypeError, csv.Error) as error:
+        last = {column: float(value) for column, value in read_csv(path)[-1].items() if value}
+    except (OSError, IndexError, ValueError, TypeError) as error:
         raise UserError(f"{path} is not a table of figures; give the CSV that an evaluator wrote.") from error
     if found is None or "dot-NDCG@10" not in last:
         raise UserError(

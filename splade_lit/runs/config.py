@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from splade_lit.core.errors import UserError
+from splade_lit.core.renamed import current_names
 
 CONFIG = "config.yaml"
 
@@ -34,7 +35,7 @@ def read_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+        return dict(yaml.safe_load(current_names(path.read_text(encoding="utf-8"), str(path))))
     except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
         raise UserError(f"{path} is not the resolved configuration of a run; restore it, or move it away.") from error
 
@@ -45,7 +46,6 @@ def evaluations(config: Mapping[str, Any]) -> tuple[Evaluation, ...]:
     callbacks = trainer.get("callbacks") if isinstance(trainer, dict) else None
     found = []
     for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
-        # By the name of the class alone: its module has moved between versions.
         if isinstance(callback, dict) and str(callback.get("class_path")).endswith("RetrievalEvaluation"):
             given = callback.get("init_args") or {}
             found.append(

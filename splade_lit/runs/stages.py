@@ -112,5 +112,17 @@ def main_figure(metrics: Mapping[str, float]) -> str | None:
     return next((name for name in names if name.endswith(f"_mean{_MAIN_END}")), names[0] if names else None)
 
 
+def headline_figures(metrics: Mapping[str, float]) -> dict[str, float]:
+    """nDCG@10 and active dims by full name, of the groups or else of all sets.
+
+    >>> headline_figures({"NanoNQ_dot_ndcg@10": 0.5, "NanoNQ_dot_mrr@10": 0.4, "NanoNQ_corpus_active_dims": 90.0})
+    {'NanoNQ_dot_ndcg@10': 0.5, 'NanoNQ_corpus_active_dims': 90.0}
+    """
+    sets = list(by_set(metrics))
+    groups = [one for one in sets if one.endswith("_mean")] or sets
+    names = [f"{one}{end}" for one in groups for end in (_MAIN_END, "_query_active_dims", "_corpus_active_dims")]
+    return {name: metrics[name] for name in names if name in metrics}
+
+
 def _is_figures(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(figure, int | float) for figure in value.values())

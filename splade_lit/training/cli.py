@@ -24,9 +24,10 @@ from splade_lit.core.errors import UserError, first_line
 from splade_lit.core.files import replace_text
 from splade_lit.core.ranges import LARGEST_SEED, check_range
 from splade_lit.data.datamodule import ENCODER_SETTINGS, PairsDataModule
-from splade_lit.evaluation.metrics_table import headline_figures, metrics_table
 from splade_lit.runs.config import CONFIG
 from splade_lit.runs.folder import CHECKPOINTS, MODEL, check_run_folder, check_same_model, remove_run
+from splade_lit.runs.stages import headline_figures
+from splade_lit.runs.stages_table import stages_table
 from splade_lit.training.callbacks.csv_log import CsvLog
 from splade_lit.training.callbacks.last_checkpoint import LastCheckpoint
 from splade_lit.training.callbacks.retrieval import RetrievalEvaluation, check_watched
@@ -183,7 +184,7 @@ def fit(cli: FitCLI) -> None:
     figures: dict[str, float] = {}
     for callback in cli.trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, RetrievalEvaluation):
-            Console().print(metrics_table(callback.stages))
+            Console().print(stages_table(callback.stages))
             figures |= headline_figures(callback.stages.get("after", {}))
     print("  ".join([f"model: {model_folder}", *(f"{name} {value:.4g}" for name, value in figures.items())]))
 
