@@ -40,7 +40,7 @@ def make_runs(folder: Path, tokenizer: PreTrainedTokenizerBase) -> Runs:
         ]
         if name == "stopped":
             callbacks.append({"class_path": "command_runs.FailsAfter", "init_args": {"steps": 4}})
-        changes = {"trainer.callbacks": callbacks, "model.lambda_d": lambda_d, "model.learning_rate": 1e-2}
+        changes = {"trainer.callbacks": callbacks, "model.lambda_d": lambda_d, "model.learning_rate": 2e-3}
         config = world.config(folder / name, changes)
         if name == "stopped":
             with pytest.raises(RuntimeError, match="the disk is gone"):
