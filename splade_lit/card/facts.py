@@ -2,7 +2,6 @@
 
 import inspect
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -73,16 +72,9 @@ def base_source(source: str, revision: str | None = None) -> Source:
 
 def pairs_source(pairs: Pairs) -> Source:
     """Where pairs come from, without paths of this machine."""
-    commit = _hub_commit(pairs)
-    if commit is not None:
-        return Source(pairs.source.rpartition("/")[2], pairs.source, commit)
+    if pairs.commit is not None:
+        return Source(pairs.source.rpartition("/")[2], pairs.source, pairs.commit)
     return Source(Path(pairs.source).name)
-
-
-def _hub_commit(pairs: Pairs) -> str | None:
-    # `datasets` keeps what it reads from the Hub in a folder named after the commit.
-    folders = [Path(file["filename"]).parent.name for file in pairs.dataset.cache_files]
-    return folders[0] if folders and re.fullmatch("[0-9a-f]{40}", folders[0]) else None
 
 
 def pairs_facts(
@@ -99,10 +91,9 @@ def pairs_facts(
     if not len(pairs):
         return None
     first = pairs.select(range(min(_MEASURED, len(pairs))))
-    config = first.dataset.info.config_name
     return PairsFacts(
         source=pairs_source(pairs),
-        config=None if config is None or config.startswith("default") else config,
+        config=pairs.config,
         num_pairs=len(pairs),
         num_measured=len(first),
         columns=[

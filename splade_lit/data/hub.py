@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -38,12 +39,14 @@ class TextSource:
         files: its files, in their order.
         columns: names of its columns, those of the first file.
         cache_dir: folder of the cache; see `cache_folder`.
+        commit: of a Hub id, if it is known.
     """
 
     source: str
     files: tuple[Path, ...]
     columns: tuple[str, ...]
     cache_dir: str | Path | None = None
+    commit: str | None = None
 
     def read(self, columns: Sequence[str], id_column: bool = False) -> datasets.Dataset:
         """Columns in a file of the cache that is mapped into memory; a text that is not there is None.
@@ -119,7 +122,7 @@ def open_texts(
             read.
     """
     check_source(source)
-    path = local_path(source)
+    path, commit = local_path(source), None
     with plain_errors(source):
         if path.is_file():
             if path.stat().st_size == 0:
@@ -128,9 +131,9 @@ def open_texts(
         elif path.is_dir():
             files = _files_of(datasets.load_dataset_builder(str(path), config), source, split)
         else:
-            files = _hub_files(source, config, split, revision, cache_dir)
+            files, commit = _hub_files(source, config, split, revision, cache_dir)
     paths = tuple(map(Path, files))
-    return TextSource(source, paths, tuple(column_names(paths[0])), cache_dir)
+    return TextSource(source, paths, tuple(column_names(paths[0])), cache_dir, commit)
 
 
 def local_path(source: str) -> Path:
@@ -172,21 +175,30 @@ def _files_of(builder: datasets.DatasetBuilder, source: str, split: str) -> list
 
 def _hub_files(
     source: str, config: str | None, split: str, revision: str | None, cache_dir: str | Path | None
-) -> list[str]:
-    """The files of a Hub id in the Hub's cache; which they are is kept in ours, for days without a network."""
+) -> tuple[list[str], str | None]:
+    """The files of a Hub id in the Hub's cache, and their commit; kept in ours, for days without a network."""
     key = xxhash.xxh3_64_hexdigest(repr((source, config, split, revision)).encode())
     known = cache_folder(cache_dir) / "texts" / f"{key}.json"
     try:
         builder = datasets.load_dataset_builder(source, config, revision=revision)
     except ConnectionError:
         if known.is_file():
-            return list(json.loads(known.read_text(encoding="utf-8")))
+            files, commit = json.loads(known.read_text(encoding="utf-8"))
+            return files, commit
         raise
     if builder.config.data_files is None:  # no network, but prepared by `datasets` itself
-        return [file["filename"] for file in builder.as_dataset(split).cache_files]
-    files = datasets.DownloadManager().download(_files_of(builder, source, split))
-    replace_text(known, json.dumps(files))
-    return files
+        files = [file["filename"] for file in builder.as_dataset(split).cache_files]
+        return files, _commit_in(files[0])
+    urls = _files_of(builder, source, split)
+    files, commit = datasets.DownloadManager().download(urls), _commit_in(urls[0])
+    replace_text(known, json.dumps([files, commit]))
+    return files, commit
+
+
+def _commit_in(place: str) -> str | None:
+    """The commit that the address of a file on the Hub, or its place in the cache of `datasets`, names."""
+    found = re.search(r"[@/]([0-9a-f]{40})/", place)
+    return found[1] if found else None
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import datasets
@@ -31,10 +31,14 @@ class Pairs:
     Attributes:
         dataset: columns `query`, `document`, `negative_1`, `negative_2` and so on.
         source: where they come from, for messages and cards.
+        config: configuration of the data set, if one was asked for.
+        commit: of a Hub id, if it is known.
     """
 
     dataset: datasets.Dataset
     source: str
+    config: str | None = None
+    commit: str | None = None
 
     def __len__(self) -> int:
         """Number of pairs."""
@@ -51,7 +55,7 @@ class Pairs:
 
     def select(self, rows: Sequence[int] | np.ndarray) -> "Pairs":
         """These rows in this order; no text is copied."""
-        return Pairs(self.dataset.select(rows), self.source)
+        return replace(self, dataset=self.dataset.select(rows))
 
     def batches(self, column: str, rows: int = BATCH_ROWS) -> Iterator[list[str]]:
         """The texts of a column, `rows` at a time."""
@@ -99,6 +103,7 @@ def load_pairs(
         UserError: the source is not a data set or cannot be reached, a column is missing or is not text, or no pair is
             left.
     """
+    commit = None
     if source == DOCSTRINGS:
         train = load_docstrings(cache_dir).train
         texts = {"query": [d.first_sentence for d in train], "document": [document_text(d) for d in train]}
@@ -108,12 +113,13 @@ def load_pairs(
         if len(set(columns)) < len(columns):
             raise UserError(f"{source}: the columns {', '.join(columns)} must be different ones.")
         opened = open_texts(source, config, split, revision or DEFAULT_REVISIONS.get(source), cache_dir)
+        commit = opened.commit
         names = ("query", "document", *(f"negative_{number}" for number in range(1, len(columns) - 1)))
         dataset = opened.read(columns).rename_columns(dict(zip(columns, names, strict=True)))
     if (max_pairs := max_pairs or DEFAULT_MAX_PAIRS.get(source)) is not None and max_pairs < len(dataset):
         logger.info("%s: max_pairs leaves out %d of %d rows.", source, len(dataset) - max_pairs, len(dataset))
         dataset = dataset.select(range(max_pairs))
-    return Pairs(_without_empty_texts(dataset, source), source)
+    return Pairs(_without_empty_texts(dataset, source), source, config, commit)
 
 
 def split_rows(num_pairs: int, num_eval_pairs: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
