@@ -16,6 +16,7 @@ os.environ["CODECARBON_COUNTRY_ISO_CODE"] = "DEU"  # or a tracker would ask wher
 
 import shutil
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -40,6 +41,9 @@ from transformers import (
 from splade_lit.encoder.document import MlmDocumentEncoder
 from splade_lit.encoder.model import AsymmetricSparseEncoder
 from splade_lit.encoder.query import IdfQueryEncoder
+
+if TYPE_CHECKING:
+    from command_runs import World
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -143,3 +147,17 @@ def make_encoder(tiny_tokenizer: PreTrainedTokenizerBase) -> Callable[..., Asymm
         return AsymmetricSparseEncoder(IdfQueryEncoder(idf), document, tiny_tokenizer, **settings).eval()
 
     return make
+
+
+@pytest.fixture
+def encoder(make_encoder: Callable[..., AsymmetricSparseEncoder]) -> AsymmetricSparseEncoder:
+    """An encoder on a BERT; a test may change it."""
+    return make_encoder()
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: PreTrainedTokenizerBase) -> "World":
+    """A tiny base model with pairs and tasks, made once for each file of tests."""
+    from command_runs import make_world
+
+    return make_world(tmp_path_factory.mktemp("world"), tiny_tokenizer)

@@ -74,12 +74,18 @@ class HubStandIn:
 def serve(repositories: list[Repository]) -> Iterator[HubStandIn]:
     """Serve repositories on a free port of loopback; `endpoint` is the address."""
     hub = HubStandIn(repositories)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
+    with serving(_Handler, hub=hub) as hub.endpoint:
+        yield hub
+
+
+@contextmanager
+def serving(handler: type[BaseHTTPRequestHandler], **attributes: Any) -> Iterator[str]:
+    """A server on a free port of loopback, with these attributes of its handler; its address."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (handler,), attributes))
     server.daemon_threads = True
-    hub.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        yield hub
+        yield f"http://127.0.0.1:{server.server_address[1]}"
     finally:
         server.shutdown()
         server.server_close()

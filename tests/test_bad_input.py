@@ -11,17 +11,12 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from command_runs import CHECKPOINT, RETRIEVAL, Outcome, World, call, command, environment, make_world
+from command_runs import CHECKPOINT, RETRIEVAL, Outcome, World, call, command, environment
 
 from splade_lit import evaluate, fit, search
 
 MODEL = "some-owner/no-such-model"
 DATA = "some-owner/no-such-pairs"
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory, tiny_tokenizer) -> World:
-    return make_world(tmp_path_factory.mktemp("world"), tiny_tokenizer)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from command_runs import NDCG, FailsAfter, make_world
+from command_runs import NDCG, FailsAfter
 from lightning.pytorch.callbacks import EarlyStopping
 from tiny_runs import make_data, make_trainer, named_weights, save_base
 
@@ -23,11 +23,6 @@ from splade_lit.training.callbacks.retrieval import RetrievalEvaluation
 from splade_lit.training.callbacks.sparsity_monitor import SparsityMonitor
 from splade_lit.training.callbacks.terms import TermTable
 from splade_lit.training.module import SpladeModule
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory, tiny_tokenizer):
-    return make_world(tmp_path_factory.mktemp("world"), tiny_tokenizer)
 
 
 def train(world, folder: Path, max_steps: int, *callbacks: L.Callback, base: Path | None = None, **settings: Any):

@@ -14,7 +14,7 @@ import lightning as L
 import pytest
 import torch
 from codecarbon.output_methods.emissions_data import EmissionsData
-from command_runs import RETRIEVAL, World, call, command, interrupted, make_world, read_json
+from command_runs import RETRIEVAL, World, call, command, interrupted, read_json
 from huggingface_hub import ModelCard
 from tiny_runs import make_data, make_trainer
 
@@ -44,11 +44,6 @@ class FailsInEvaluation(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, *args: Any) -> None:
         with evaluating(trainer):
             raise RuntimeError("no such word")
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory, tiny_tokenizer) -> World:
-    return make_world(tmp_path_factory.mktemp("world"), tiny_tokenizer)
 
 
 def config(world: World, run: Path, *callbacks: dict[str, Any]) -> Path:

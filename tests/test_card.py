@@ -11,18 +11,13 @@ import numpy as np
 import pytest
 import yaml
 from cards import MAIN, OWN_SECTIONS, REFERENCE_SECTIONS, card_run, code_blocks, section, sections, table
-from command_runs import World, call, make_world, read_json
+from command_runs import call, read_json
 from huggingface_hub import ModelCard
 from transformers import AutoTokenizer
 
 from splade_lit import fit
 from splade_lit.card.record import read_record
 from splade_lit.encoder.model import AsymmetricSparseEncoder
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory, tiny_tokenizer) -> World:
-    return make_world(tmp_path_factory.mktemp("world"), tiny_tokenizer)
 
 
 @pytest.fixture(scope="module")

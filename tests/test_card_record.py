@@ -14,7 +14,7 @@ from typing import Any
 import datasets
 import pytest
 from cards import MAIN, REFERENCE_SECTIONS, card_run, code_blocks, section, sections
-from command_runs import World, call, command, make_world
+from command_runs import call, command
 from conftest import tiny_masked_lm
 from hub_stand_in import Repository, serve
 from huggingface_hub import ModelCard
@@ -28,11 +28,6 @@ from splade_lit.core.errors import UserError
 from splade_lit.data.pairs import Pairs
 from splade_lit.encoder.model import AsymmetricSparseEncoder
 from splade_lit.runs.log import read_log
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory, tiny_tokenizer) -> World:
-    return make_world(tmp_path_factory.mktemp("world"), tiny_tokenizer)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from command_runs import Outcome, World, call, command, environment, make_world, read_json
+from command_runs import Outcome, call, command, environment, read_json
 from conftest import REPOSITORY, tiny_masked_lm
 from datasets import Dataset
 
@@ -29,11 +29,6 @@ TEXTS = {
     "b": "the river of the city and the water of the country",
     "c": "heart disease: cause, symptoms and treatment",
 }
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory, tiny_tokenizer) -> World:
-    return make_world(tmp_path_factory.mktemp("world"), tiny_tokenizer)
 
 
 @pytest.fixture(scope="module")

@@ -30,11 +30,6 @@ TEXTS = [
 
 
 @pytest.fixture
-def encoder(make_encoder) -> AsymmetricSparseEncoder:
-    return make_encoder()
-
-
-@pytest.fixture
 def model(encoder, tmp_path) -> Path:
     encoder.save(tmp_path / "model")
     return tmp_path / "model"

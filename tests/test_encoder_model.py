@@ -28,11 +28,6 @@ TEXTS = [
 
 
 @pytest.fixture
-def encoder(make_encoder) -> AsymmetricSparseEncoder:
-    return make_encoder()
-
-
-@pytest.fixture
 def peer(encoder, tmp_path) -> SparseEncoder:
     encoder.save(tmp_path / "model")
     return SparseEncoder(str(tmp_path / "model"), device="cpu")

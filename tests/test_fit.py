@@ -16,12 +16,10 @@ from command_runs import (
     NDCG,
     RETRIEVAL,
     Outcome,
-    World,
     assert_same_weights,
     call,
     command,
     load_checkpoint,
-    make_world,
     read_json,
     reports,
     rows,
@@ -37,11 +35,6 @@ from splade_lit.encoder.model import AsymmetricSparseEncoder
 from splade_lit.fit import main
 
 EXPERIMENTS = sorted((REPOSITORY / "experiments").glob("*.yaml"))
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory, tiny_tokenizer) -> World:
-    return make_world(tmp_path_factory.mktemp("world"), tiny_tokenizer)
 
 
 @pytest.fixture(scope="module")

@@ -16,12 +16,10 @@ from command_runs import (
     RETRIEVAL,
     SPARSITY,
     Outcome,
-    World,
     assert_same_weights,
     call,
     interrupted,
     load_checkpoint,
-    make_world,
     read_json,
     reports,
     rows,
@@ -30,11 +28,6 @@ from command_runs import (
 )
 
 from splade_lit.fit import main
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory, tiny_tokenizer) -> World:
-    return make_world(tmp_path_factory.mktemp("world"), tiny_tokenizer)
 
 
 @pytest.fixture(scope="module")

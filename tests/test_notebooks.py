@@ -6,7 +6,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from analysis_runs import save_with_peer, train
-from command_runs import World, environment, make_world
+from command_runs import World, environment
 from conftest import REPOSITORY
 from nbclient import NotebookClient
 from nbformat import NotebookNode
@@ -15,11 +15,6 @@ NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
 CHARTS = {"01_active_dims": 6, "02_query_table": 4, "03_explain": 3, "04_compare_runs": 4}
 CHARTS_WITHOUT_RUN = {"01_active_dims": 6, "02_query_table": 1, "03_explain": 3, "04_compare_runs": 0}
 NO_RUN = "Left out: peer is a model without its run; give the folder of a run, such as runs/quickstart."
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory, tiny_tokenizer) -> World:
-    return make_world(tmp_path_factory.mktemp("world"), tiny_tokenizer)
 
 
 def execute(model: Path, world: World, **changes: str) -> dict[str, NotebookNode]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 from cards import section
-from command_runs import Outcome, World, command, load_checkpoint, make_world, rows, weights
+from command_runs import Outcome, command, load_checkpoint, rows, weights
 from huggingface_hub import ModelCard
 
 MY_LOSSES = '''
@@ -88,11 +88,6 @@ CHANGES = {
     "model.lambda_d": {"class_path": "my_losses.Target", "init_args": {"active_dims": 20}},
     "trainer.callbacks": None,
 }
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory, tiny_tokenizer) -> World:
-    return make_world(tmp_path_factory.mktemp("world"), tiny_tokenizer)
 
 
 @pytest.fixture(scope="module")

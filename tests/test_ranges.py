@@ -4,7 +4,7 @@ from inspect import signature
 from typing import Any
 
 import pytest
-from command_runs import RETRIEVAL, SPARSITY, World, call, make_world
+from command_runs import RETRIEVAL, SPARSITY, call
 
 from splade_lit.core.errors import UserError
 from splade_lit.core.ranges import LARGEST_SEED, check_range
@@ -40,11 +40,6 @@ OUT_OF_RANGE: dict[type, dict[str, tuple[float, ...]]] = {
 CASES = [
     (cls, name, value) for cls, names in OUT_OF_RANGE.items() for name, values in names.items() for value in values
 ]
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory, tiny_tokenizer) -> World:
-    return make_world(tmp_path_factory.mktemp("world"), tiny_tokenizer)
 
 
 @pytest.mark.parametrize(("cls", "name", "value"), CASES)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from analysis_runs import save_with_peer, train
-from command_runs import World, load_checkpoint, make_world
+from command_runs import load_checkpoint
 from scipy.stats import spearmanr
 from sentence_transformers import SparseEncoder
 from tiny_runs import write_pairs
@@ -29,11 +29,6 @@ from splade_lit.data.tasks import load_tasks
 from splade_lit.runs.run import read_run
 
 TEXTS = ["the song of the river", "who wrote the book of the year", "heart disease " * 20, "queen"]
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory, tiny_tokenizer) -> World:
-    return make_world(tmp_path_factory.mktemp("world"), tiny_tokenizer)
 
 
 @pytest.fixture(scope="module")

@@ -23,11 +23,6 @@ QUERY, DOCUMENT, POOLING = "query_0_SparseStaticEmbedding", "document_0_MLMTrans
 
 
 @pytest.fixture
-def encoder(make_encoder) -> AsymmetricSparseEncoder:
-    return make_encoder()
-
-
-@pytest.fixture
 def saved(encoder, tmp_path) -> Path:
     encoder.save(tmp_path / "model")
     return tmp_path / "model"

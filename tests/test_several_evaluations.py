@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cards import section, table
-from command_runs import RETRIEVAL, World, call, make_world, read_json
+from command_runs import RETRIEVAL, call, read_json
 
 from splade_lit import AsymmetricSparseEncoder, fit
 from splade_lit.data.tasks import load_tasks
@@ -35,11 +35,6 @@ def write_beir(folder: Path, seed: int) -> Path:
 
 def evaluation(*tasks: Path, **settings: Any) -> dict[str, Any]:
     return {"class_path": RETRIEVAL, "init_args": {"tasks": [str(task) for task in tasks], **settings}}
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory, tiny_tokenizer) -> World:
-    return make_world(tmp_path_factory.mktemp("world"), tiny_tokenizer)
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ from typing import Any
 
 import lightning as L
 import pytest
-from command_runs import make_world
 from sentence_transformers import SparseEncoder
 from tiny_runs import make_data, make_trainer
 
@@ -14,11 +13,6 @@ from splade_lit.core.errors import UserError
 from splade_lit.training.callbacks.last_checkpoint import LastCheckpoint
 from splade_lit.training.callbacks.terms import TermTable
 from splade_lit.training.module import SpladeModule
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory, tiny_tokenizer):
-    return make_world(tmp_path_factory.mktemp("world"), tiny_tokenizer)
 
 
 def train(world, folder: Path, max_steps: int, *callbacks: L.Callback, held_out: int = 16, **settings: Any):

@@ -17,7 +17,6 @@ from command_runs import (
     command,
     interrupted,
     load_checkpoint,
-    make_world,
     read_json,
     reports,
     rows,
@@ -42,11 +41,6 @@ class NotesFigures(L.Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         figures = {name: float(value) for name, value in trainer.callback_metrics.items()}
         (self.folder / f"rank{trainer.global_rank}.txt").write_text(f"{trainer.global_step} {figures[NDCG]!r}")
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory, tiny_tokenizer) -> World:
-    return make_world(tmp_path_factory.mktemp("world"), tiny_tokenizer)
 
 
 def callbacks(world: World, *more: dict[str, Any], **retrieval: Any) -> list[dict[str, Any]]:

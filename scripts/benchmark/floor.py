@@ -1,11 +1,12 @@
 """The floor of the benchmark: the bare matrix products that a step or an encoding cannot avoid."""
 
+import torch
+
 
 class MatrixProducts:
     """The matrix products of a model, on random numbers of the right shapes."""
 
     def __init__(self, base: str) -> None:
-        import torch
         from transformers import AutoConfig
 
         config = AutoConfig.from_pretrained(base)
@@ -36,16 +37,12 @@ class MatrixProducts:
 
     def decoder(self, tokens: int) -> None:
         """Logits of all tokens, a tile of the vocabulary at a time into the same memory."""
-        import torch
-
         states, weight = torch.randn(tokens, self.hidden), self.weights[self.hidden, self.vocab_size]
         columns = max(512, (1 << 22) // tokens)
         for left in range(0, self.vocab_size, columns):
             torch.mm(states, weight[:, left : left + columns])
 
     def _linear(self, tokens: int, shape: tuple[int, int], backward: bool) -> None:
-        import torch
-
         states, weight = torch.randn(1, shape[0]).expand(tokens, -1).contiguous(), self.weights[shape]
         output = torch.mm(states, weight)
         if backward:
@@ -53,8 +50,6 @@ class MatrixProducts:
             torch.mm(states.T, output)
 
     def _attention(self, length: int, backward: bool) -> None:
-        import torch
-
         query = torch.ones(self.num_heads, length, self.hidden // self.num_heads)
         for _ in range(3 if backward else 1):
             scores = torch.bmm(query, query.transpose(1, 2))

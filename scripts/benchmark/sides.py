@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import search_sides
+import torch
 from floor import MatrixProducts
 from turns import READY_STEPS, StepTurns, Turns
 
@@ -191,8 +192,6 @@ def largest_batch_peer(turns: Turns, memory_gib: float, **settings: Any) -> None
 
 def _largest_batch(train: Callable[[int], Any], memory_gib: float) -> int:
     """Largest batch that fits, to an eighth: doubled until it does not, then three times half way."""
-    import torch
-
     torch.cuda.set_per_process_memory_fraction(memory_gib * (1 << 30) / torch.cuda.mem_get_info()[1])
 
     def fits(pairs: int) -> bool:

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 # Steps of training to get ready: the optimizer makes its state in the first, and the third is measured for memory, from
 # a heap without free pages.
 READY_STEPS = 3
@@ -78,8 +80,6 @@ class StepTurns:
 def finish() -> None:
     """Wait until a GPU has done what it was given."""
     if on_gpu():
-        import torch
-
         torch.cuda.synchronize()
 
 
@@ -92,8 +92,6 @@ def bytes_from_here() -> int:
     """Memory of this process, or of its tensors on the GPU; the peak counts from here."""
     gc.collect()
     if on_gpu():
-        import torch
-
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
@@ -105,8 +103,6 @@ def bytes_from_here() -> int:
 def peak_bytes() -> int:
     """Largest memory since `bytes_from_here`."""
     if on_gpu():
-        import torch
-
         return torch.cuda.max_memory_allocated()
     return _status("VmHWM")
 
