@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 
+from splade_lit.command_line.threads import set_waiting
 from splade_lit.core.distributed import rank
 from splade_lit.core.errors import UserError
 
@@ -18,6 +19,7 @@ def run_command(main: Callable[[Sequence[str] | None], None], arguments: Sequenc
         main: takes the arguments of the command line, None for the real ones.
         arguments: what to give it.
     """
+    set_waiting()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     logging.getLogger("splade_lit").setLevel(logging.INFO if rank() == 0 else logging.ERROR)
     quiet_libraries()

@@ -11,7 +11,9 @@ from splade_lit.encoder.model import AsymmetricSparseEncoder
 from splade_lit.encoder.query import idf_from_document_frequencies
 
 CORPUS_IDF = "corpus"
-_SAMPLE_DOCUMENTS = 256
+SAMPLE_DOCUMENTS = 256
+"""Training documents that the start is chosen by."""
+
 _BASE_SETTINGS = (
     *("freeze_idf", "max_query_tokens", "max_document_tokens", "pooling", "activation"),
     *("packed", "dropout", "trust_remote_code"),
@@ -69,7 +71,7 @@ def set_start(
     if idf == CORPUS_IDF:
         frequencies = corpus.document_frequencies(encoder.vocab_size)
         encoder.idf_weights.data.copy_(idf_from_document_frequencies(frequencies, corpus.num_documents))
-    sample = corpus.sample_documents(_SAMPLE_DOCUMENTS, seed=0)
+    sample = corpus.sample_documents(SAMPLE_DOCUMENTS, seed=0)
     if active_dims is None and encoder.document.grafted:
         active_dims = START_ACTIVE_DIMS
     training = encoder.document.training

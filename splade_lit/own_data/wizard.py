@@ -14,7 +14,6 @@ from splade_lit.core.errors import UserError
 from splade_lit.core.files import check_writable, replace_text
 from splade_lit.core.progress import duration, quiet_package
 from splade_lit.core.sources import first_available
-from splade_lit.data.datamodule import PairsDataModule
 from splade_lit.data.tasks import RetrievalTask
 from splade_lit.encoder.masked_lm import load_tokenizer
 from splade_lit.own_data.columns import make_task, read_corpus, read_pairs
@@ -32,9 +31,9 @@ from splade_lit.own_data.settings import (
     yaml_text,
 )
 from splade_lit.own_data.timing import MeasuredTimes, measure_times
-from splade_lit.training.module import SpladeModule
 
-_TIMED_PAIRS = 4_096
+_TIMED_PAIRS = 1_024
+_TIMED_SECONDS = 60
 _TIMED_DOCUMENTS = 64
 
 
@@ -110,11 +109,20 @@ def _times(recipe: Recipe, task: RetrievalTask) -> MeasuredTimes:
     settings = {name: trainer[name] for name in ("accelerator", "devices", "precision", "gradient_clip_val")}
     limits = {name: model[name] for name in ("max_query_tokens", "max_document_tokens")}
     documents = list(itertools.islice(task.corpus.values(), _TIMED_DOCUMENTS))
+    _say([f"timing     a few steps are trained to tell how long the run will take: {_TIMED_SECONDS} s at most"])
     with tempfile.TemporaryDirectory() as folder, quiet_package():
         write_beir(task, Path(folder))
-        data |= {"max_pairs": _TIMED_PAIRS, "num_eval_pairs": 0, "held_out_tasks": [folder]}
-        pairs = PairsDataModule(model["base_model"], **data, **limits)
-        return measure_times(SpladeModule(**model), pairs, documents, settings)
+        data |= {"max_pairs": _TIMED_PAIRS, "num_eval_pairs": 0, "held_out_tasks": [folder], **limits}
+        times = measure_times(model, data, documents, settings, _TIMED_SECONDS)
+    if times.threads_compete:
+        shortest, longest = min(times.steps), max(times.steps)
+        _say(
+            [
+                f"warning    other programs use the cores (load {times.load:.1f} a core, steps of {shortest:.2g} to "
+                f"{longest:.2g} s); a run that has them for itself is faster."
+            ]
+        )
+    return times
 
 
 def _expected(times: MeasuredTimes | None, recipe: Recipe, task: RetrievalTask) -> str:
@@ -123,9 +131,10 @@ def _expected(times: MeasuredTimes | None, recipe: Recipe, task: RetrievalTask) 
         return "not measured"
     steps = recipe.values("trainer")["max_steps"]
     documents = evaluated_documents(recipe, len(task.corpus))
+    seen = f"estimate from {len(times.steps)} step{'s' * (len(times.steps) > 1)}"
     return (
         f"about {duration(times.run_seconds(steps, documents))}: {steps:,} steps of {times.step:.2g} s, "
-        f"{documents:,} documents encoded at {1 / times.document:,.0f} a second (estimate from {times.num_steps} steps)"
+        f"{documents:,} documents encoded at {1 / times.document:,.0f} a second ({seen})"
     )
 
 
