@@ -75,7 +75,7 @@ def encoder(exact_model: AsymmetricSparseEncoder, shared_data: Path, request) ->
     weights = torch.ones(exact_model.vocab_size)
     if request.param == "idf.json":
         path = shared_data / "bert-uncased" / "idf.json"
-        weights = idf_from_json(path, exact_model.tokenizer.get_vocab(), exact_model.vocab_size)
+        weights = torch.from_numpy(idf_from_json(path, exact_model.tokenizer.get_vocab(), exact_model.vocab_size))
         frequent = exact_model.tokenizer.convert_tokens_to_ids(["the", "of", "is", "what", "in"])
         weights[frequent] = torch.tensor([-0.5, 0.0, -1e-3, 0.0, 0.25])
     exact_model.idf_weights.data.copy_(weights)
