@@ -39,7 +39,8 @@ class SavedLayout:
         frozen: whether training keeps the query weights as they are.
         pooling: how logits are pooled over tokens.
         activation: what is done to pooled logits.
-        max_query_tokens: tokens of a query that are looked at; None where the files do not say.
+        max_query_tokens: tokens of a query that are looked at: the tokenizer's limit; where it has none, how many
+            positions the model has.
         max_document_tokens: tokens of a document that are read; None where the files do not say.
         prompts: texts put before every query and document, by name.
         max_active_dims: weights of a vector that are kept; all if None.
@@ -47,12 +48,12 @@ class SavedLayout:
 
     source: str
     document_folder: Path
+    max_query_tokens: int
     query_folder: Path | None = None
     idf_json: Path | None = None
     frozen: bool = False
     pooling: Any = "max"
     activation: Any = "relu"
-    max_query_tokens: int | None = None
     max_document_tokens: int | None = None
     prompts: dict[str, str] = field(default_factory=dict)
     max_active_dims: int | None = None
@@ -133,7 +134,7 @@ def _read_layout(folder: Path, source: str) -> SavedLayout:
         if not (folder / "config.json").is_file():
             raise UserError(f"{source} is not a model folder: it has neither modules.json nor config.json.")
         idf_json = folder / "idf.json"
-        return SavedLayout(source, folder, idf_json=idf_json if idf_json.is_file() else None)
+        return SavedLayout(source, folder, _query_limit(folder), idf_json=idf_json if idf_json.is_file() else None)
     modules = read_json(folder / "modules.json", kind=list)
     routers = [module for module in modules if module["type"].endswith("Router")]
     if len(modules) != 1 or not routers:
@@ -158,7 +159,7 @@ def _read_layout(folder: Path, source: str) -> SavedLayout:
         frozen=bool(query_config.get("frozen", False)),
         pooling=_choice(pooling, "pooling_strategy", "max", "sum"),
         activation=_choice(pooling, "activation_function", "relu", "log1p_relu"),
-        max_query_tokens=_token_limit(query[0]),
+        max_query_tokens=_token_limit(query[0]) or _query_limit(document[0]),
         max_document_tokens=_document_limit(document[0]),
         prompts={name: text or "" for name, text in (model_config.get("prompts") or {}).items()},
         max_active_dims=_limit(model_config, "max_active_dims"),
@@ -192,15 +193,7 @@ def _token_limit(folder: Path) -> int | None:
     return limit if limit is not None and limit < NO_LIMIT else None
 
 
-def query_limit(folder: Path) -> int:
-    """Tokens of a query that are looked at where the model's settings do not say.
-
-    Args:
-        folder: of the masked-language model and its tokenizer.
-
-    Returns:
-        The tokenizer's limit; where it has none, how many positions the model has.
-    """
+def _query_limit(folder: Path) -> int:
     config = read_json(folder / "config.json", missing={})
     return _token_limit(folder) or _limit(config, "max_position_embeddings") or NO_LIMIT
 

@@ -50,13 +50,14 @@ def tokenisation_of(
         UserError: documents have no room beside the special tokens, or more tokens than the model has positions.
     """
     limit, positions = int(tokenizer.model_max_length), document.max_positions
-    if limit >= NO_LIMIT:  # the tokenizer has none; see also `query_limit`
+    if limit >= NO_LIMIT:  # the tokenizer has none
         limit = min(getattr(document.config, "max_position_embeddings", NO_LIMIT), NO_LIMIT)
     special_tokens = tokenizer.num_special_tokens_to_add()
-    if max_document_tokens is not None and not special_tokens < max_document_tokens <= positions:
+    max_document_tokens = max_document_tokens or min(limit, positions)
+    if not special_tokens < max_document_tokens <= positions:
         raise UserError(
             f"max_document_tokens is {max_document_tokens}; it must be at least {special_tokens + 1}, as the tokenizer "
             f"adds {special_tokens} special tokens, and at most {positions}, the positions that the model has."
         )
     prompts = {"query": "", "document": ""} | dict(prompts or {})
-    return Tokenisation(tokenizer, max_query_tokens or limit, max_document_tokens or min(limit, positions), prompts)
+    return Tokenisation(tokenizer, max_query_tokens or limit, max_document_tokens, prompts)

@@ -22,7 +22,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 from splade_lit.core.errors import UserError
 from splade_lit.core.tokenisation import EngineTokenizer, Tokenisation
-from splade_lit.encoder.layout import SavedLayout, find_saved, query_limit, read_json
+from splade_lit.encoder.layout import SavedLayout, find_saved, read_json
 from splade_lit.encoder.rows import keep_largest, look_up, split_rows
 from splade_lit.encoder.table import read_table
 
@@ -87,7 +87,7 @@ def load_query_side(source: str | Path, *, revision: str | None = None) -> Query
     check_query_tokenizer(layout, tokenizer.backend_tokenizer)
     vocabulary = tokenizer.backend_tokenizer.get_vocab()
     weights = read_table(layout, vocabulary, max(vocabulary.values()) + 1)
-    limit = layout.max_query_tokens or query_limit(layout.document_folder)
+    limit = layout.max_query_tokens
     tokenisation = Tokenisation(tokenizer, limit, layout.max_document_tokens or limit, layout.prompts)
     return QuerySide(weights, tokenisation, layout.max_active_dims)
 
