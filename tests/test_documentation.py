@@ -63,7 +63,7 @@ def options_exist(line: str, words: list[str], folder: Path) -> Outcome:
     return Outcome(outcome.code or len(missing), outcome.out, f"no such options: {missing}")
 
 
-def tests_exist(line: str, words: list[str], folder: Path) -> Outcome:
+def existing_tests(line: str, words: list[str], folder: Path) -> Outcome:
     missing = [word for word in words if "/" in word and not (REPOSITORY / word).exists()]
     return Outcome(len(missing), "", f"no such tests: {missing}")
 
@@ -71,7 +71,7 @@ def tests_exist(line: str, words: list[str], folder: Path) -> Outcome:
 EXEMPT = (
     Exempt(r"make\b", "installs a whole environment, then works for minutes", planned),
     Exempt(r"pip install|python -m pip install", "needs a network", extras_exist),
-    Exempt(r"python -m pytest\b", "runs other tests", tests_exist),
+    Exempt(r"python -m pytest\b", "runs other tests", existing_tests),
     Exempt(r"python -m splade_lit\.fit .*nq_distilbert", "needs a GPU and the Hub", parsed),
     Exempt(r"python -m splade_lit\.push", "needs an account on the Hub", dry_run),
     Exempt(r"python scripts/wandb_workspace\.py", "needs an account on W&B", printed),
