@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from splade_lit.command_line.arguments import read_settings
 from splade_lit.command_line.exit_codes import run_command
-from splade_lit.training.settings import help_text
+from splade_lit.training.help_text import help_text
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -14,7 +14,7 @@ from splade_lit.command_line.arguments import parse_settings
 from splade_lit.core.errors import UserError
 from splade_lit.core.renamed import RENAMED, current_names
 from splade_lit.training import cli as training_cli
-from splade_lit.training.settings import LINKS, help_text
+from splade_lit.training.help_text import LINKS, help_text
 
 TIMER = "lightning.pytorch.callbacks.Timer"
 TERMS = "splade_lit.training.callbacks.terms.TermTable"

@@ -43,7 +43,7 @@ class PairsDataModule(LightningDataModule):
         config: which configuration of the data set, if there are several.
         split: which split of the data set.
         revision: branch, tag or commit of a Hub id; natural-questions is pinned unless one is given.
-        max_pairs: use the first pairs only; null for all, of natural-questions for the 100,000 of the published recipe.
+        max_pairs: use the first pairs only; null for all.
         num_eval_pairs: pairs held out of training for the validation loss.
         split_seed: seed of the choice of those pairs.
         held_out_tasks: retrieval tasks that the model is evaluated on, by name or folder; pairs with one of their

@@ -17,7 +17,6 @@ from splade_lit.data.hub import open_texts
 
 NATURAL_QUESTIONS = "sentence-transformers/natural-questions"
 DEFAULT_REVISIONS = {NATURAL_QUESTIONS: "f9e894e1081e206e577b4eaa9ee6de2b06ae6f17"}
-DEFAULT_MAX_PAIRS = {NATURAL_QUESTIONS: 100_000}  # of the published recipe
 DOCSTRINGS = "docstrings"
 BATCH_ROWS = 1000
 
@@ -96,7 +95,7 @@ def load_pairs(
         config: which configuration of the data set, if there are several.
         split: which split.
         revision: branch, tag or commit of a Hub id; natural-questions is pinned unless one is given.
-        max_pairs: take the first rows only; all if none is given, of natural-questions the 100,000 of the recipe.
+        max_pairs: take the first rows only, and say how many are left out; all if not given.
         cache_dir: folder of the cache of texts.
 
     Raises:
@@ -116,7 +115,7 @@ def load_pairs(
         commit = opened.commit
         names = ("query", "document", *(f"negative_{number}" for number in range(1, len(columns) - 1)))
         dataset = opened.read(columns).rename_columns(dict(zip(columns, names, strict=True)))
-    if (max_pairs := max_pairs or DEFAULT_MAX_PAIRS.get(source)) is not None and max_pairs < len(dataset):
+    if max_pairs is not None and max_pairs < len(dataset):
         logger.info("%s: max_pairs leaves out %d of %d rows.", source, len(dataset) - max_pairs, len(dataset))
         dataset = dataset.select(range(max_pairs))
     return Pairs(_without_empty_texts(dataset, source), source, config, commit)

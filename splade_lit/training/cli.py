@@ -35,8 +35,8 @@ from splade_lit.training.callbacks.save_model import SaveModel
 from splade_lit.training.callbacks.step_progress import ProgressLines, StepProgressBar
 from splade_lit.training.callbacks.stop_signals import StopSignals
 from splade_lit.training.callbacks.wandb_log import WandbLog
+from splade_lit.training.help_text import LINKS
 from splade_lit.training.module import SpladeModule, check_precision
-from splade_lit.training.settings import LINKS
 
 
 class OpenRunFolder(Callback):
