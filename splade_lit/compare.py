@@ -63,7 +63,7 @@ def _parser() -> CommandParser:
         "--search-documents",
         type=at_least(0),
         default=2000,
-        help="documents to measure search on, which are encoded first; 0: measure nothing (%(default)s)",
+        help="documents to measure search on, which are encoded first, and all judged ones; 0: none (%(default)s)",
     )
     parser.add_argument("--device", help="device to encode on, such as cpu or cuda (default: cuda where there is one)")
     return parser

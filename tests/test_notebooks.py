@@ -76,6 +76,6 @@ def test_notebooks_run_without_a_run(on_model):
         assert "Warning" not in printed(book, "stderr")
 
 
-def test_readme_names_every_notebook():
-    named = re.findall(r"(0\d_\w+)\.ipynb", (REPOSITORY / "README.md").read_text(encoding="utf-8"))
+def test_the_docs_name_every_notebook():
+    named = re.findall(r"(0\d_\w+)\.ipynb", (REPOSITORY / "docs" / "notebooks.md").read_text(encoding="utf-8"))
     assert sorted(set(named)) == [path.stem for path in NOTEBOOKS]
