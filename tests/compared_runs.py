@@ -4,13 +4,14 @@ import json
 import shutil
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
+from itertools import combinations
 from pathlib import Path
 
 import pytest
 from command_runs import CHECKPOINT, RETRIEVAL, SPARSITY, Outcome, World, call, make_world
 from transformers import PreTrainedTokenizerBase
 
-from splade_lit import fit
+from splade_lit import compare, fit
 
 CARBON = "splade_lit.training.callbacks.carbon.CarbonTracker"
 
@@ -122,3 +123,31 @@ def assert_one_sentence(outcome: Outcome, *parts: str) -> None:
     assert "Traceback" not in outcome.err
     for part in parts:
         assert part in outcome.errors[0]
+
+
+def compared(tmp_path: Path, *arguments: object) -> tuple[Outcome, Page]:
+    outcome = call(compare.main, *arguments, "--output", tmp_path / "page.html")
+    assert outcome.code == 0, outcome.err
+    return outcome, Page(tmp_path / "page.html")
+
+
+def holm_closed(p_values: dict[str, float]) -> dict[str, float]:
+    """The largest Bonferroni p of all families that a hypothesis is in."""
+    families = [family for size in range(1, len(p_values) + 1) for family in combinations(p_values, size)]
+    return {
+        name: max(min(1.0, len(f) * min(p_values[one] for one in f)) for f in families if name in f)
+        for name in p_values
+    }
+
+
+def peer_results(runs: Runs, folder: Path) -> Path:
+    """A folder with what sentence-transformers' evaluator says of a run's model, as JSON and as CSV."""
+    pytest.importorskip("sentence_transformers")
+    from sentence_transformers import SparseEncoder
+    from sentence_transformers.sparse_encoder.evaluation import SparseNanoBEIREvaluator
+
+    evaluator = SparseNanoBEIREvaluator(["msmarco", "nq"], dataset_id=str(runs.world.tasks), batch_size=16)
+    (folder / "csv").mkdir()
+    figures = evaluator(SparseEncoder(str(runs.sparse / "model"), device="cpu"), output_path=str(folder / "csv"))
+    (folder / "figures.json").write_text(json.dumps(figures))
+    return folder

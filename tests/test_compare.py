@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_runs import NDCG, Outcome, call, read_json, rows
-from compared_runs import Page, Runs, copy_run, make_runs, query_rows
+from compared_runs import Page, Runs, compared, copy_run, holm_closed, make_runs, peer_results, query_rows
 from scipy import stats
 
 from splade_lit import compare, evaluate
@@ -49,12 +49,6 @@ def outcome(runs) -> Outcome:
 def page(runs, outcome) -> Page:
     assert outcome.code == 0, outcome.err
     return Page(runs.world.folder / "report.html")
-
-
-def compared(tmp_path: Path, *arguments: object) -> tuple[Outcome, Page]:
-    outcome = call(compare.main, *arguments, "--output", tmp_path / "page.html")
-    assert outcome.code == 0, outcome.err
-    return outcome, Page(tmp_path / "page.html")
 
 
 def test_figures_are_those_of_metrics_json(runs, outcome, page):
@@ -120,15 +114,6 @@ def test_figures_of_queries_are_those_that_the_means_are_of(runs):
     assert all(line["query"] == texts[line["task"]][line["query_id"]] for line in lines)
 
 
-def holm_by_closed_testing(p_values: dict[str, float]) -> dict[str, float]:
-    """The largest Bonferroni p of all families that a hypothesis is in."""
-    families = [family for size in range(1, len(p_values) + 1) for family in combinations(p_values, size)]
-    return {
-        name: max(min(1.0, len(f) * min(p_values[one] for one in f)) for f in families if name in f)
-        for name in p_values
-    }
-
-
 def test_differences_and_t_tests_are_scipys(runs, page):
     values = {
         name: np.array([line["ndcg@10"] for line in query_rows(run, stage)])
@@ -150,7 +135,7 @@ def test_differences_and_t_tests_are_scipys(runs, page):
         assert row["95 % interval"] == f"{interval.low:+.4f} to {interval.high:+.4f}"
         wins, losses = (ours > theirs).sum(), (ours < theirs).sum()
         assert row["won, equal, lost"] == f"{wins}/{len(ours) - wins - losses}/{losses}"
-    corrected = holm_by_closed_testing(p_values)
+    corrected = holm_closed(p_values)
     for row in rows:
         p = corrected[row["system"] + row["against"]]
         assert row["p (t-test)"] == (f"{p:.4f}" if p >= 0.0001 else "< 0.0001")
@@ -236,16 +221,7 @@ def test_figures_of_a_sample_are_not_taken_for_those_of_the_corpus(runs, tmp_pat
 @pytest.fixture(scope="module")
 def peer(runs, tmp_path_factory) -> Path:
     """A folder with what sentence-transformers' evaluator says of a run's model, as JSON and as CSV."""
-    pytest.importorskip("sentence_transformers")
-    from sentence_transformers import SparseEncoder
-    from sentence_transformers.sparse_encoder.evaluation import SparseNanoBEIREvaluator
-
-    folder = tmp_path_factory.mktemp("peer")
-    evaluator = SparseNanoBEIREvaluator(["msmarco", "nq"], dataset_id=str(runs.world.tasks), batch_size=16)
-    (folder / "csv").mkdir()
-    figures = evaluator(SparseEncoder(str(runs.sparse / "model"), device="cpu"), output_path=str(folder / "csv"))
-    (folder / "figures.json").write_text(json.dumps(figures))
-    return folder
+    return peer_results(runs, tmp_path_factory.mktemp("peer"))
 
 
 @pytest.mark.filterwarnings("ignore")

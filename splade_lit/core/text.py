@@ -45,7 +45,7 @@ class Mender:
         self.count = 0
 
     def __call__(self, text: str) -> str:
-        """The text in valid Unicode.
+        r"""The text in valid Unicode.
 
         >>> Mender()("caf\udce9") == "caf\ufffd"
         True
