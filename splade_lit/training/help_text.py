@@ -38,8 +38,8 @@ def help_text() -> str:
     parser.add_argument("--config", metavar="FILE", help="YAML file of settings; later files and options override")
     parser.add_argument("--print_config", action="store_true", help="print all settings as YAML and do nothing else")
     parser.add_argument("--seed_everything", metavar="int", help="seed of everything that is random (default: 12)")
-    parser.add_argument("--ckpt_path", metavar="FILE", help="checkpoint to resume from")
-    parser.add_argument("--overwrite", metavar="bool", help="start again in a folder that holds a run (default: False)")
+    parser.add_argument("--ckpt_path", metavar="FILE", help="Checkpoint to resume from.")
+    parser.add_argument("--overwrite", metavar="bool", help="Start again in a folder that holds a run.")
     for group, (package, file, name) in _CLASSES.items():
         (folder,) = find_spec(package).submodule_search_locations  # type: ignore[union-attr, misc]
         _add_settings(parser, group, Path(folder, file).read_text(encoding="utf-8"), name)
@@ -61,7 +61,8 @@ def _add_settings(parser: CommandParser, group: str, source: str, class_name: st
     texts = {entry.arg_name: entry.description or "" for entry in documented}
     first = [None] * (len(init.args.args) - len(init.args.defaults))
     defaults = [*first, *init.args.defaults, *init.args.kw_defaults]
-    section = parser.add_argument_group(group)
+    summary = (ast.get_docstring(tree) or "").partition("\n\n")[0]
+    section = parser.add_argument_group(group, summary.replace("%", "%%"))
     for argument, default in list(zip([*init.args.args, *init.args.kwonlyargs], defaults, strict=True))[1:]:
         if (name := f"{group}.{argument.arg}") not in LINKS:
             value = f" (default: {ast.unparse(default)})" if default else ""
