@@ -145,4 +145,4 @@ print(search.exact_search(csr_array(np.eye(3)), csr_array(np.eye(3)), 1).documen
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, env=environment, check=False
     )
-    assert done.stdout == f"{tmp_path}/splade_lit/evaluation/search.py\n[0, 1, 2]\n", done.stderr
+    assert done.stdout == f"{tmp_path}/splade_lit/evaluation/exact_search.py\n[0, 1, 2]\n", done.stderr

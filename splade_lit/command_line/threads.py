@@ -14,6 +14,6 @@ def set_waiting(variables: Mapping[str, str] | None = None) -> None:
     Args:
         variables: environment variables; `WAITING` if not given.
     """
-    theirs = [name for name in os.environ if name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT") or name.startswith("KMP_")]
+    theirs = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY"} & os.environ.keys()
     if not theirs and "torch" not in sys.modules:
         os.environ.update(WAITING if variables is None else variables)
