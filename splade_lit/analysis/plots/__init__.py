@@ -12,8 +12,8 @@ from splade_lit.analysis.plots.dims import (
     posting_lengths,
     pruning_curve,
 )
+from splade_lit.analysis.plots.query_weights import biggest_moves, table_change, weights_against_frequencies
 from splade_lit.analysis.plots.scores import causes, term_shares, wins_and_losses
-from splade_lit.analysis.plots.weights import biggest_moves, table_change, weights_against_frequencies
 
 __all__ = [
     "active_dims",
