@@ -41,19 +41,13 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def evaluations(config: Mapping[str, Any]) -> tuple[Evaluation, ...]:
-    """What a run was evaluated on, as far as its settings tell."""
+    """What a run was evaluated on, as far as its settings say."""
     trainer = config.get("trainer")
     callbacks = trainer.get("callbacks") if isinstance(trainer, dict) else None
     found = []
     for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
         if isinstance(callback, dict) and str(callback.get("class_path")).endswith("RetrievalEvaluation"):
             given = callback.get("init_args") or {}
-            found.append(
-                Evaluation(
-                    tasks=tuple(map(str, given.get("tasks") or ())),
-                    nanobeir_source=given.get("nanobeir_source"),
-                    nanobeir_revision=given.get("nanobeir_revision"),
-                    max_corpus_documents=given.get("max_corpus_documents"),
-                )
-            )
+            names = ("nanobeir_source", "nanobeir_revision", "max_corpus_documents")
+            found.append(Evaluation(tuple(map(str, given.get("tasks") or ())), *map(given.get, names)))
     return tuple(found)

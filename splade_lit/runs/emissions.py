@@ -1,7 +1,7 @@
 """`emissions.csv` of a run: codecarbon's columns, a row for each stage of each start of the run."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,12 @@ class Usage:
     seconds: float
     energy_kwh: float
     emissions_kg: float
+
+    @classmethod
+    def of(cls, rows: Iterable[Row]) -> "Usage":
+        """The sum of rows of emissions.csv."""
+        used = [[row[name] for name in ("duration", "energy_consumed", "emissions")] for row in rows]
+        return cls(*map(sum, zip(*used, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -45,22 +51,11 @@ class Footprint:
     @property
     def total(self) -> Usage:
         """Of all stages."""
-        stages = self.stages.values()
-        return Usage(
-            sum(stage.seconds for stage in stages),
-            sum(stage.energy_kwh for stage in stages),
-            sum(stage.emissions_kg for stage in stages),
-        )
+        return Usage(*map(sum, zip(*map(astuple, self.stages.values()), strict=True)))
 
 
 def grown(row: Row | None, stage: str, before: Row | None, now: Row) -> Row:
-    """The row of a stage with what was used between two readings of a tracker added.
-
-    Args:
-        row: the row as it is, None if the stage begins.
-        stage: name of the stage.
-        before: the earlier reading, None for none.
-        now: the later one.
+    """The row of a stage, None if it begins, with what was used between two readings of a tracker added.
 
     >>> first = grown(None, "training", None, {"run_id": "a", **dict.fromkeys(SUMS, 1.0)})
     >>> now = {"run_id": "a", **dict.fromkeys(SUMS, 3.0)}
@@ -97,17 +92,10 @@ def footprint(rows: Sequence[Row]) -> Footprint | None:
     """What a run used by stage; None without rows."""
     if not rows:
         return None
-    stages = {
-        stage: Usage(
-            seconds=sum(row["duration"] for row in rows if row["stage"] == stage),
-            energy_kwh=sum(row["energy_consumed"] for row in rows if row["stage"] == stage),
-            emissions_kg=sum(row["emissions"] for row in rows if row["stage"] == stage),
-        )
-        for stage in dict.fromkeys(row["stage"] for row in rows)
-    }
+    stages = dict.fromkeys(row["stage"] for row in rows)
     last = rows[-1]
     return Footprint(
-        stages=stages,
+        stages={stage: Usage.of(row for row in rows if row["stage"] == stage) for stage in stages},
         country=last["country_name"] or None,
         on_cloud=last["on_cloud"] == "Y",
         cpu_model=last["cpu_model"],

@@ -17,25 +17,13 @@ from splade_lit.runs.stages import METRICS_JSON
 CHECKPOINTS = "checkpoints"
 MODEL = "model"
 # What shows that a folder holds a run, and what a new run in it replaces.
-RUN_OUTPUTS = (
-    METRICS_JSON,
-    LOG,
-    PER_QUERY,
-    "sparsity.jsonl",
-    "terms.jsonl",
-    EMISSIONS,
-    CHECKPOINTS,
-    MODEL,
-)
+RUN_OUTPUTS = (METRICS_JSON, LOG, PER_QUERY, "sparsity.jsonl", "terms.jsonl", EMISSIONS, CHECKPOINTS, MODEL)
 
 
 def check_run_folder(folder: str | None, checkpoint: str | None, overwrite: bool) -> None:
-    """Check that a run may write to a folder.
+    """Check that a run, resumed from a checkpoint if there is one, may write to its folder.
 
-    Args:
-        folder: of the run.
-        checkpoint: what it is resumed from, if it is.
-        overwrite: whether what an earlier run left may go.
+    `overwrite` lets what an earlier run left go.
 
     Raises:
         UserError: it may not, or there is no such checkpoint.
@@ -64,15 +52,10 @@ def check_run_folder(folder: str | None, checkpoint: str | None, overwrite: bool
 
 
 def read_checkpoint(path: Path, device: str = "meta", resumable: bool = True) -> dict[str, Any]:
-    """A checkpoint; without the values of its tensors unless a device is given.
-
-    Args:
-        path: the file.
-        device: where its tensors go; on `cpu` they are read from the file as they are used.
-        resumable: whether a file that holds weights only is refused.
+    """A checkpoint; its tensors have no values unless `device` is `cpu`, where they are read as they are used.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or it has weights only, from which a run is not `resumable`.
     """
     if not path.is_file():
         raise UserError(f"{path} is not a file; give a checkpoint such as runs/NAME/checkpoints/last.ckpt.")
@@ -87,10 +70,9 @@ def read_checkpoint(path: Path, device: str = "meta", resumable: bool = True) ->
 
 
 def encoder_state(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """The encoder's tensors by their names in it, without the state of what else was trained with."""
-    prefix = "encoder."
-    state = checkpoint["state_dict"]
-    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    """The encoder's tensors by their names in it, without the state of what else was trained."""
+    parts = {name.partition("."): tensor for name, tensor in checkpoint["state_dict"].items()}
+    return {name: tensor for (part, _, name), tensor in parts.items() if part == "encoder"}
 
 
 def check_same_model(path: Path, model: torch.nn.Module) -> None:
@@ -99,8 +81,9 @@ def check_same_model(path: Path, model: torch.nn.Module) -> None:
     Raises:
         UserError: it is not.
     """
-    there, here = (encoder_state(state) for state in (read_checkpoint(path), {"state_dict": model.state_dict()}))
-    if {name: tensor.shape for name, tensor in there.items()} != {name: tensor.shape for name, tensor in here.items()}:
+    states = (encoder_state(one) for one in (read_checkpoint(path), {"state_dict": model.state_dict()}))
+    there, here = ({name: tensor.shape for name, tensor in state.items()} for state in states)
+    if there != here:
         raise UserError(f"{path} is a checkpoint of another model; resume with the {CONFIG} of its run.")
 
 

@@ -12,12 +12,7 @@ LOG = "metrics.csv"
 
 @dataclass(frozen=True)
 class Log:
-    """What a run has logged.
-
-    Attributes:
-        rows: optimizer steps done, from 1 on and ascending, to metric to value; values that are not finite are left
-            out.
-    """
+    """What a run has logged: optimizer steps done, from 1 on and ascending, to metric to finite value."""
 
     rows: dict[int, dict[str, float]] = field(default_factory=dict)
 

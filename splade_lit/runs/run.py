@@ -23,10 +23,8 @@ class Run:
     """What a run has left; what it has not left is empty.
 
     Attributes:
-        folder: of the run.
         config: its settings by group.
         stages: the figures of each stage.
-        log: its log.
         per_query: figures of single queries by stage, a task each.
         footprint: what it has used, None where nobody counted.
     """
@@ -62,24 +60,23 @@ class Run:
 
     @cached_property
     def evaluations(self) -> tuple[Evaluation, ...]:
-        """What it was evaluated on, as far as its settings tell."""
+        """What it was evaluated on, as far as its settings say."""
         return evaluations(self.config)
 
     @cached_property
     def training_seconds(self) -> float | None:
-        """Time of training without evaluation, as counted or else as its model's card has it; None if neither tells.
+        """Time of training without evaluation, as counted or else as its model's card has it; None if neither says.
 
         Raises:
             UserError: the record of the card is damaged.
         """
+        path = self.folder / MODEL / CARD_JSON
         if self.footprint is not None:
             training = self.footprint.stages.get("training")
             return training.seconds if training else None
-        path = self.folder / MODEL / CARD_JSON
-        if not path.is_file():
-            return None
         try:
-            seconds = ((read_json(path)["training"] or {}).get("seconds") or {}).get("training")
+            card = read_json(path) if path.is_file() else {"training": None}
+            seconds = ((card["training"] or {}).get("seconds") or {}).get("training")
             return None if seconds is None else float(seconds)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path} is not a card's record; delete it to go without.") from error

@@ -26,8 +26,7 @@ _PARTS = ("dot_", "query_", "corpus_", "avg_")
 def read_stages(path: Path) -> Stages:
     """Stage to figures by full name; none if there is no file. Figures that are not finite are left out.
 
-    Args:
-        path: a metrics.json, or the figures of one model alone, which are then those of the stage `model`.
+    Figures of one model alone, without stages, are those of the stage `model`.
 
     Raises:
         UserError: the file is damaged, or holds something else.
@@ -61,7 +60,7 @@ def read_json(path: Path) -> Any:
     """The value of a JSON file.
 
     Raises:
-        UserError: it is not JSON.
+        UserError: it cannot be read, or is not JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
