@@ -3,7 +3,7 @@
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from splade_lit.core.errors import UserError
@@ -19,16 +19,10 @@ def whole_file(path: Path) -> Iterator[Path]:
         OSError: the folder cannot be made or written to.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    os.close(descriptor)
-    temporary = Path(name)
-    try:
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
+        temporary = Path(folder, path.name)
         yield temporary
-        temporary.chmod(0o644)
         temporary.replace(path)
-    finally:
-        with suppress(FileNotFoundError):
-            temporary.unlink()
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -65,5 +59,4 @@ def check_writable(file: Path | None = None, folder: Path | None = None) -> None
 
 def cache_folder(folder: str | Path | None = None) -> Path:
     """`folder`, else the environment variable SPLADE_LIT_CACHE, else `~/.cache/splade_lit`; not created here."""
-    chosen = folder or os.environ.get(CACHE_VARIABLE) or "~/.cache/splade_lit"
-    return Path(chosen).expanduser()
+    return Path(folder or os.environ.get(CACHE_VARIABLE) or "~/.cache/splade_lit").expanduser()

