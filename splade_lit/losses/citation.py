@@ -5,12 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Citation:
-    """What to cite for a part.
-
-    Attributes:
-        title: heading of the entry on a model card.
-        bibtex: one entry or several.
-    """
+    """What to cite for a part: the heading of the entry on a model card, and one BibTeX entry or several."""
 
     title: str
     bibtex: str

@@ -3,13 +3,14 @@
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any, cast
 
 from torch import Tensor, nn
 
 from splade_lit.core.errors import UserError
 from splade_lit.core.ranges import check_range
-from splade_lit.losses.citation import Citation, PartFacts
+from splade_lit.losses.citation import PartFacts
 from splade_lit.losses.part import Part, Step, plain
 from splade_lit.losses.penalties import PENALTIES, L0Mask, Penalty, PenaltyName
 from splade_lit.losses.ranking import RANKING, RankingLoss, RankingName
@@ -34,14 +35,7 @@ class Losses:
 class Objective(nn.Module):
     """`sum_r w_r ranking_r + lambda_d * penalty(documents) + lambda_q * penalty(queries)`.
 
-    Args:
-        ranking: ranking losses, by their short names or as objects.
-        penalty: penalty on activations, likewise.
-        lambda_d: weight of the penalty on documents; a number rises as the schedule says.
-        lambda_q: weight of the penalty on queries; they have none if this is 0.
-        lambda_schedule: how weights that are numbers rise.
-        lambda_ramp_ratio: fraction of all optimizer steps until they are reached.
-        l0_threshold: leave documents with this many active dims or fewer out of the penalty; none if not given.
+    `SpladeModule` has the same settings and says what they mean.
 
     Attributes:
         settings: the arguments as plain values.
@@ -60,31 +54,26 @@ class Objective(nn.Module):
         lambda_ramp_ratio: float = 1 / 3,
         l0_threshold: int | None = None,
     ) -> None:
+        arguments = dict(locals())
         super().__init__()
-        numbers = [None if isinstance(value, Weight) else value for value in (lambda_d, lambda_q)]
-        check_range("model", 0, l0_threshold=l0_threshold, lambda_d=numbers[0], lambda_q=numbers[1])
+        self.settings = {name: plain(arguments[name]) for name in signature(Objective).parameters}
+        check_range("model", 0, l0_threshold=l0_threshold)
         check_range("model", 0, 1, lambda_ramp_ratio=lambda_ramp_ratio)
-        self.settings: dict[str, Any] = {
-            "ranking": plain(ranking),
-            "penalty": plain(penalty),
-            "lambda_d": plain(lambda_d),
-            "lambda_q": plain(lambda_q),
-            "lambda_schedule": lambda_schedule,
-            "lambda_ramp_ratio": lambda_ramp_ratio,
-            "l0_threshold": l0_threshold,
-        }
 
-        def as_weight(value: float | Weight) -> Weight:
-            return value if isinstance(value, Weight) else Ramp(value, lambda_schedule, lambda_ramp_ratio)
+        def as_weight(name: str, value: float | Weight) -> Weight:
+            if isinstance(value, Weight):
+                return value
+            check_range("model", 0, **{name: value})
+            return Ramp(value, lambda_schedule, lambda_ramp_ratio)
 
         self.ranking = nn.ModuleList(_named(one, RANKING) for one in ranking)
         on_queries = cast(Penalty, _named(penalty, PENALTIES))
         on_documents = on_queries if l0_threshold is None else L0Mask(on_queries, l0_threshold)
         self.penalties = nn.ModuleDict({"document": on_documents})
-        self.weights = nn.ModuleDict({"document": as_weight(lambda_d)})
+        self.weights = nn.ModuleDict({"document": as_weight("lambda_d", lambda_d)})
         if lambda_q != 0:
             self.penalties["query"] = copy.deepcopy(on_queries)  # with a state of its own
-            self.weights["query"] = as_weight(lambda_q)
+            self.weights["query"] = as_weight("lambda_q", lambda_q)
         if not self.ranking:
             raise UserError("model.ranking is empty; name a ranking loss, such as in_batch.")
         names = ["loss", *self.parts]
@@ -105,10 +94,12 @@ class Objective(nn.Module):
 
     def facts(self) -> list[PartFacts]:
         """What a model card says of the parts."""
-        return [
-            PartFacts(name, "" if isinstance(part, Weight) else part.tag, list(_citations(part)))
-            for name, part in self.parts.items()
-        ]
+        facts = []
+        for name, part in self.parts.items():
+            citations = [one for inner in part.modules() if isinstance(inner, Part) for one in inner.citations]
+            tag = "" if isinstance(part, Weight) else part.tag
+            facts.append(PartFacts(name, tag, list(dict.fromkeys(citations))))
+        return facts
 
     def prepare(self, vocab_size: int) -> None:
         """Give all parts the size of the vectors."""
@@ -140,18 +131,11 @@ class Objective(nn.Module):
 
 
 def _named(part: Any, classes: Mapping[Any, type[Part]]) -> Part:
-    if isinstance(part, Part):
-        return part
-    return classes[part]()
+    return part if isinstance(part, Part) else classes[part]()
 
 
 def _lambda(side: str) -> str:
     return f"lambda_{side[0]}"
-
-
-def _citations(part: Part) -> dict[Citation, None]:
-    parts = (one for one in part.modules() if isinstance(one, Part))
-    return dict.fromkeys(citation for one in parts for citation in one.citations)
 
 
 def _scalar(part: nn.Module, value: Tensor) -> Tensor:

@@ -20,11 +20,11 @@ class Step:
 
     Attributes:
         scores: of all queries with all documents.
-        answers: which document answers which query, a pair of row numbers each: (query, document). A query may have
-            several answers; documents that answer none are negatives of all.
+        answers: which document answers which query: pairs of row numbers (query, document). A query may have several
+            answers; documents that answer no query are negatives of all.
         documents: document vectors.
-        mean_query: mean of the query vectors. A dim of a query holds its weight or 0, so that a penalty on this one
-            vector is the penalty on all of them where it looks at means or sums; `[queries, vocab]` is never made.
+        mean_query: mean of the query vectors. A penalty that looks at means or sums is the same on this one vector as
+            on all of them, so that `[queries, vocab]` is never made.
         step: optimizer steps done.
         total_steps: optimizer steps of the whole run.
         teacher_scores: what a teacher gives for `scores`, where there is one.
@@ -52,7 +52,7 @@ class Step:
 def answer_mask(
     scores: Float[Tensor, "queries documents"], answers: Int64[Tensor, "answers 2"]
 ) -> Bool[Tensor, "queries documents"]:
-    """Whether a document answers a query, of pairs (query, document) of row numbers.
+    """Whether a document answers a query.
 
     >>> answer_mask(torch.zeros(2, 3), torch.tensor([[0, 0], [1, 2]]))
     tensor([[ True, False, False],
@@ -65,13 +65,13 @@ def answer_mask(
 class Part(nn.Module):
     """A part of the objective: a ranking loss, a penalty, or the weight of a penalty.
 
-    Its settings are the arguments of `__init__`, each kept as an attribute of the same name; a YAML file gives them,
-    checkpoints and model cards show them. What it learns lies in parameters, which are trained in a group of their own;
-    what it keeps from step to step lies in buffers, so that a resumed run goes on with it.
+    Its settings are the arguments of `__init__`, each kept as an attribute of the same name: YAML files give them,
+    checkpoints and model cards show them. What it learns is in parameters, which are trained in a group of their own;
+    what it keeps from step to step is in buffers, so that a resumed run goes on with it.
 
     Attributes:
-        name: its column in the log; if a class does not give it, its own name as words: `my_loss` for `MyLoss`.
-        tag: what stands after `loss:` in the tags of a model card; if a class does not give it, its own name.
+        name: its column in the log; by default made of the class name: `my_loss` for `MyLoss`.
+        tag: what stands after `loss:` in the tags of a model card; by default the class name.
         citations: what a model card cites for it.
     """
 
@@ -93,9 +93,10 @@ class Part(nn.Module):
         """
         arguments = signature(type(self)).parameters.values()
         names = [one.name for one in arguments if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
-        for name in names:
-            if not hasattr(self, name):
-                raise UserError(f"{_path(self)} must keep its setting {name} as self.{name}, for checkpoint and card.")
+        if lost := [name for name in names if not hasattr(self, name)]:
+            raise UserError(
+                f"{_path(self)} must keep its setting {lost[0]} as self.{lost[0]}, for checkpoint and card."
+            )
         return {name: plain(getattr(self, name)) for name in names}
 
     def prepare(self, vocab_size: int) -> None:

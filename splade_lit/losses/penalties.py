@@ -16,8 +16,7 @@ PenaltyName = Literal["flops", "l1"]
 def flops_penalty(embeddings: Float[Tensor, "batch vocab"]) -> Float[Tensor, ""]:
     """Sum over the vocabulary of the squared mean activation: `sum_j (mean_i d_ij)^2` (Paria et al. 2020).
 
-    A smooth stand-in for the expected number of multiplications of a search; not to be mixed up with
-    `splade_lit.evaluation.sparsity.expected_flops`, which is measured.
+    It stands in for the expected multiplications of a search, which `evaluation.sparsity.expected_flops` measures.
 
     >>> flops_penalty(torch.tensor([[1.0, 0.0], [3.0, 0.0]]))
     tensor(4.)
@@ -37,21 +36,20 @@ def l1_penalty(embeddings: Float[Tensor, "batch vocab"]) -> Float[Tensor, ""]:
 def l0_mask(embeddings: Float[Tensor, "batch vocab"], threshold: int) -> Float[Tensor, "batch vocab"]:
     """The embeddings with rows of `threshold` active dims or fewer set to zero (Shen et al. 2025, "l0 mask").
 
-    A penalty on the result leaves alone what is sparse enough; such rows still count in the penalty's mean.
+    A penalty on the result spares what is sparse enough; such rows still count in its mean.
 
     >>> l0_mask(torch.tensor([[1.0, 2.0], [3.0, 0.0]]), threshold=1)
     tensor([[1., 2.],
             [0., 0.]])
     """
-    dense = (embeddings != 0).sum(1, keepdim=True) > threshold
-    return embeddings * dense
+    return embeddings * ((embeddings != 0).sum(1, keepdim=True) > threshold)
 
 
 class Penalty(Part):
     """A penalty on activations; subclasses define `forward(vectors, step)`.
 
-    It gets the vectors of all documents of a batch; if queries are penalised too, a copy of it gets the mean of the
-    query vectors as a batch of one. In the log it is `document_NAME` and `query_NAME`.
+    It gets the vectors of all documents of a batch; if queries are penalised too, a copy gets the mean of the query
+    vectors as a batch of one. In the log it is `document_NAME` and `query_NAME`.
     """
 
     def forward(self, vectors: Float[Tensor, "batch vocab"], step: Step) -> Float[Tensor, ""]:
@@ -101,9 +99,6 @@ class L0Mask(Penalty):
     Args:
         penalty: the penalty on the others.
         threshold: active dims that are few enough.
-
-    Raises:
-        UserError: the threshold is out of range.
     """
 
     citations = (

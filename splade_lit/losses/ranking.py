@@ -22,10 +22,6 @@ def in_batch_ranking_loss(
     MultipleNegativesRankingLoss with scale 1). Where a query has several answers, the others are left out of j.
     Computed in fp32 at least.
 
-    Args:
-        scores: dot products of the queries with all documents of the batch.
-        answers: pairs (query, document) of row numbers.
-
     >>> in_batch_ranking_loss(torch.tensor([[2.0, 0.0], [0.0, 2.0]]), torch.tensor([[0, 0], [1, 1]]))
     tensor(0.1269)
     """
@@ -42,9 +38,6 @@ class RankingLoss(Part):
 
     Args:
         weight: factor of this loss in the sum.
-
-    Raises:
-        UserError: the weight is out of range.
     """
 
     def __init__(self, weight: float = 1.0) -> None:

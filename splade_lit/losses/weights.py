@@ -17,28 +17,18 @@ _POWERS: dict[Schedule, int] = {"quadratic": 2, "linear": 1, "constant": 0}
 def penalty_factor(step: int, ramp_steps: int, schedule: Schedule = "quadratic") -> float:
     """Factor of a penalty's weight: `(step / ramp_steps)^2` up to 1, then 1 (Formal et al. 2021, "SPLADE").
 
-    Args:
-        step: optimizer steps done.
-        ramp_steps: optimizer steps until the full weight.
-        schedule: "quadratic" as above, "linear", or "constant" for 1 throughout.
+    Steps are optimizer steps done. The schedule "linear" has no square, "constant" is 1 throughout.
 
     >>> [penalty_factor(step, 4) for step in (0, 2, 4, 9)]
     [0.0, 0.25, 1.0, 1.0]
     >>> penalty_factor(1, 4, "linear")
     0.25
     """
-    if schedule == "constant" or step >= ramp_steps:
-        return 1.0
-    return (step / ramp_steps) ** _POWERS[schedule]
+    return min(1.0, step / ramp_steps) ** _POWERS[schedule]
 
 
 def learning_rate_factor(step: int, warmup_steps: int, total_steps: int) -> float:
     """Factor of a learning rate: linear from 0 to 1 over the warm-up, then linear to 0 at `total_steps`.
-
-    Args:
-        step: optimizer steps done.
-        warmup_steps: optimizer steps of warm-up.
-        total_steps: optimizer steps of the whole run.
 
     >>> [learning_rate_factor(step, 2, 6) for step in (0, 1, 2, 4, 6)]
     [0.0, 0.5, 1.0, 0.5, 0.0]
@@ -55,12 +45,7 @@ class Weight(Part):
         """Look at a training batch before its weight is asked for; under accumulation a step has several batches."""
 
     def weight(self, step: int, total_steps: int) -> float | Tensor:
-        """The weight at an optimizer step.
-
-        Args:
-            step: optimizer steps done.
-            total_steps: optimizer steps of the whole run.
-        """
+        """The weight after `step` of a run's `total_steps` optimizer steps."""
         raise NotImplementedError
 
 
@@ -71,9 +56,6 @@ class Ramp(Weight):
         value: the full weight.
         schedule: how it rises: `quadratic`, `linear` or `constant`.
         ramp_ratio: fraction of all optimizer steps until the full weight.
-
-    Raises:
-        UserError: a setting is out of range.
     """
 
     def __init__(self, value: float, schedule: Schedule = "quadratic", ramp_ratio: float = 1 / 3) -> None:
@@ -85,5 +67,5 @@ class Ramp(Weight):
         self.ramp_ratio = ramp_ratio
 
     def weight(self, step: int, total_steps: int) -> float:
-        """The weight at an optimizer step."""
+        """The weight after `step` of a run's `total_steps` optimizer steps."""
         return penalty_factor(step, max(1, int(total_steps * self.ramp_ratio)), self.schedule) * self.value
