@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import count, islice
 from pathlib import Path
 
 import datasets
@@ -10,7 +11,6 @@ from splade_lit.core.errors import UserError
 from splade_lit.data.hub import local_path, open_texts
 from splade_lit.data.tasks import beir_file, is_beir, is_task, load_task
 
-_ID_COLUMNS = ("_id", "id")
 _ROWS = 1000
 
 
@@ -20,7 +20,7 @@ class Corpus:
 
     Attributes:
         num_rows: how many there are, those without text among them.
-        rows: gives id and text of each from the start at each call; no two have one id.
+        rows: gives id and text of each, from the start at each call; no two have one id.
         source: where they come from.
     """
 
@@ -36,10 +36,7 @@ class Corpus:
 def open_corpus(
     source: str, text_column: str = "text", cache_dir: str | Path | None = None, titles: bool = True
 ) -> Corpus:
-    """A corpus of any size.
-
-    A `title` is put before the text, as BEIR does. Ids come from a column `_id` or `id`; without one they are row
-    numbers, from 0.
+    """A corpus of any size, whose ids are in a column `_id` or `id`, or else row numbers, from 0.
 
     Args:
         source: a file (jsonl, csv, tsv, txt with a document a line, each gzipped or not, or parquet), a Hub id or a
@@ -47,21 +44,19 @@ def open_corpus(
             folder).
         text_column: name of the column of texts.
         cache_dir: folder of the cache of texts.
-        titles: put the title before the text; a retrieval task has it there anyway.
+        titles: put the column `title` before the text, as BEIR does; a retrieval task has it there anyway.
 
     Raises:
         UserError: there is no such source, it has no such column, or an id is missing or doubled.
     """
-    folder = local_path(source)
+    folder, file = local_path(source), source
     if is_beir(folder):
-        opened = open_texts(str(beir_file(folder, "corpus.jsonl")), cache_dir=cache_dir)
-        text_column = "text"
+        file, text_column = str(beir_file(folder, "corpus.jsonl")), "text"
     elif is_task(source):
         corpus = load_task(source, cache_dir=cache_dir)[0].corpus
         return Corpus(len(corpus), lambda: iter(corpus.items()), source)
-    else:
-        opened = open_texts(source, cache_dir=cache_dir)
-    ids = [name for name in _ID_COLUMNS if name in opened.columns and name != text_column][:1]
+    opened = open_texts(file, cache_dir=cache_dir)
+    ids = [name for name in ("_id", "id") if name in opened.columns and name != text_column][:1]
     title = ["title"] if titles and "title" in opened.columns and text_column != "title" else []
     dataset = opened.read([*ids, *title, text_column], id_column=bool(ids))
     return Corpus(len(dataset), lambda: _rows(dataset, bool(ids)), source)
@@ -69,11 +64,6 @@ def open_corpus(
 
 def load_corpus(source: str, text_column: str = "text", cache_dir: str | Path | None = None) -> dict[str, str]:
     """Document id to text of a corpus that fits into memory; documents without text are left out.
-
-    Args:
-        source: see `open_corpus`.
-        text_column: name of the column of texts.
-        cache_dir: folder of the cache of texts.
 
     Raises:
         UserError: as `open_corpus`, or no document has text.
@@ -85,9 +75,9 @@ def load_corpus(source: str, text_column: str = "text", cache_dir: str | Path | 
 
 
 def _rows(dataset: datasets.Dataset, with_ids: bool) -> Iterator[tuple[str, str]]:
-    for start in range(0, len(dataset), _ROWS):
-        ids, *texts = dataset[start : start + _ROWS].values()
-        if not with_ids:
-            ids, texts = range(start, start + len(ids)), [ids, *texts]
-        for id, *parts in zip(ids, *texts, strict=True):
-            yield str(id), " ".join(part for part in parts if part).strip()
+    numbers = map(str, count())
+    for batch in dataset.iter(_ROWS):
+        columns = list(batch.values())
+        ids = columns.pop(0) if with_ids else islice(numbers, len(columns[0]))
+        for id, *parts in zip(ids, *columns, strict=True):
+            yield id, " ".join(part for part in parts if part).strip()

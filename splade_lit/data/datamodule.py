@@ -85,16 +85,9 @@ class PairsDataModule(LightningDataModule):
         prompts: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
-        check_range(
-            "data",
-            1,
-            max_pairs=max_pairs,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            max_query_tokens=max_query_tokens,
-            max_document_tokens=max_document_tokens,
-            block_rows=block_rows,
-        )
+        check_range("data", 1, max_pairs=max_pairs, batch_size=batch_size, eval_batch_size=eval_batch_size)
+        check_range("data", 1, max_query_tokens=max_query_tokens, max_document_tokens=max_document_tokens)
+        check_range("data", 1, block_rows=block_rows)
         check_range("data", 0, num_eval_pairs=num_eval_pairs)
         check_range("data", 0, LARGEST_SEED, split_seed=split_seed, seed=seed)
         if source != DOCSTRINGS:
@@ -102,25 +95,11 @@ class PairsDataModule(LightningDataModule):
         tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
         self.tokenisation = Tokenisation(tokenizer, max_query_tokens, max_document_tokens, prompts or {})
         self.cache_dir = cache_folder(cache_dir)
-        self.num_eval_pairs = num_eval_pairs
-        self.split_seed = split_seed
-        self.batch_size = batch_size
-        self.eval_batch_size = eval_batch_size
-        self.drop_last = drop_last
-        self.seed = seed
-        self.block_rows = block_rows
-        self._load_pairs = partial(
-            load_pairs,
-            source,
-            query_column,
-            document_column,
-            negative_columns,
-            config=config,
-            split=split,
-            revision=revision,
-            max_pairs=max_pairs,
-            cache_dir=cache_dir,
-        )
+        self.num_eval_pairs, self.split_seed = num_eval_pairs, split_seed
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.drop_last, self.seed, self.block_rows = drop_last, seed, block_rows
+        columns = (query_column, document_column, negative_columns)
+        self._load_pairs = partial(load_pairs, source, *columns, config, split, revision, max_pairs, cache_dir)
         self.held_out_tasks = tuple(held_out_tasks)
         self._pairs: Pairs | None = None
         self._train_loader: PairLoader | None = None
@@ -131,10 +110,10 @@ class PairsDataModule(LightningDataModule):
         self.setup()
 
     def setup(self, stage: str | None = None) -> None:
-        """Load pairs and tokens, once; helpers and loaders work from here on.
+        """Load pairs and tokens, once.
 
         Raises:
-            UserError: as `load_pairs`.
+            UserError: as `load_pairs`, or every pair has a held-out query.
         """
         if self._pairs is not None:
             return
@@ -243,16 +222,15 @@ class PairsDataModule(LightningDataModule):
         return kept
 
     def _tokenize(self, pairs: Pairs, position: int) -> TokenStore:
-        column = pairs.columns[position]
-        is_query = column == "query"
-        side = "query" if is_query else "document"
-        ways = self.tokenisation
-        max_tokens = ways.max_query_tokens if is_query else ways.max_document_tokens
+        column, ways = pairs.columns[position], self.tokenisation
+        side, tokenize, max_tokens = "document", ways.documents, ways.max_document_tokens
+        if column == "query":
+            side, tokenize, max_tokens = "query", ways.queries, ways.max_query_tokens
         texts = xxhash.xxh3_64(self.fingerprints[:, position].tobytes())
         texts.update(ways.prompts.get(side, "").encode())
         return cached_token_store(
             batches=partial(pairs.batches, column),
-            tokenize=ways.queries if is_query else ways.documents,
+            tokenize=tokenize,
             vocab_size=max(ways.tokenizer.get_vocab().values()) + 1,
             folder=self.cache_dir / "tokens",
             key=f"{side}-{texts.hexdigest()}-{tokenizer_fingerprint(ways.tokenizer)}-{max_tokens}",
@@ -261,15 +239,9 @@ class PairsDataModule(LightningDataModule):
         )
 
     def _loader(self, rows: np.ndarray, batch_size: int, shuffle: bool, drop_last: bool = False) -> PairLoader:
+        devices = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         sampler = NoDuplicatesBatchSampler(
-            self.fingerprints[rows],
-            batch_size=batch_size,
-            seed=self.seed,
-            drop_last=drop_last,
-            shuffle=shuffle,
-            num_replicas=self.trainer.world_size if self.trainer else 1,
-            rank=self.trainer.global_rank if self.trainer else 0,
-            block_rows=self.block_rows,
+            self.fingerprints[rows], batch_size, self.seed, drop_last, shuffle, *devices, block_rows=self.block_rows
         )
         return PairLoader(self.queries, self.documents, sampler, rows, self._trained_batches if self.trainer else None)
 

@@ -36,13 +36,7 @@ _NO_QUERY = re.compile(
 
 
 class Docstring(NamedTuple):
-    """One docstring of a class, function or method.
-
-    Attributes:
-        name: qualified name, `torch.nn.functional.relu`.
-        first_sentence: the query.
-        rest: the text after it on one line, `MAX_REST_WORDS` words at most.
-    """
+    """A docstring: qualified name, first sentence, and the rest on one line, `MAX_REST_WORDS` words at most."""
 
     name: str
     first_sentence: str
@@ -86,7 +80,10 @@ def split_docstring(docstring: str) -> tuple[str, str] | None:
     end = _SENTENCE_END.search(opening)
     query = opening[: end.end()] if end else opening
     rest = " ".join(f"{opening[len(query) :]} {body}".split()[:MAX_REST_WORDS])
-    return (query, rest) if _is_query(query) and _is_document(rest) and query.lower() not in rest.lower() else None
+    num_words, rest_words = len(query.split()), len(rest.split())
+    fit = num_words in QUERY_WORDS and rest_words >= MIN_REST_WORDS and not _NO_QUERY.search(query)
+    prose = min(_share_of_prose(query), _share_of_prose(rest)) >= MIN_PROSE
+    return (query, rest) if fit and prose and query.lower() not in rest.lower() else None
 
 
 def plain_text(text: str) -> str:
@@ -98,14 +95,6 @@ def plain_text(text: str) -> str:
     for pattern, replacement in ((_ROLE, r"\1"), (_BACKTICKS, ""), (_PROMPT, ""), (_DIRECTIVE, ""), (_UNDERLINE, "")):
         text = pattern.sub(replacement, text)
     return text
-
-
-def _is_query(text: str) -> bool:
-    return len(text.split()) in QUERY_WORDS and _share_of_prose(text) >= MIN_PROSE and not _NO_QUERY.search(text)
-
-
-def _is_document(text: str) -> bool:
-    return len(text.split()) >= MIN_REST_WORDS and _share_of_prose(text) >= MIN_PROSE
 
 
 def _share_of_prose(text: str) -> float:

@@ -27,24 +27,13 @@ from splade_lit.core.files import cache_folder, whole_file
 from splade_lit.data import docstring_parser
 from splade_lit.data.docstring_parser import Docstring
 
+DOCSTRINGS = "docstrings"
 # The project depends on these packages, so every installation has them.
-PACKAGES = (
-    "datasets",
-    "huggingface_hub",
-    "lightning",
-    "networkx",
-    "numpy",
-    "pandas",
-    "scipy",
-    "sympy",
-    "torch",
-    "torchmetrics",
-    "transformers",
-)
+PACKAGES = ["datasets", "huggingface_hub", "lightning", "networkx", "numpy", "pandas", "scipy", "sympy", "torch"]
+PACKAGES += ["torchmetrics", "transformers"]
 STANDARD_LIBRARY = "python"
-SKIPPED_FOLDERS = {"__pycache__", "_vendor", "ensurepip", "externals", "idlelib", "lib2to3", "turtledemo"} | {
-    *("dist-packages", "site-packages", "test", "testing", "tests")
-}
+SKIPPED_FOLDERS = {"__pycache__", "_vendor", "ensurepip", "externals", "idlelib", "lib2to3", "turtledemo"}
+SKIPPED_FOLDERS |= {"dist-packages", "site-packages", "test", "testing", "tests"}
 WORKERS = 2
 QUERY_SHARE = 20  # pairs of 1000 that give queries of the task with their documents
 CORPUS_SHARE = 130  # pairs of 1000 that give documents of the task, the answers among them
@@ -56,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class DocstringCorpus:
-    """Docstrings, deduplicated and cut into parts that share no text; the same for the same package versions.
+    """Docstrings without copies, in parts that share no text; the same for the same versions of packages.
 
     Attributes:
         train: for training.
@@ -77,14 +66,13 @@ def document_text(docstring: Docstring) -> str:
 def load_docstrings(cache_dir: str | Path | None = None) -> DocstringCorpus:
     """The corpus of the packages installed here, from the cache if it was parsed before.
 
-    Args:
-        cache_dir: folder of the cache; by default as `splade_lit.core.files.cache_folder` says.
-
     Raises:
         UserError: no source file of any package is on this machine.
     """
     versions = _installed_versions()
-    key = xxhash.xxh3_64_hexdigest(json.dumps([versions, _rules()]).encode())
+    # Other code makes another corpus.
+    rules = [xxhash.xxh3_64_hexdigest(Path(str(file)).read_bytes()) for file in (docstring_parser.__file__, __file__)]
+    key = xxhash.xxh3_64_hexdigest(json.dumps([versions, rules]).encode())
     path = cache_folder(cache_dir) / "docstrings" / f"{key}.jsonl"
     try:
         if lines := path.read_text(encoding="utf-8").splitlines():
@@ -113,19 +101,11 @@ def _installed_versions() -> dict[str, str]:
     return versions
 
 
-def _rules() -> list[str]:
-    """Hashes of the code that makes the corpus: other rules make another corpus."""
-    return [
-        xxhash.xxh3_64_hexdigest(Path(str(module)).read_bytes()) for module in (docstring_parser.__file__, __file__)
-    ]
-
-
 def _source_files(packages: Iterable[str]) -> Iterator[tuple[str, Path]]:
     """`(module, file)` of each source file, found without importing anything."""
     for package in packages:
-        if package == STANDARD_LIBRARY:
-            root = base = Path(sysconfig.get_paths()["stdlib"])
-        else:
+        root = base = Path(sysconfig.get_paths()["stdlib"])
+        if package != STANDARD_LIBRARY:
             spec = importlib.util.find_spec(package)
             if spec is None or not spec.submodule_search_locations:
                 continue
@@ -167,23 +147,20 @@ def _without_copies(docstrings: Iterable[Docstring]) -> list[Docstring]:
 
 def _split(docstrings: list[Docstring]) -> DocstringCorpus:
     shares = [xxhash.xxh3_64_intdigest(_normal(docstring.first_sentence).encode()) % 1000 for docstring in docstrings]
-    held_out = [d for d, share in zip(docstrings, shares, strict=True) if share < QUERY_SHARE]
     # A training pair that quotes a query of the task leaks it. A document that quotes one is a second answer to it.
     queries: dict[tuple[str, ...], list[list[str]]] = {}
-    for docstring in held_out:
-        query = _words(docstring.first_sentence)
-        queries.setdefault(tuple(query[:QUOTE_WORDS]), []).append(query)
-    clean = [
-        (docstring, share)
-        for docstring, share in zip(docstrings, shares, strict=True)
-        if not _quotes(_words(document_text(docstring)), queries)
-    ]
-    train = (d for d, share in clean if share >= CORPUS_SHARE)
-    return DocstringCorpus(
-        train=tuple(d for d in train if not _quotes(_words(d.first_sentence), queries)),
-        distractors=tuple(d for d, share in clean if QUERY_SHARE <= share < CORPUS_SHARE),
-        held_out=tuple(d for d, share in clean if share < QUERY_SHARE),
-    )
+    for docstring, share in zip(docstrings, shares, strict=True):
+        if share < QUERY_SHARE:
+            query = _words(docstring.first_sentence)
+            queries.setdefault(tuple(query[:QUOTE_WORDS]), []).append(query)
+    parts: tuple[list[Docstring], ...] = ([], [], [])
+    for docstring, share in zip(docstrings, shares, strict=True):
+        part = (share >= QUERY_SHARE) + (share >= CORPUS_SHARE)  # held out, distractors or train
+        texts = [document_text(docstring), *([docstring.first_sentence] if share >= CORPUS_SHARE else [])]
+        if not any(_quotes(_words(text), queries) for text in texts):
+            parts[part].append(docstring)
+    held_out, distractors, train = map(tuple, parts)
+    return DocstringCorpus(train, distractors, held_out)
 
 
 def _quotes(words: list[str], queries: dict[tuple[str, ...], list[list[str]]]) -> bool:

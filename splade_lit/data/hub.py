@@ -51,7 +51,8 @@ class TextSource:
     def read(self, columns: Sequence[str], id_column: bool = False) -> datasets.Dataset:
         """Columns in a file of the cache that is mapped into memory; a text that is not there is None.
 
-        That file is made once for the files as they are now. Where it cannot be written, the texts are kept in memory.
+        The file is made once for the files of the source as they are now. Where it cannot be written, the texts are
+        kept in memory.
 
         Args:
             columns: names of columns.
@@ -63,19 +64,19 @@ class TextSource:
         state = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in self.files]
         key = xxhash.xxh3_64_hexdigest(repr((state, list(columns), id_column)).encode("utf-8", "surrogatepass"))
         path = cache_folder(self.cache_dir) / "texts" / f"{key}.arrow"
-        count = path.with_suffix(".replaced")  # characters, where there were any
+        replaced = path.with_suffix(".replaced")  # how many characters, if any
         mend = Mender()
         schema = pa.schema([(name, pa.string()) for name in columns])
         try:
             if path.is_file():
-                mend.count = int(count.read_text()) if count.is_file() else 0
+                mend.count = int(replaced.read_text()) if replaced.is_file() else 0
             else:
                 with whole_file(path) as temporary, pa.OSFile(str(temporary), "wb") as file:
                     with pa.ipc.new_stream(file, schema) as writer:
                         for batch in self._batches(schema, id_column, mend):
                             writer.write_batch(batch)
                     if mend.count:
-                        replace_text(count, str(mend.count))
+                        replace_text(replaced, str(mend.count))
             dataset = datasets.Dataset.from_file(str(path))
         except OSError as error:
             place = path.parents[1]
@@ -86,14 +87,12 @@ class TextSource:
         return dataset
 
     def _batches(self, schema: pa.Schema, id_column: bool, mend: Mender) -> Iterator[pa.RecordBatch]:
-        columns = schema.names
-        plain = (values for path in self.files for _, values in read_rows(path, columns, mend=mend))
-        rows = read_unique(self.files, columns, mend) if id_column else plain
+        plain = (values for path in self.files for _, values in read_rows(path, schema.names, mend=mend))
+        rows = read_unique(self.files, schema.names, mend) if id_column else plain
         num_rows = 0
         with WorkProgress(f"reading {self.source}", "rows", None) as progress:
             while part := list(islice(rows, _BATCH_ROWS)):
-                arrays = [pa.array(values, pa.string()) for values in zip(*part, strict=True)]
-                yield pa.record_batch(arrays, schema)
+                yield pa.record_batch([pa.array(values, pa.string()) for values in zip(*part, strict=True)], schema)
                 num_rows += len(part)
                 progress.advance(len(part))
         if num_rows == 0:
@@ -115,11 +114,10 @@ def open_texts(
         config: which configuration, if there are several.
         split: which split; a file is one split, whatever its name.
         revision: branch, tag or commit of a Hub id.
-        cache_dir: folder of the cache of texts; see `cache_folder`.
+        cache_dir: folder of the cache of texts.
 
     Raises:
-        UserError: the source is not a data set, cannot be reached, has no such configuration or split, or cannot be
-            read.
+        UserError: the source cannot be reached or read, or has no such configuration or split.
     """
     check_source(source)
     path, commit = local_path(source), None
@@ -142,7 +140,7 @@ def local_path(source: str) -> Path:
 
 
 def check_source(source: str) -> None:
-    """Check what can be checked at once: a source that can only be a path must be there.
+    """Check at once that a source which can only be a path is there.
 
     Raises:
         UserError: it is not.
@@ -155,11 +153,7 @@ def check_source(source: str) -> None:
 
 
 def folder_splits(folder: str, config: str) -> list[str]:
-    """The names of the splits of one configuration of a folder.
-
-    Raises:
-        UserError: as `open_texts`.
-    """
+    """The names of the splits of one configuration of a folder."""
     with plain_errors(folder):
         return list(datasets.load_dataset_builder(os.path.expanduser(folder), config).config.data_files)
 
@@ -203,24 +197,22 @@ def _commit_in(place: str) -> str | None:
 
 @contextmanager
 def plain_errors(source: str) -> Iterator[None]:
-    """What finding the files of a data set can raise, in one sentence.
+    """Say in one sentence what went wrong in finding the files of a data set.
 
     Raises:
-        UserError: in place of it.
+        UserError: in place of what `datasets` raises.
     """
     try:
         yield
-    except ConnectionError as error:  # what `datasets` raises when the Hub cannot be reached and nothing is cached
-        raise UserError(
-            f"{source}: no such file or folder here, and the Hugging Face Hub cannot be reached; "
-            "check the path, connect to the network, or fill the cache first."
-        ) from error
-    except DatasetNotFoundError as error:
-        raise UserError(f"{source}: no such data set on the Hugging Face Hub, and no such file or folder.") from error
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise UserError(f"{source}: the folder holds no data set (parquet, jsonl or csv files).") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{source}: the YAML at the head of its README.md is damaged.") from error
-    except (ValueError, OSError) as error:
-        cause = textwrap.shorten(str(error), 300, placeholder=" ...")
-        raise UserError(f"{source}: cannot be read: {cause}") from error
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        what = f"cannot be read: {textwrap.shorten(str(error), 300, placeholder=' ...')}"
+        if isinstance(error, ConnectionError):  # the Hub cannot be reached, and its cache has nothing
+            what = "no such file or folder here, and the Hugging Face Hub cannot be reached; "
+            what += "check the path, connect to the network, or fill the cache first."
+        elif isinstance(error, DatasetNotFoundError):
+            what = "no such data set on the Hugging Face Hub, and no such file or folder."
+        elif isinstance(error, FileNotFoundError | NotADirectoryError):
+            what = "the folder holds no data set (parquet, jsonl or csv files)."
+        elif isinstance(error, yaml.YAMLError):
+            what = "the YAML at the head of its README.md is damaged."
+        raise UserError(f"{source}: {what}") from error

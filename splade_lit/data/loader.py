@@ -1,6 +1,7 @@
 """Batches of token ids for training, and the position of a run in its epoch."""
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from splade_lit.data.token_store import TokenStore
 class PairLoader:
     """An iterable of `PairBatch`, one epoch an iteration; a checkpoint can resume it in the middle of an epoch.
 
-    A batch takes well under a millisecond to copy out of memory maps. So it is made when it is asked for: there are no
+    A batch is copied out of memory maps in well under a millisecond, so it is made when it is asked for: there are no
     worker processes, and nothing is read ahead that a resumed run would miss.
 
     Args:
@@ -21,8 +22,8 @@ class PairLoader:
         documents: token ids of the positives, then of each column of hard negatives; all as long as `queries`.
         sampler: gives batches as positions in `rows`; Lightning calls its `set_epoch`.
         rows: rows of the stores to draw from.
-        trained_batches: returns how many batches of the epoch have been trained on. These are fewer than were handed
-            out if training stops in the middle of a batch. By default, all that were handed out count.
+        trained_batches: returns how many batches of the epoch have been trained on, fewer than were handed out if
+            training stops in the middle of a batch; by default, all that were handed out.
     """
 
     def __init__(
@@ -58,7 +59,10 @@ class PairLoader:
 
     def batch(self, rows: np.ndarray) -> PairBatch:
         """The batch of these rows of the stores."""
-        return PairBatch(self.queries.gather(rows), _concatenate([store.gather(rows) for store in self.documents]))
+        columns = [store.gather(rows) for store in self.documents]
+        lengths = chain.from_iterable(column.lengths for column in columns)
+        documents = Tokens(torch.cat([column.input_ids for column in columns]), tuple(lengths))
+        return PairBatch(self.queries.gather(rows), documents)
 
     def state_dict(self) -> dict[str, int]:
         """The epoch and how many of its batches are done; Lightning saves them with each checkpoint."""
@@ -68,11 +72,4 @@ class PairLoader:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Let the next iteration go on after those batches, if it is of the same epoch."""
-        self._state = dict(state)
-        self._resumed = dict(state)
-
-
-def _concatenate(parts: Sequence[Tokens]) -> Tokens:
-    if len(parts) == 1:
-        return parts[0]
-    return Tokens(torch.cat([part.input_ids for part in parts]), tuple(n for part in parts for n in part.lengths))
+        self._state = self._resumed = dict(state)

@@ -1,23 +1,21 @@
 """Training pairs: a query, the document that answers it, and hard negatives if there are any."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import datasets
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
 from splade_lit.core.errors import UserError
-from splade_lit.data.docstrings import document_text, load_docstrings
+from splade_lit.data.docstrings import DOCSTRINGS, document_text, load_docstrings
 from splade_lit.data.hub import open_texts
 
 NATURAL_QUESTIONS = "sentence-transformers/natural-questions"
 DEFAULT_REVISIONS = {NATURAL_QUESTIONS: "f9e894e1081e206e577b4eaa9ee6de2b06ae6f17"}
-DOCSTRINGS = "docstrings"
 BATCH_ROWS = 1000
 
 logger = logging.getLogger(__name__)
@@ -58,19 +56,20 @@ class Pairs:
 
     def batches(self, column: str, rows: int = BATCH_ROWS) -> Iterator[list[str]]:
         """The texts of a column, `rows` at a time."""
-        texts = self.dataset.select_columns(column)
-        for start in range(0, len(texts), rows):
-            yield texts[start : start + rows][column]
+        return (batch[column] for batch in self.dataset.select_columns(column).iter(rows))
+
+    def hashes(self, column: str, key: Callable[[str], str] = str) -> np.ndarray:
+        """uint64 `[pairs]`: the hash of the key of each text of a column."""
+        return hashes(key(text) for batch in self.batches(column) for text in batch)
 
     def fingerprints(self) -> np.ndarray:
         """uint64 `[pairs, columns]`: the 64-bit hash of each text; equal texts have equal hashes."""
-        hashes = np.empty((len(self), len(self.columns)), dtype=np.uint64)
-        for position, column in enumerate(self.columns):
-            texts = (text for batch in self.batches(column) for text in batch)
-            hashes[:, position] = np.fromiter(
-                (xxhash.xxh3_64_intdigest(t.encode()) for t in texts), np.uint64, len(self)
-            )
-        return hashes
+        return np.stack([self.hashes(column) for column in self.columns], axis=1)
+
+
+def hashes(texts: Iterable[str]) -> np.ndarray:
+    """uint64, one a text; equal for equal texts."""
+    return np.fromiter((xxhash.xxh3_64_intdigest(text.encode()) for text in texts), np.uint64)
 
 
 def load_pairs(
@@ -86,17 +85,7 @@ def load_pairs(
 ) -> Pairs:
     """Pairs of a data set; rows with an empty text are left out, and a line of the log tells how many.
 
-    Args:
-        source: a Hub id, a folder in the layout of a Hub data set, a file (jsonl, csv or tsv, gzipped or not, or
-            parquet), or `docstrings`.
-        query_column: name of the column of queries.
-        document_column: name of the column of documents that answer them.
-        negative_columns: names of columns of hard negatives, documents that do not answer the query.
-        config: which configuration of the data set, if there are several.
-        split: which split.
-        revision: branch, tag or commit of a Hub id; natural-questions is pinned unless one is given.
-        max_pairs: take the first rows only, and say how many are left out; all if not given.
-        cache_dir: folder of the cache of texts.
+    The arguments are the settings of the same names of `PairsDataModule`, which says what they mean.
 
     Raises:
         UserError: the source is not a data set or cannot be reached, a column is missing or is not text, or no pair is
@@ -139,16 +128,15 @@ def split_rows(num_pairs: int, num_eval_pairs: int, seed: int) -> tuple[np.ndarr
 
 
 def _without_empty_texts(dataset: datasets.Dataset, source: str) -> datasets.Dataset:
-    has_text = np.ones(len(dataset), dtype=bool)
-    for start in range(0, len(dataset), BATCH_ROWS):
-        table: pa.Table = dataset.with_format("arrow")[start : start + BATCH_ROWS]
-        for column in table.columns:
-            lengths = pc.fill_null(pc.utf8_length(pc.utf8_trim_whitespace(column)), 0)
-            has_text[start : start + BATCH_ROWS] &= lengths.to_numpy() > 0
-    empty = len(dataset) - int(has_text.sum())
-    if empty == len(dataset):
+    has_text = [np.zeros(0, dtype=bool)]
+    for table in dataset.with_format("arrow").iter(BATCH_ROWS):
+        lengths = [pc.fill_null(pc.utf8_length(pc.utf8_trim_whitespace(column)), 0) for column in table.columns]
+        has_text.append(np.all([column.to_numpy() > 0 for column in lengths], axis=0))
+    rows = np.flatnonzero(np.concatenate(has_text))
+    if len(rows) == 0:
         raise UserError(f"{source}: no pair with text in all of its columns, of {len(dataset)} rows.")
+    empty = len(dataset) - len(rows)
     if empty == 0:
         return dataset
     logger.warning("%s: %d of %d pairs have an empty text and are skipped.", source, empty, len(dataset))
-    return dataset.select(np.flatnonzero(has_text))
+    return dataset.select(rows)

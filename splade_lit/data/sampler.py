@@ -21,8 +21,8 @@ class NoDuplicatesBatchSampler(Sampler[np.ndarray]):
     fewer batches than epoch 0 has, the largest are split in two. Where every order that is tried gives more, the
     batches of epoch 0 come in another order.
 
-    Several devices share each batch: no text is twice in the batch of all devices together. Rows that are left over
-    when a batch is divided equally are dropped.
+    Several devices share each batch equally, and no text is twice in the batch of all devices together; rows that are
+    left over are dropped.
 
     Args:
         fingerprints: integers `[rows, columns]`; equal texts have equal ones.
@@ -32,8 +32,8 @@ class NoDuplicatesBatchSampler(Sampler[np.ndarray]):
         shuffle: False keeps the order of the rows in all epochs.
         num_replicas: number of devices.
         rank: number of this device.
-        block_rows: how many neighbouring rows stay together when the order is drawn. 1 draws single rows; the batch
-            size makes batches of neighbours, which are hard negatives for each other if rows are ordered by topic.
+        block_rows: how many neighbouring rows stay together when the order is drawn. Where rows are ordered by topic,
+            neighbours are hard negatives for each other.
     """
 
     def __init__(
@@ -49,13 +49,9 @@ class NoDuplicatesBatchSampler(Sampler[np.ndarray]):
     ) -> None:
         _, text_ids = np.unique(fingerprints, return_inverse=True)
         self._text_ids = text_ids.reshape(fingerprints.shape)
-        self.batch_size = batch_size
-        self.seed = seed
-        self.drop_last = drop_last
-        self.shuffle = shuffle
-        self.num_replicas = num_replicas
-        self.rank = rank
-        self.block_rows = block_rows
+        self.batch_size, self.block_rows, self.drop_last = batch_size, block_rows, drop_last
+        self.seed, self.shuffle = seed, shuffle
+        self.num_replicas, self.rank = num_replicas, rank
         self.epoch = 0
         self._plan: list[np.ndarray] | None = None
 
@@ -90,8 +86,7 @@ class NoDuplicatesBatchSampler(Sampler[np.ndarray]):
             return first
         rng = self._rng(self.epoch)
         for _ in range(_DRAWS):
-            plan = self._with_length(self._draw(rng), len(first))
-            if plan is not None:
+            if (plan := self._with_length(self._draw(rng), len(first))) is not None:
                 return plan
         return [rng.permutation(first[number]) for number in rng.permutation(len(first))]
 
@@ -140,9 +135,8 @@ def _first_fit(order: np.ndarray, text_ids: np.ndarray, batch_size: int) -> np.n
     """int64 `[rows]`: the batch of each row of `order`."""
     num_rows = len(order)
     batch_of = np.empty(num_rows, dtype=np.int64)
-    next_batch = np.zeros(
-        text_ids.max() + 1 if num_rows else 0, dtype=np.int64
-    )  # of each text: the first batch after all that hold it
+    num_texts = text_ids.max() + 1 if num_rows else 0
+    next_batch = np.zeros(num_texts, dtype=np.int64)  # of each text: the first batch after all that hold it
     size = np.zeros(num_rows + 1, dtype=np.int64)
     open_from = np.arange(num_rows + 2)  # of each batch: itself or, if it is full, a later one to try
     for position in range(num_rows):

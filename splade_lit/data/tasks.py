@@ -1,8 +1,10 @@
 """Retrieval tasks: NanoBEIR from the Hub or a folder, BEIR folders, docstrings; all become a `RetrievalTask`."""
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -10,27 +12,15 @@ from splade_lit.core.errors import UserError
 from splade_lit.core.sources import NANOBEIR_ID
 from splade_lit.core.tables import read_rows, read_unique
 from splade_lit.core.text import check_ids, read_qrels
-from splade_lit.data.docstrings import document_text, load_docstrings
+from splade_lit.data.docstrings import DOCSTRINGS, document_text, load_docstrings
 from splade_lit.data.hub import TextSource, folder_splits, local_path, open_texts
 
-NANOBEIR_SPLITS = {
-    "climatefever": "NanoClimateFEVER",
-    "dbpedia": "NanoDBPedia",
-    "fever": "NanoFEVER",
-    "fiqa2018": "NanoFiQA2018",
-    "hotpotqa": "NanoHotpotQA",
-    "msmarco": "NanoMSMARCO",
-    "nfcorpus": "NanoNFCorpus",
-    "nq": "NanoNQ",
-    "quoraretrieval": "NanoQuoraRetrieval",
-    "scidocs": "NanoSCIDOCS",
-    "arguana": "NanoArguAna",
-    "scifact": "NanoSciFact",
-    "touche2020": "NanoTouche2020",
-}
-DOCSTRINGS = "docstrings"
+_NANOBEIR = ["ClimateFEVER", "DBPedia", "FEVER", "FiQA2018", "HotpotQA", "MSMARCO", "NFCorpus", "NQ", "QuoraRetrieval"]
+_NANOBEIR += ["SCIDOCS", "ArguAna", "SciFact", "Touche2020"]
+NANOBEIR_SPLITS = {name.lower(): f"Nano{name}" for name in _NANOBEIR}
 _JUDGED = ("query-id", "corpus-id")
 _CORPUS, _QUERIES = "corpus.jsonl", "queries.jsonl"
+_PARTS = ("corpus", "queries", "qrels")
 
 
 @dataclass(frozen=True)
@@ -41,11 +31,11 @@ class RetrievalTask:
         name: under which metrics are logged, `NanoNQ`.
         corpus: document id to text.
         queries: query id to text; each has a relevant document in `qrels`.
-        qrels: query id to document id to grade; grades of 0 or less are judged and not relevant.
+        qrels: query id to document id to grade; documents of grade 0 or less are judged and not relevant.
         graded: whether nDCG uses the grades as gains; otherwise every relevant document counts 1.
         group: tasks of one group are also averaged.
-        leave_out_queries: whether the document with a query's own id is left out of its ranking, unless it is relevant:
-            in ArguAna and Quora the queries are documents too. BEIR does so, sentence-transformers' evaluators do not.
+        leave_out_queries: leave the document with a query's own id out of its ranking unless it is relevant, as BEIR
+            does: in ArguAna and Quora, queries are documents too. The evaluators of sentence-transformers keep it.
     """
 
     name: str
@@ -78,8 +68,8 @@ def load_tasks(
     Args:
         names: NanoBEIR names (`msmarco`, `nq`, ...), `docstrings`, BEIR folders (corpus.jsonl[.gz],
             queries.jsonl[.gz], qrels/test.tsv), or folders in NanoBEIR's layout, which give all of their sets.
-        nanobeir_source: Hub id or folder of the data set that NanoBEIR names are looked up in.
-        nanobeir_revision: branch, tag or commit of that Hub data set; by default its newest.
+        nanobeir_source: Hub id or folder that NanoBEIR names are looked up in.
+        nanobeir_revision: branch, tag or commit of that Hub id; by default its newest.
         cache_dir: folder of the cache of docstrings.
 
     Raises:
@@ -87,8 +77,8 @@ def load_tasks(
             tasks of one name.
     """
     tasks = [task for name in names for task in load_task(name, nanobeir_source, nanobeir_revision, cache_dir)]
-    task_names = [task.name for task in tasks]
-    if repeated := sorted({name for name in task_names if task_names.count(name) > 1}):
+    counts = Counter(task.name for task in tasks)
+    if repeated := sorted(name for name, count in counts.items() if count > 1):
         raise UserError(f"tasks: {', '.join(repeated)} would be evaluated twice under one name; give each once.")
     return tasks
 
@@ -107,43 +97,37 @@ def load_task(
     """The tasks of one name or folder; see `load_tasks`."""
     folder = local_path(name)
     if name.lower() in NANOBEIR_SPLITS:
-        tasks = [_load_nanobeir(nanobeir_source, NANOBEIR_SPLITS[name.lower()], nanobeir_revision)]
-    elif name == DOCSTRINGS:
-        tasks = [_docstring_task(cache_dir)]
-    elif not folder.is_dir():
+        return [_load_nanobeir(nanobeir_source, NANOBEIR_SPLITS[name.lower()], nanobeir_revision)]
+    if name == DOCSTRINGS:
+        return [_docstring_task(cache_dir)]
+    if not folder.is_dir():
         known = ", ".join([*NANOBEIR_SPLITS, DOCSTRINGS])
         raise UserError(f"{name!r} is neither a folder nor a known task; known are {known}.")
-    elif is_beir(folder):
-        tasks = [_load_beir(folder)]
-    elif all((folder / part).is_dir() for part in ("corpus", "queries", "qrels")):
-        if not (folder / "README.md").is_file():
-            raise UserError(f"{name}: needs a README.md whose head names its configurations corpus, queries and qrels.")
-        tasks = [_load_nanobeir(name, split) for split in folder_splits(name, "corpus")]
-    else:
+    if is_beir(folder):
+        return [_load_beir(folder)]
+    if not all((folder / part).is_dir() for part in _PARTS):
         raise UserError(
             f"{name}: neither a BEIR folder (corpus.jsonl, queries.jsonl, qrels/test.tsv) nor one in NanoBEIR's layout "
             "(corpus/, queries/, qrels/ with one parquet file a set)."
         )
-    return tasks
+    if not (folder / "README.md").is_file():
+        raise UserError(f"{name}: needs a README.md whose head names its configurations corpus, queries and qrels.")
+    return [_load_nanobeir(name, split) for split in folder_splits(name, "corpus")]
 
 
 def _load_nanobeir(source: str, split: str, revision: str | None = None) -> RetrievalTask:
-    corpus, queries, qrels = (open_texts(source, config, split, revision) for config in ("corpus", "queries", "qrels"))
-    relevant: dict[str, dict[str, int]] = {}
-    for path in qrels.files:
+    corpus, queries, judged = (open_texts(source, part, split, revision) for part in _PARTS)
+    qrels: dict[str, dict[str, int]] = {}
+    for path in judged.files:
         for _, (query_id, document_id) in read_rows(path, _JUDGED, _JUDGED, lists=True):
-            relevant.setdefault(str(query_id), {})[str(document_id)] = 1
-    task = RetrievalTask(split, _texts(corpus), _texts(queries), relevant, group="NanoBEIR")
-    return _checked(task, f"{source} ({split})")
+            qrels.setdefault(str(query_id), {})[str(document_id)] = 1
+    return _checked(split, _texts(corpus), _texts(queries), qrels, f"{source} ({split})", group="NanoBEIR")
 
 
 def _load_beir(folder: Path) -> RetrievalTask:
     corpus, queries = (open_texts(str(beir_file(folder, name))) for name in (_CORPUS, _QUERIES))
-    qrels = read_qrels(folder / "qrels" / "test.tsv")
-    task = _checked(
-        RetrievalTask(folder.resolve().name, _texts(corpus, titles=True), _texts(queries), qrels, graded=True),
-        str(folder),
-    )
+    qrels, texts = read_qrels(folder / "qrels" / "test.tsv"), _texts(corpus, titles=True)
+    task = _checked(folder.resolve().name, texts, _texts(queries), qrels, str(folder), graded=True)
     # Not where documents and queries are merely numbered alike: then the texts of one id differ.
     same = [task.queries[id] in task.corpus[id] for id in task.own_ids]
     return replace(task, leave_out_queries=bool(same) and all(same))
@@ -158,36 +142,33 @@ def _texts(source: TextSource, titles: bool = False) -> dict[str, str]:
 
 def _docstring_task(cache_dir: str | Path | None) -> RetrievalTask:
     docstrings = load_docstrings(cache_dir)
-    return _checked(
-        RetrievalTask(
-            name=DOCSTRINGS,
-            corpus={d.name: document_text(d) for d in (*docstrings.held_out, *docstrings.distractors)},
-            queries={d.name: d.first_sentence for d in docstrings.held_out},
-            qrels={d.name: {d.name: 1} for d in docstrings.held_out},
-        ),
-        DOCSTRINGS,
-    )
+    corpus = {d.name: document_text(d) for d in (*docstrings.held_out, *docstrings.distractors)}
+    queries = {d.name: d.first_sentence for d in docstrings.held_out}
+    return _checked(DOCSTRINGS, corpus, queries, {name: {name: 1} for name in queries}, DOCSTRINGS)
 
 
-def _checked(task: RetrievalTask, source: str) -> RetrievalTask:
+def _checked(
+    name: str,
+    corpus: dict[str, str],
+    queries: dict[str, str],
+    qrels: dict[str, dict[str, int]],
+    source: str,
+    **settings: Any,
+) -> RetrievalTask:
     """The task without empty texts and without queries that no document answers.
 
     Raises:
         UserError: no document or no query is left, or the judgements name other ids.
     """
-    corpus = {document_id: text for document_id, text in task.corpus.items() if text}
-    queries = {
-        query_id: text
-        for query_id, text in task.queries.items()
-        if text and any(grade > 0 for grade in task.qrels.get(query_id, {}).values())
-    }
-    if not corpus:
-        raise UserError(f"{task.name}: the corpus has no document with text.")
-    check_ids(source, task.corpus, task.queries, task.qrels)
+    with_text = {document_id: text for document_id, text in corpus.items() if text}
+    if not with_text:
+        raise UserError(f"{name}: the corpus has no document with text.")
+    check_ids(source, corpus, queries, qrels)
+    answered = {query_id for query_id, grades in qrels.items() if any(grade > 0 for grade in grades.values())}
+    queries = {query_id: text for query_id, text in queries.items() if text and query_id in answered}
     if not queries:
-        raise UserError(f"{task.name}: no query has both a text and a relevant document.")
-    qrels = {query_id: task.qrels[query_id] for query_id in queries}
-    return replace(task, corpus=corpus, queries=queries, qrels=qrels)
+        raise UserError(f"{name}: no query has both a text and a relevant document.")
+    return RetrievalTask(name, with_text, queries, {query_id: qrels[query_id] for query_id in queries}, **settings)
 
 
 def sampled_ids(ids: Sequence[str], judged: Collection[str], max_documents: int, seed: int) -> set[str]:

@@ -4,9 +4,8 @@ import unicodedata
 from collections.abc import Iterable
 
 import numpy as np
-import xxhash
 
-from splade_lit.data.pairs import Pairs
+from splade_lit.data.pairs import Pairs, hashes
 
 _PUNCTUATION = ".,;:?!¿¡\"'()[]。"
 
@@ -28,19 +27,14 @@ def document_key(text: str) -> str:
     return " ".join(text.split())
 
 
-def hashes(texts: Iterable[str]) -> np.ndarray:
-    """uint64, one a text; equal for equal texts."""
-    return np.fromiter((xxhash.xxh3_64_intdigest(text.encode()) for text in texts), np.uint64)
-
-
 def query_hashes(pairs: Pairs) -> np.ndarray:
     """uint64 `[pairs]`: the hash of each query's key."""
-    return hashes(query_key(text) for batch in pairs.batches("query") for text in batch)
+    return pairs.hashes("query", query_key)
 
 
 def document_hashes(pairs: Pairs) -> np.ndarray:
     """uint64 `[pairs]`: the hash of each document's key."""
-    return hashes(document_key(text) for batch in pairs.batches("document") for text in batch)
+    return pairs.hashes("document", document_key)
 
 
 def without_queries(pairs: Pairs, queries: Iterable[str]) -> Pairs:

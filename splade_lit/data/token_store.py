@@ -1,12 +1,9 @@
 """Token ids of many texts in one file on disk, tokenised once and read through a memory map."""
 
-import io
 import json
 import logging
-import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 import numba
 import numpy as np
@@ -48,8 +45,7 @@ class TokenStore:
 
     def gather(self, rows: np.ndarray) -> Tokens:
         """The ids of these texts, in this order."""
-        starts = self.offsets[rows]
-        lengths = self.offsets[rows + 1] - starts
+        starts, lengths = self.offsets[rows], self.offsets[rows + 1] - self.offsets[rows]
         # All tokens of a text lie at the same distance from their places in the result.
         moves = starts - (np.cumsum(lengths) - lengths)
         places = np.arange(lengths.sum()) + np.repeat(moves, lengths)
@@ -70,7 +66,17 @@ class TokenStore:
             OSError: there is no such file, or it cannot be read.
             ValueError: the file is not a whole store.
         """
-        return cls._parse(np.asarray(np.memmap(path, dtype=np.uint8, mode="r")))
+        data = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
+        body, tail = data[: -FOOTER.itemsize], data[-FOOTER.itemsize :]
+        if len(tail) < FOOTER.itemsize:
+            raise ValueError("the file is too short")
+        texts, tokens, bytes_per_token, checksum = (int(number) for number in tail.view(FOOTER)[0])
+        dtype = np.dtype(np.uint16 if bytes_per_token == 2 else np.int32)
+        cut = tokens * dtype.itemsize
+        if len(body) != cut + (texts + 1) * 8 or xxhash.xxh3_64_intdigest(body.data) != checksum:
+            raise ValueError("the checksum does not match")
+        # Copied, because 64-bit numbers need an address that is a multiple of 8.
+        return cls(body[:cut].view(dtype), np.frombuffer(body[cut:].tobytes(), dtype=np.int64))
 
     @classmethod
     def build(
@@ -96,34 +102,29 @@ class TokenStore:
             OSError: the file cannot be written.
         """
         dtype = np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.int32)
-        with WorkProgress(verb, "texts", num_texts) as progress:
+        lengths = [0]
 
-            def token_ids() -> Iterable[list[np.ndarray]]:
+        def token_ids() -> Iterator[np.ndarray]:
+            with WorkProgress(verb, "texts", num_texts) as progress:
                 for batch in batches:
-                    yield tokenize(batch)
+                    ids = tokenize(batch)
+                    lengths.extend(map(len, ids))
+                    yield np.concatenate([np.empty(0, dtype), *ids]).astype(dtype)
                     progress.advance(len(batch))
 
-            if path is None:
-                buffer = io.BytesIO()
-                _write(buffer, token_ids(), dtype)
-                return cls._parse(np.frombuffer(buffer.getbuffer(), dtype=np.uint8))
-            with whole_file(path) as temporary, temporary.open("wb") as file:
-                _write(file, token_ids(), dtype)
+        if path is None:
+            input_ids = np.concatenate([np.empty(0, dtype), *token_ids()])
+            return cls(input_ids, np.cumsum(lengths, dtype=np.int64))
+        checksum = xxhash.xxh3_64()
+        with whole_file(path) as temporary, temporary.open("wb") as file:
+            for ids in token_ids():
+                checksum.update(ids.data)
+                file.write(ids.data)
+            offsets = np.cumsum(lengths, dtype=np.int64)
+            checksum.update(offsets.data)
+            footer = (len(offsets) - 1, offsets[-1], dtype.itemsize, checksum.intdigest())
+            file.write(offsets.tobytes() + np.array([footer], FOOTER).tobytes())
         return cls.open(path)
-
-    @classmethod
-    def _parse(cls, data: np.ndarray) -> "TokenStore":
-        body, tail = data[: -FOOTER.itemsize], data[-FOOTER.itemsize :]
-        if len(tail) < FOOTER.itemsize:
-            raise ValueError("the file is too short")
-        texts, tokens, bytes_per_token, checksum = (int(number) for number in tail.view(FOOTER)[0])
-        dtype = np.dtype(np.uint16 if bytes_per_token == 2 else np.int32)
-        if len(body) != tokens * dtype.itemsize + (texts + 1) * 8 or xxhash.xxh3_64_intdigest(body.data) != checksum:
-            raise ValueError("the checksum does not match")
-        cut = tokens * dtype.itemsize
-        # Copied, because 64-bit numbers need an address that is a multiple of 8.
-        offsets = np.frombuffer(body[cut:].tobytes(), dtype=np.int64)
-        return cls(body[:cut].view(dtype), offsets)
 
 
 def cached_token_store(
@@ -135,18 +136,10 @@ def cached_token_store(
     num_texts: int | None = None,
     verb: str = "tokenising",
 ) -> TokenStore:
-    """The store of `key` in `folder`, built if it is missing or damaged.
+    """The store of `key`, which names all that the ids depend on, in `folder`; built if it is missing or damaged.
 
-    If the folder cannot be written, a warning says so and the store is kept in memory.
-
-    Args:
-        batches: gives all texts at each call.
-        tokenize: gives the ids of each text of a batch.
-        vocab_size: all ids are below.
-        folder: of the cache.
-        key: names everything that the ids depend on.
-        num_texts: how many texts there are, for the progress bar.
-        verb: name of the progress bar.
+    If the folder cannot be written, a warning says so and the store is kept in memory. `batches` gives all texts at
+    each call; other arguments are those of `TokenStore.build`.
     """
     path = folder / f"{key}.tokens"
     try:
@@ -163,11 +156,7 @@ def cached_token_store(
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A hash that is equal for tokenizers that give the same ids.
-
-    For a fast tokenizer it is made of the serialised backend, without the truncation and padding of the last call, and
-    of the side at which texts are cut.
-    """
+    """A hash that is equal for tokenizers that give the same ids, whatever truncation and padding they did last."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         description = json.loads(backend.to_str())
@@ -177,29 +166,6 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
         description = {"class": type(tokenizer).__name__, "vocab": tokenizer.get_vocab()}
         description["settings"] = {name: str(value) for name, value in tokenizer.init_kwargs.items()}
     return xxhash.xxh3_64_hexdigest(json.dumps(description, sort_keys=True).encode())
-
-
-def _write(file: BinaryIO, batches: Iterable[list[np.ndarray]], dtype: np.dtype) -> None:
-    """Write the ids, the offsets, and last the footer that makes the file whole."""
-    checksum = xxhash.xxh3_64()
-    lengths: list[int] = []
-
-    def append(array: np.ndarray) -> None:
-        data = array.tobytes()
-        checksum.update(data)
-        file.write(data)
-
-    for batch in batches:
-        lengths.extend(len(ids) for ids in batch)
-        if batch:
-            append(np.concatenate(batch).astype(dtype))
-    offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
-    append(offsets)
-    footer = np.array([(len(lengths), offsets[-1], dtype.itemsize, checksum.intdigest())], dtype=FOOTER)
-    file.write(footer.tobytes())
-    file.flush()
-    if isinstance(file, io.BufferedWriter):
-        os.fsync(file.fileno())
 
 
 @numba.njit(cache=True)
