@@ -4,11 +4,12 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Self
 
 from rich import get_console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+_SECONDS = 30.0  # between two lines of a log, at least
 
 logger = logging.getLogger(__name__)
 
@@ -27,42 +28,31 @@ def duration(seconds: float) -> str:
 class WorkProgress:
     """Counts what is done while its `with` block lasts.
 
-    A bar that nothing can be drawn over would leave an empty line, so a log gets lines instead.
-
     Args:
         verb: what is done, such as "encoding".
         unit: what is counted, such as "documents".
         total: how many there are; None if nobody knows.
-        show: tell it at all.
-        seconds: between two lines of a log, at least.
+        show: show progress at all.
     """
 
-    def __init__(self, verb: str, unit: str, total: int | None, *, show: bool = True, seconds: float = 30.0) -> None:
+    def __init__(self, verb: str, unit: str, total: int | None, *, show: bool = True) -> None:
         console = get_console()
         drawn = console.is_interactive or console.is_jupyter
-        columns = (
-            TextColumn(verb),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn(unit),
-            TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(),
-        )
-        self._bar = Progress(*columns, disable=not (show and drawn), transient=True)
+        parts = (TextColumn(verb), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
+        rate = TextColumn("{task.fields[rate]}")
+        self._bar = Progress(*parts, rate, TimeRemainingColumn(), disable=not (show and drawn), transient=True)
         self._task = self._bar.add_task("", total=total, rate="")
-        self._told_in_lines = show and not drawn
-        self._verb, self._unit, self._total, self._seconds = verb, unit, total, seconds
+        self._logs = show and not drawn
+        self._verb, self._unit, self._total = verb, unit, total
         self._done = self._skipped = 0
 
     def __enter__(self) -> Self:
         """Count from now."""
-        self._start = self._told = time.monotonic()
+        self._start = self._logged = time.monotonic()
         self._bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Remove the bar."""
         self._bar.stop()
 
@@ -78,24 +68,13 @@ class WorkProgress:
         speed = self._bar.tasks[self._task].speed
         self._bar.update(self._task, rate=f"{speed:,.0f}/s" if speed else "")
         now = time.monotonic()
-        if self._told_in_lines and now - self._told >= self._seconds:
-            self._told = now
-            self._tell(self._done / (now - self._start))
-
-    def _tell(self, speed: float) -> None:
-        done = self._done + self._skipped
-        if self._total is None:
-            logger.info("%s: %s %s, %s a second", self._verb, f"{done:,}", self._unit, f"{speed:,.0f}")
-            return
-        logger.info(
-            "%s: %s of %s %s, %s a second, about %s left",
-            self._verb,
-            f"{done:,}",
-            f"{self._total:,}",
-            self._unit,
-            f"{speed:,.0f}",
-            duration(max(self._total - done, 0) / speed),
-        )
+        if self._logs and now - self._logged >= _SECONDS:
+            self._logged = now
+            done, speed = self._done + self._skipped, self._done / (now - self._start)
+            of, left = "", ""
+            if self._total is not None:
+                of, left = f" of {self._total:,}", f", about {duration(max(self._total - done, 0) / speed)} left"
+            logger.info("%s: %s%s %s, %s a second%s", self._verb, f"{done:,}", of, self._unit, f"{speed:,.0f}", left)
 
 
 @contextmanager

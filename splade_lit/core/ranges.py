@@ -1,4 +1,4 @@
-"""Settings that are numbers must lie in a range; one that does not ends in a sentence before any work."""
+"""Checks that settings are in range, before any work."""
 
 from collections.abc import Sequence
 from math import inf, isfinite
@@ -10,13 +10,9 @@ LARGEST_SEED = 2**32 - 1
 
 
 def check_range(owner: str, least: float = -inf, most: float = inf, **settings: float | None) -> None:
-    """Check that settings lie in a range; one that is None, not given, always does.
+    """Check that settings lie from `least` to `most`; None, a setting that is not given, always does.
 
-    Args:
-        owner: what the settings belong to, such as `data` or `TermTable`; empty for settings of a command.
-        least: the smallest value allowed.
-        most: the largest value allowed.
-        **settings: values by name.
+    `owner` is what they belong to, such as `data` or `TermTable`, or empty for settings of a command.
 
     Raises:
         UserError: one is out of range or not finite.

@@ -1,8 +1,8 @@
-"""Named columns of files of text: csv, tsv, jsonl, json, txt and parquet, read in one way that guesses nothing.
+"""Named columns of files of text: csv, tsv, jsonl, json, txt and parquet, where nothing is guessed.
 
-- Only the columns that are asked for are read; ids and texts are strings as written.
-- csv has the usual quotes, tsv has none: a quote is a character there, as in MS MARCO's files.
-- A number in JSON is its literal as an id; as a text it is refused, as are lists, objects and booleans as either.
+- Ids and texts are strings as written.
+- csv has the usual quotes; tsv has none, as in MS MARCO's files: a quote is a character there.
+- A number in JSON is its literal as an id and refused as a text; lists, objects and booleans are refused as either.
 """
 
 import csv
@@ -27,7 +27,6 @@ from splade_lit.core.text import Mender, open_text, without_end
 FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
 _BATCH_ROWS = 1_000
 _TABLES = (".parquet", ".arrow")  # the second is what `datasets` keeps in its cache
-_CUT = {".csv": "commas", ".tsv": "tabs"}
 
 Values = list[str | None]
 _Records = Iterator[tuple[int, Mapping[str, Any]]]
@@ -66,10 +65,10 @@ def read_rows(
 
     Args:
         path: the file.
-        columns: names of the columns.
+        columns: names of the columns to read.
         ids: those of them that hold ids.
         mend: counts what is not valid Unicode; without one, a warning says how much there was.
-        lists: take a list of ids for as many rows, as judgements of some NanoBEIR sets have them.
+        lists: a list of ids is as many rows, as in judgements of some NanoBEIR sets.
 
     Raises:
         UserError: as `column_names`; a column is missing, a row has no id, or a value is no text.
@@ -81,7 +80,8 @@ def read_rows(
         raise UserError(f"{path}: no column {', '.join(missing)}; its columns are {names}.")
     count = mend or Mender()
     for line, record in _records(path, columns):
-        for row in _one_id_each(record, ids) if lists else (record,):
+        many = next((name for name in ids if isinstance(record.get(name), list)), None) if lists else None
+        for row in [{**record, many: id} for id in record[many]] if many else [record]:
             yield line, [_text(row.get(name), count, path, line, name, name in ids) for name in columns]
     if mend is None:
         count.report(path)
@@ -110,11 +110,6 @@ def read_unique(files: Sequence[Path], columns: Sequence[str], mend: Mender | No
                 raise UserError(f"{place}: the {columns[0]} {id!r} is also that of {first}; make them unique.")
 
 
-def _one_id_each(record: Mapping[str, Any], ids: Sequence[str]) -> list[Mapping[str, Any]]:
-    name = next((name for name in ids if isinstance(record.get(name), list)), None)
-    return [record] if name is None else [{**record, name: id} for id in record[name]]
-
-
 def _text(value: Any, mend: Mender, path: Path, line: int, column: str, is_id: bool) -> str | None:
     if type(value) is str and (value or not is_id):
         return mend(value)
@@ -136,22 +131,18 @@ def _records(path: Path, columns: Sequence[str] | None = None) -> _Records:
         endings = ", ".join(FORMATS)
         raise UserError(f"{path}: not a data file by its name; it must end in {endings} (all but .parquet also .gz).")
     if kind in _TABLES:
-        yield from _of_table(path, kind, columns)
+        with _plain_errors(path):
+            if kind == ".parquet":
+                batches: Iterable[pa.RecordBatch] = pq.ParquetFile(path).iter_batches(_BATCH_ROWS, columns=columns)
+            else:
+                batches = pa.ipc.open_stream(pa.memory_map(str(path)))
+            yield from enumerate(chain.from_iterable(batch.to_pylist() for batch in batches), start=1)
         return
     with open_text(path) as file:
         if kind == ".txt":
             yield from ((line, {"text": without_end(text)}) for line, text in enumerate(file, start=1))
         else:
             yield from _of_json(path, file, kind) if kind.startswith(".json") else _separated(path, file, kind)
-
-
-def _of_table(path: Path, kind: str, columns: Sequence[str] | None) -> _Records:
-    with _plain_errors(path):
-        if kind == ".parquet":
-            batches: Iterable[pa.RecordBatch] = pq.ParquetFile(path).iter_batches(_BATCH_ROWS, columns=columns)
-        else:
-            batches = pa.ipc.open_stream(pa.memory_map(str(path)))
-        yield from enumerate(chain.from_iterable(batch.to_pylist() for batch in batches), start=1)
 
 
 @contextmanager
@@ -170,11 +161,12 @@ def _of_json(path: Path, file: TextIO, kind: str) -> _Records:
         whole = content.lstrip().startswith("[")
         lines = _decoded(content) or [None] if whole else io.StringIO(content, newline="\n")
     for number, line in enumerate(lines, start=1):
-        if not isinstance(line, str) or line.strip():
-            record = _decoded(line) if isinstance(line, str) else line
-            if not isinstance(record, dict):
-                raise UserError(f"{path}, line {number}: not a JSON object.")
-            yield number, record
+        if isinstance(line, str) and not line.strip():
+            continue
+        record = _decoded(line) if isinstance(line, str) else line
+        if not isinstance(record, dict):
+            raise UserError(f"{path}, line {number}: not a JSON object.")
+        yield number, record
 
 
 def _decoded(text: str) -> Any:
@@ -186,19 +178,15 @@ def _decoded(text: str) -> Any:
 
 def _separated(path: Path, file: TextIO, kind: str) -> _Records:
     """Records of csv or tsv below the line with their names."""
-    if kind == ".tsv":
-        lines = enumerate(map(without_end, file), start=1)
-        records: Iterable[tuple[int, list[str]]] = ((number, line.split("\t")) for number, line in lines)
-    else:
-        records = _quoted(path, file)
     names: list[str] = []
-    for line, fields in records:
+    for line, fields in _fields(path, file, kind):
         if fields in ([], [""]):
             continue
         if not names:
             names = fields
             if len(names) == 1 and ";" in names[0]:
-                raise UserError(f"{path}: it looks cut at `;`; save it cut at {_CUT[kind]}.")
+                cut = "tabs" if kind == ".tsv" else "commas"
+                raise UserError(f"{path}: it looks cut at `;`; save it cut at {cut}.")
             if doubled := [name for name in names if name and names.count(name) > 1]:
                 raise UserError(f"{path}: two columns are called {doubled[0]!r}; give each a name of its own.")
         elif len(fields) != len(names):
@@ -207,7 +195,10 @@ def _separated(path: Path, file: TextIO, kind: str) -> _Records:
             yield line, dict(zip(names, fields, strict=True))
 
 
-def _quoted(path: Path, file: TextIO) -> Iterator[tuple[int, list[str]]]:
+def _fields(path: Path, file: TextIO, kind: str) -> Iterator[tuple[int, list[str]]]:
+    if kind == ".tsv":
+        yield from enumerate((without_end(line).split("\t") for line in file), start=1)
+        return
     reader = csv.reader(file, strict=True)
     line = 1
     try:
