@@ -22,7 +22,6 @@ from splade_lit.training.callbacks.terms import TABLE
 from splade_lit.training.callbacks.wandb_log import STEP, best_value
 
 METRIC = "NanoBEIR_mean_dot_ndcg@10"
-WHOLE_WIDTH = wr.Layout(w=24, h=14)
 
 
 def lines(title: str, *metrics: str, unit: str, **settings: Any) -> wr.LinePlot:
@@ -35,74 +34,53 @@ def all_tasks(title: str, suffix: str, unit: str) -> wr.LinePlot:
     return lines(title, unit=unit, metric_regex=f"^val/.*_{re.escape(suffix)}$")
 
 
-def quality_and_active_dims(metric: str) -> tuple[str, str]:
-    """Logged names of a metric and of the active dims of documents on the same task."""
-    return f"val/{metric}", f"val/{metric.partition('_dot_')[0]}_corpus_active_dims"
-
-
-def sections(metric: str) -> list[ws.Section]:
-    """The panels.
-
-    Args:
-        metric: the retrieval metric by which runs are compared.
-    """
-    quality, active_dims = quality_and_active_dims(metric)
-    retrieval = [
-        all_tasks("nDCG@10 of each task", "dot_ndcg@10", "nDCG@10"),
-        all_tasks("MRR@10 of each task", "dot_mrr@10", "MRR@10"),
-        all_tasks("Recall@10 of each task", "dot_recall@10", "recall@10"),
-        wr.ScatterPlot(
-            title="Quality against active dims of a document, a point a run",
-            x=wr.SummaryMetric(f"{active_dims}.last"),
-            y=wr.SummaryMetric(f"{quality}.last"),
-        ),
-    ]
-    learning_rates = ("train/learning_rate_transformer", "train/learning_rate_idf")
-    losses = [
-        lines("Loss: trained on, held out", "train/loss", "val/loss", unit="loss"),
-        lines("Ranking loss: trained on, held out", "train/ranking_loss", "val/ranking_loss", unit="loss"),
-        lines("Penalty on documents, without its weight", "train/document_penalty", unit="penalty", log_y=True),
-        lines("Weight of the penalty", "train/lambda_d", unit="lambda_d"),
-        lines("Learning rates", *learning_rates, unit="learning rate", log_y=True),
-    ]
-    sparsity = [
-        lines(
-            "Active dims of a document: mean, median, 95th percentile",
-            *(f"sparsity/document_active_dims{suffix}" for suffix in ("", "_median", "_p95")),
-            unit="active dims",
-        ),
-        all_tasks("Active dims of a document, each task", "corpus_active_dims", "active dims"),
-        all_tasks("Expected FLOPS: dims that a query and a document share", "avg_flops", "dims"),
-        lines("Active dims of documents over steps", "sparsity/document_histogram", unit="active dims"),
-        lines("Active dims of queries over steps", "sparsity/query_histogram", unit="active dims"),
-        lines("Active dims of a query", "sparsity/query_active_dims", unit="active dims"),
-        lines("Share of dims that no document uses", "sparsity/dead_dims_ratio", unit="share of the vocabulary"),
-        lines("Share of documents that the most frequent dim is in", "sparsity/top_dim_document_share", unit="share"),
-    ]
-    carbon = [
-        lines("Energy of the run", "carbon/energy_kwh_total", unit="kWh"),
-        lines("Emissions of the run", "carbon/emissions_g_total", unit="g CO2eq"),
-    ]
-    terms = [wr.WeavePanelSummaryTable(table_name=TABLE, layout=WHOLE_WIDTH)]
-    one_panel = {"layout_settings": ws.SectionLayoutSettings(columns=1, rows=1)}
-    return [
-        ws.Section(name="Retrieval", panels=retrieval, is_open=True),
-        ws.Section(name="Losses", panels=losses, is_open=True),
-        ws.Section(name="Sparsity", panels=sparsity, is_open=True),
-        ws.Section(name="Terms of example documents", panels=terms, is_open=True, **one_panel),
-        ws.Section(name="Energy and emissions", panels=carbon, is_open=True),
-    ]
-
-
 def workspace(entity: str, project: str, name: str, metric: str) -> ws.Workspace:
-    """The dashboard, not yet saved; runs are listed with their quality and active dims, best and last."""
-    columns = quality_and_active_dims(metric)
-    pinned = [f"summary:{column}.{value}" for column in columns for value in (best_value(column), "last")]
+    """The dashboard, not yet saved; runs are listed with `metric` and their active dims on its task, best and last."""
+    quality, active_dims = f"val/{metric}", f"val/{metric.partition('_dot_')[0]}_corpus_active_dims"
+    of_documents = (f"sparsity/document_active_dims{suffix}" for suffix in ("", "_median", "_p95"))
+    learning_rates = ("train/learning_rate_transformer", "train/learning_rate_idf")
+    panels = {
+        "Retrieval": [
+            all_tasks("nDCG@10 of each task", "dot_ndcg@10", "nDCG@10"),
+            all_tasks("MRR@10 of each task", "dot_mrr@10", "MRR@10"),
+            all_tasks("Recall@10 of each task", "dot_recall@10", "recall@10"),
+            wr.ScatterPlot(
+                title="Quality against active dims of a document, a point a run",
+                x=wr.SummaryMetric(f"{active_dims}.last"),
+                y=wr.SummaryMetric(f"{quality}.last"),
+            ),
+        ],
+        "Losses": [
+            lines("Loss: trained on, held out", "train/loss", "val/loss", unit="loss"),
+            lines("Ranking loss: trained on, held out", "train/ranking_loss", "val/ranking_loss", unit="loss"),
+            lines("Penalty on documents, without its weight", "train/document_penalty", unit="penalty", log_y=True),
+            lines("Weight of the penalty", "train/lambda_d", unit="lambda_d"),
+            lines("Learning rates", *learning_rates, unit="learning rate", log_y=True),
+        ],
+        "Sparsity": [
+            lines("Active dims of a document: mean, median, 95th percentile", *of_documents, unit="active dims"),
+            all_tasks("Active dims of a document, each task", "corpus_active_dims", "active dims"),
+            all_tasks("Expected FLOPS: dims that a query and a document share", "avg_flops", "dims"),
+            lines("Active dims of documents over steps", "sparsity/document_histogram", unit="active dims"),
+            lines("Active dims of queries over steps", "sparsity/query_histogram", unit="active dims"),
+            lines("Active dims of a query", "sparsity/query_active_dims", unit="active dims"),
+            lines("Share of dims that no document uses", "sparsity/dead_dims_ratio", unit="share of the vocabulary"),
+            lines("Share of documents with the most frequent dim", "sparsity/top_dim_document_share", unit="share"),
+        ],
+        "Terms of example documents": [wr.WeavePanelSummaryTable(table_name=TABLE, layout=wr.Layout(w=24, h=14))],
+        "Energy and emissions": [
+            lines("Energy of the run", "carbon/energy_kwh_total", unit="kWh"),
+            lines("Emissions of the run", "carbon/emissions_g_total", unit="g CO2eq"),
+        ],
+    }
+    sections = {title: ws.Section(name=title, panels=shown, is_open=True) for title, shown in panels.items()}
+    sections["Terms of example documents"].layout_settings = ws.SectionLayoutSettings(columns=1, rows=1)
+    pinned = [f"summary:{one}.{value}" for one in (quality, active_dims) for value in (best_value(one), "last")]
     return ws.Workspace(
         entity=entity,
         project=project,
         name=name,
-        sections=sections(metric),
+        sections=list(sections.values()),
         settings=ws.WorkspaceSettings(x_axis=STEP),
         runset_settings=ws.RunsetSettings(pinned_columns=[*pinned, "summary:carbon/emissions_g_total"]),
     )

@@ -12,12 +12,9 @@ class Entry:
     """One comparison.
 
     Attributes:
-        unit: of `ours`, `peer` and `floor`.
-        ours: median.
-        peer: median.
+        unit: of the medians `ours`, `peer` and `floor`, the last that of the bare matrix products.
         ratio: median of peer over ours, turn by turn: how many times faster, or smaller; where more is better, larger.
         quartiles: of that ratio.
-        floor: median time of the bare matrix products.
         over_floor: median of ours over the floor, turn by turn.
         turns: how many turns each side took.
     """
@@ -36,19 +33,12 @@ def compare(
     unit: str, ours: Sequence[float], peer: Sequence[float], floor: Sequence[float] | None = None, more: bool = False
 ) -> Entry:
     """The entry of what was measured in each turn; with `more`, more is better."""
+    median = statistics.median
     ratios = [a / b if more else b / a for a, b in zip(ours, peer, strict=True)]
-    low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else (ratios[0],) * 3
-    over = None if floor is None else statistics.median(a / f for a, f in zip(ours, floor, strict=True))
-    return Entry(
-        unit=unit,
-        ours=statistics.median(ours),
-        peer=statistics.median(peer),
-        ratio=statistics.median(ratios),
-        quartiles=(low, high),
-        floor=None if floor is None else statistics.median(floor),
-        over_floor=over,
-        turns=len(ratios),
-    )
+    low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+    over = median(a / f for a, f in zip(ours, floor, strict=True)) if floor else None
+    floor_median = median(floor) if floor else None
+    return Entry(unit, median(ours), median(peer), median(ratios), (low, high), floor_median, over, len(ratios))
 
 
 def table(entries: Mapping[str, Entry]) -> Table:

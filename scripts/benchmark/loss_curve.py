@@ -13,39 +13,13 @@ import statistics
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import lightning as L
-import sides
 from materials import DATA, make_models
-from transformers import TrainerCallback
+from sides import Recipe, fit_ours, fit_peer
 
 from splade_lit.core.files import replace_text
 
 _LAST = 50
-
-
-class OurLosses(L.Callback):
-    """Losses of all steps."""
-
-    def __init__(self) -> None:
-        self.losses: list[float] = []
-
-    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, *args: Any) -> None:
-        """Note the loss of a step."""
-        self.losses.append(float(outputs["loss"]))
-
-
-class PeerLosses(TrainerCallback):
-    """The same of transformers' trainer."""
-
-    def __init__(self) -> None:
-        self.losses: list[float] = []
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
-        """Note the loss of a step."""
-        if "loss" in logs:
-            self.losses.append(logs["loss"])
 
 
 def main() -> None:
@@ -56,17 +30,14 @@ def main() -> None:
     parser.add_argument("--max_tokens", type=int, default=64, help="tokens a document is cut to")
     parser.add_argument("--output", type=Path, help="JSON file for the curves")
     arguments = parser.parse_args()
-    curves = {}
     with tempfile.TemporaryDirectory(prefix="splade_lit_loss_curve_") as folder:
         base = str(make_models(Path(folder))["minilm"] / "document_0_MLMTransformer")
-        recipe = sides.Recipe(base, arguments.pairs, arguments.max_tokens, folder, max_steps=arguments.steps, seed=1)
-        for seed in (1, 2):
-            ours = OurLosses()
-            sides.fit_ours(ours, replace(recipe, seed=seed))
-            curves[f"ours, seed {seed}"] = ours.losses
-        peer = PeerLosses()
-        sides.peer_trainer(peer, recipe).train()
-        curves["sentence-transformers, seed 1"] = peer.losses
+        recipe = Recipe(base, arguments.pairs, arguments.max_tokens, folder, max_steps=arguments.steps, seed=1)
+        curves = {
+            "ours, seed 1": fit_ours(recipe),
+            "ours, seed 2": fit_ours(replace(recipe, seed=2)),
+            "sentence-transformers, seed 1": fit_peer(recipe),
+        }
     for name, losses in curves.items():
         print(f"{name}: first {losses[0]:.4f}, mean of the last {_LAST} {statistics.mean(losses[-_LAST:]):.4f}")
     if arguments.output:

@@ -3,11 +3,14 @@
 import json
 import os
 import random
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset
 from scipy.sparse import csr_array, save_npz
 from transformers import AutoModelForMaskedLM, DistilBertConfig
 
@@ -46,12 +49,8 @@ def make_models(folder: Path) -> dict[str, Path]:
 def make_texts(tokenizer: Any, number: int, seed: int) -> list[str]:
     """Texts of random words whose lengths are like those of Natural Questions' answers: 140 tokens on average."""
     rng = random.Random(seed)
-    words = _words(tokenizer)
+    words = sorted(word for word in tokenizer.get_vocab() if word.isascii() and word.isalpha() and len(word) > 2)
     return [" ".join(rng.choices(words, k=max(8, int(rng.lognormvariate(4.75, 0.6))))) for _ in range(number)]
-
-
-def _words(tokenizer: Any) -> list[str]:
-    return sorted(word for word in tokenizer.get_vocab() if word.isascii() and word.isalpha() and len(word) > 2)
 
 
 def write_pairs(folder: Path, number: int) -> Path:
@@ -65,12 +64,10 @@ def write_pairs(folder: Path, number: int) -> Path:
 
 def sampled_nanobeir(source: Path, target: Path, max_documents: int) -> Path:
     """A folder of the same layout with few queries and few documents, all judged ones of those queries among them."""
-    import datasets
-
     for task in load_tasks([str(source)]):
         queries = dict(list(task.queries.items())[:2])
         qrels = {query_id: task.qrels[query_id] for query_id in queries}
-        corpus = sample_corpus(type(task)(task.name, task.corpus, queries, qrels), max_documents).corpus
+        corpus = sample_corpus(replace(task, queries=queries, qrels=qrels), max_documents).corpus
         judged = [(q, d) for q, grades in qrels.items() for d in grades if d in corpus]
         for part, columns in (
             ("corpus", {"_id": list(corpus), "text": list(corpus.values())}),
@@ -78,9 +75,8 @@ def sampled_nanobeir(source: Path, target: Path, max_documents: int) -> Path:
             ("qrels", {"query-id": [q for q, _ in judged], "corpus-id": [d for _, d in judged]}),
         ):
             (target / part).mkdir(parents=True, exist_ok=True)
-            datasets.Dataset.from_dict(columns).to_parquet(target / part / f"{task.name}.parquet")
-    readme = (source / "README.md").read_text(encoding="utf-8")
-    (target / "README.md").write_text(readme, encoding="utf-8")
+            Dataset.from_dict(columns).to_parquet(target / part / f"{task.name}.parquet")
+    shutil.copy(source / "README.md", target)
     return target
 
 
@@ -89,18 +85,11 @@ def write_vectors(folder: Path, num_documents: int, num_queries: int) -> None:
     rng = np.random.default_rng(0)
     vocab_size = 30_522
     popularity = rng.permutation(1 / (1 + np.arange(vocab_size)) ** 0.7)
-    cumulative = np.cumsum(popularity / popularity.sum())
+    popularity /= popularity.sum()
     for name, rows, dims in (("corpus", num_documents, 150), ("queries", num_queries, 10)):
-        columns = np.concatenate([_draw_distinct(rng, cumulative, dims) for _ in range(rows)])
+        columns = [rng.choice(vocab_size, dims, replace=False, p=popularity) for _ in range(rows)]
         values = rng.gamma(2, 0.5, rows * dims).astype(np.float32)
         pointers = np.arange(0, rows * dims + 1, dims)
-        matrix = csr_array((values, columns, pointers), shape=(rows, vocab_size))
+        matrix = csr_array((values, np.concatenate(columns), pointers), shape=(rows, vocab_size))
         matrix.sort_indices()
         save_npz(folder / f"{name}.npz", matrix)
-
-
-def _draw_distinct(rng: np.random.Generator, cumulative: np.ndarray, number: int) -> np.ndarray:
-    """Draws without replacement: of many with replacement, the first of each."""
-    draws = np.searchsorted(cumulative[:-1], rng.random(4 * number), side="right")
-    first = np.unique(draws, return_index=True)[1]
-    return draws[np.sort(first)[:number]]

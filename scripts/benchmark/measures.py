@@ -14,8 +14,7 @@ from processes import take_turns, time_processes
 
 from splade_lit.data.tasks import load_tasks
 
-MIB = 1 << 20
-
+Answers = dict[str, list[dict[str, float]]]
 Entries = Iterator[tuple[str, Entry]]
 
 
@@ -31,25 +30,29 @@ class Scope:
         """Folders of saved models, made when they are first needed."""
         return make_models(self.folder)
 
+    def recipe(self, model: str, max_tokens: int, num_pairs: int) -> dict[str, str | int]:
+        """Settings of the task `train`."""
+        return {
+            "base": str(self.models[model] / "document_0_MLMTransformer"),
+            "pairs": str(write_pairs(self.folder, num_pairs)),
+            "max_tokens": max_tokens,
+            "cache": str(self.folder / f"train_{model}_{max_tokens}"),
+        }
+
 
 def train(scope: Scope) -> Entries:
     """Training steps of 16 pairs: time, and peak memory; in the short form of one shape and length."""
-    pairs = write_pairs(scope.folder, 1600)
     shapes = [("minilm", 256, 3)] if scope.short else [(name, cap, 15) for name in scope.models for cap in (256, 512)]
     for name, max_tokens, turns in shapes:
-        base = str(scope.models[name] / "document_0_MLMTransformer")
-        cache = str(scope.folder / f"train_{name}_{max_tokens}")
-        settings = {"base": base, "pairs": str(pairs), "max_tokens": max_tokens, "cache": cache}
-        answers = take_turns("train", ["ours", "peer", "floor"], turns, settings)
+        answers = take_turns("train", ["ours", "peer", "floor"], turns, scope.recipe(name, max_tokens, 1600))
         yield from step_entries(f"{name}_{max_tokens}", answers)
 
 
-def step_entries(name: str, answers: dict[str, list[dict[str, float]]]) -> Entries:
+def step_entries(name: str, answers: Answers) -> Entries:
     """Time and memory of training steps, from what the sides answered."""
-    seconds = {side: [answer["seconds"] for answer in each] for side, each in answers.items()}
-    memory = {side: max(answer["bytes"] for answer in answers[side]) / MIB for side in ("ours", "peer")}
-    yield f"train_step_{name}", compare("seconds", **seconds)
-    yield f"train_memory_{name}", compare("MiB", [memory["ours"]], [memory["peer"]])
+    memory = {side: [max(answer["bytes"] for answer in answers[side]) / (1 << 20)] for side in ("ours", "peer")}
+    yield f"train_step_{name}", compare("seconds", **_seconds(answers))
+    yield f"train_memory_{name}", compare("MiB", **memory)
 
 
 def train_gpu(scope: Scope) -> Entries:
@@ -57,25 +60,17 @@ def train_gpu(scope: Scope) -> Entries:
     if not torch.cuda.is_available():
         print("train_gpu is left out: no CUDA device")
         return
-    pairs, more_pairs = write_pairs(scope.folder, 2048), write_pairs(scope.folder, 8192)
-    for name, base in scope.models.items():
-        shared = {
-            "base": str(base / "document_0_MLMTransformer"),
-            "pairs": str(pairs),
-            "max_tokens": 512,
-            "cache": str(scope.folder / f"train_{name}_gpu"),
-            "precision": "16-mixed",
-        }
-        for pairs_per_step in (16, 64):
-            settings = shared | {"pairs_per_step": pairs_per_step}
-            answers = take_turns("train", ["ours", "peer"], 7 if scope.short else 25, settings, gpu=True)
-            yield from step_entries(f"{name}_512_gpu_{pairs_per_step}", answers)
+    sides = ["ours", "peer"]
+    for name in scope.models:
+        for size in (16, 64):
+            settings = scope.recipe(name, 512, 2048) | {"precision": "16-mixed", "pairs_per_step": size}
+            answers = take_turns("train", sides, 7 if scope.short else 25, settings, gpu=True)
+            yield from step_entries(f"{name}_512_gpu_{size}", answers)
         if not scope.short:
-            sizes = take_turns(
-                "largest_batch", ["ours", "peer"], 1, shared | {"pairs": str(more_pairs), "memory_gib": 24}, gpu=True
-            )
-            ours, peer = ([answer["pairs"] for answer in sizes[side]] for side in ("ours", "peer"))
-            yield f"largest_batch_{name}_512_gpu", compare("pairs", ours, peer, more=True)
+            settings = scope.recipe(name, 512, 8192) | {"precision": "16-mixed", "memory_gib": 24}
+            answers = take_turns("largest_batch", sides, 1, settings, gpu=True)
+            sizes = {side: [answer["pairs"] for answer in answers[side]] for side in sides}
+            yield f"largest_batch_{name}_512_gpu", compare("pairs", **sizes, more=True)
 
 
 def encode(scope: Scope) -> Entries:
@@ -89,19 +84,16 @@ def encode(scope: Scope) -> Entries:
     words = sorted({word for text in documents for word in text.split()})
     random.Random(0).shuffle(words)
     new_queries = [" ".join(words[i : i + 3]) for i in range(0, len(words) - 2, 3)]
-    sides, chunk, turns = ["ours", "peer", "floor"], 16 if scope.short else 256, 3 if scope.short else 11
-    yield "encode_documents", _encode("documents", documents, sides, chunk, turns, scope.models["minilm"], scope.folder)
-    for name, texts in (("queries", queries), ("new_queries", new_queries)):
-        turns = 7 if scope.short else 15
-        yield f"encode_{name}", _encode("queries", texts, sides[:2], 1000, turns, scope.models["minilm"], scope.folder)
-
-
-def _encode(task: str, texts: list[str], sides: list[str], chunk: int, turns: int, model: Path, folder: Path) -> Entry:
-    path = folder / "texts.json"
-    path.write_text(json.dumps(texts), encoding="utf-8")
-    answers = take_turns(f"encode_{task}", sides, turns, {"model": str(model), "texts": str(path), "chunk": chunk})
-    seconds = {side: [answer["seconds"] / chunk for answer in each] for side, each in answers.items()}
-    return compare("seconds a text", **seconds)
+    both, path = ["ours", "peer"], scope.folder / "texts.json"
+    for name, kind, texts, sides, chunk, turns in (
+        ("documents", "document", documents, [*both, "floor"], 16 if scope.short else 256, 3 if scope.short else 11),
+        ("queries", "query", queries, both, 1000, 7 if scope.short else 15),
+        ("new_queries", "query", new_queries, both, 1000, 7 if scope.short else 15),
+    ):
+        path.write_text(json.dumps(texts), encoding="utf-8")
+        settings = {"kind": kind, "model": str(scope.models["minilm"]), "texts": str(path), "chunk": chunk}
+        answers = take_turns("encode", sides, turns, settings)
+        yield f"encode_{name}", compare("seconds a text", **_seconds(answers, chunk))
 
 
 def evaluate(scope: Scope) -> Entries:
@@ -121,16 +113,20 @@ def search(scope: Scope) -> Entries:
     write_vectors(scope.folder, num_documents=5_000 if scope.short else 20_000, num_queries=200)
     sides = ["ours", "peer", "splade_index", "seismic"]
     answers = take_turns("search", sides, 3 if scope.short else 15, {"vectors": str(scope.folder), "k": 100})
-    seconds = {side: [answer["seconds"] / 200 for answer in each] for side, each in answers.items()}
-    for side in sides[1:]:
-        name = "search" if side == "peer" else f"search_{side}"
-        yield name, compare("seconds a query", seconds["ours"], seconds[side])
+    ours, *others = _seconds(answers, 200).values()
+    for name, seconds in zip(("search", "search_splade_index", "search_seismic"), others, strict=True):
+        yield name, compare("seconds a query", ours, seconds)
 
 
 def start_up(scope: Scope) -> Entries:
     """A fresh process: import, load, first document."""
     seconds = time_processes("start_up", 1 if scope.short else 5, {"model": str(scope.models["minilm"])})
     yield "start_up", compare("seconds", **seconds)
+
+
+def _seconds(answers: Answers, number: int = 1) -> dict[str, list[float]]:
+    """Seconds of each turn of each side, divided by how many texts or queries a turn has."""
+    return {side: [answer["seconds"] / number for answer in each] for side, each in answers.items()}
 
 
 MEASURES: dict[str, Callable[[Scope], Entries]] = {

@@ -12,26 +12,16 @@ from typing import Any
 
 from rich.progress import Progress
 
-SIDES = Path(__file__).with_name("sides.py")
-
 
 class Side:
-    """A process that runs one side of a task.
-
-    Args:
-        task: such as "train".
-        name: such as "ours".
-        settings: arguments of the side's function in `sides.py`.
-        gpu: whether it sees the GPU.
-        **environment: variables to set for it.
-    """
+    """A process that runs one side of a task: its function in `sides.py`, with these settings and environment."""
 
     def __init__(self, task: str, name: str, settings: dict[str, Any], gpu: bool = False, **environment: str) -> None:
         self.title = f"{task} {name}"
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - read where the process fails
         devices = os.environ.get("CUDA_VISIBLE_DEVICES", "0") if gpu else ""
         self._process = subprocess.Popen(
-            [sys.executable, str(SIDES), task, name, json.dumps(settings)],
+            [sys.executable, str(Path(__file__).with_name("sides.py")), task, name, json.dumps(settings)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,

@@ -30,8 +30,7 @@ class Turns:
 
     def answer(self, **figures: float) -> None:
         """End the turn."""
-        self._answers.write(json.dumps(figures) + "\n")
-        self._answers.flush()
+        print(json.dumps(figures), file=self._answers, flush=True)
 
     def timed(self, work: Callable[[], Any], **figures: float) -> None:
         """Take all turns with the same work; the first run is to get ready."""
@@ -48,14 +47,13 @@ class Turns:
 class StepTurns:
     """Turns of a trainer: called at the end of each optimizer step."""
 
-    def __init__(self, turns: Turns, parameters: list[Any]) -> None:
+    def __init__(self, turns: Turns) -> None:
         self.turns = turns
-        self.parameters = parameters
         self.steps = 0
         self.start = 0.0
         self.resting_bytes = self.peak_bytes = 0
 
-    def step_done(self) -> bool:
+    def step_done(self, model: torch.nn.Module) -> bool:
         """Answer for the step that has just ended and wait for the next turn; False if training is to stop.
 
         Steps after the first `READY_STEPS` are measured for time, each as the one before left the heap.
@@ -68,8 +66,8 @@ class StepTurns:
             self.turns.answer()
         elif self.steps > READY_STEPS:
             self.turns.answer(seconds=seconds, bytes=self.peak_bytes)
-        if self.steps == READY_STEPS - 1:
-            gradients = sum(p.grad.nbytes for p in self.parameters if p.grad is not None)
+        elif self.steps == READY_STEPS - 1:
+            gradients = sum(parameter.grad.nbytes for parameter in model.parameters() if parameter.grad is not None)
             self.resting_bytes = bytes_from_here() - gradients
         if self.steps >= READY_STEPS and not self.turns.wait():
             return False
@@ -77,15 +75,15 @@ class StepTurns:
         return True
 
 
+def on_gpu() -> bool:
+    """Whether this side works on a GPU; the others see none."""
+    return os.environ["CUDA_VISIBLE_DEVICES"] != ""
+
+
 def finish() -> None:
     """Wait until a GPU has done what it was given."""
     if on_gpu():
         torch.cuda.synchronize()
-
-
-def on_gpu() -> bool:
-    """Whether this side works on a GPU; the others see none."""
-    return os.environ["CUDA_VISIBLE_DEVICES"] != ""
 
 
 def bytes_from_here() -> int:
@@ -102,9 +100,7 @@ def bytes_from_here() -> int:
 
 def peak_bytes() -> int:
     """Largest memory since `bytes_from_here`."""
-    if on_gpu():
-        return torch.cuda.max_memory_allocated()
-    return _status("VmHWM")
+    return torch.cuda.max_memory_allocated() if on_gpu() else _status("VmHWM")
 
 
 def _status(name: str) -> int:
