@@ -126,8 +126,7 @@ class TestCsvLog:
         log.log_hyperparams({"a": 1})
         log.save()
         assert list(tmp_path.iterdir()) == []
-        assert (log.name, log.version, log.save_dir, log.log_dir) == (tmp_path.name, "", str(tmp_path), str(tmp_path))
-        assert log.experiment is log
+        assert (log.name, log.version, log.save_dir) == (tmp_path.name, "", str(tmp_path))
 
     def test_figures_of_no_step_join_the_row_of_the_moment(self, tmp_path):
         log = CsvLog(tmp_path)

@@ -24,7 +24,7 @@ from splade_lit.encoder.model import AsymmetricSparseEncoder
 from splade_lit.runs.emissions import SUMS, footprint, grown, read_emissions, write_emissions
 from splade_lit.training.callbacks import carbon
 from splade_lit.training.callbacks.carbon import CarbonTracker
-from splade_lit.training.callbacks.phases import PhaseCallback, evaluating
+from splade_lit.training.callbacks.hooks import PhaseCallback, evaluating
 from splade_lit.training.module import SpladeModule
 
 CARBON = {"class_path": "splade_lit.training.callbacks.carbon.CarbonTracker", "init_args": {"country_iso_code": "FRA"}}

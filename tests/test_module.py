@@ -62,7 +62,7 @@ def test_groups_hold_every_trainable_parameter_once(make_base, architecture, fre
     for name, parameter in module.named_parameters():
         if "layers.0." in name or "layer.0." in name:
             parameter.requires_grad_(False)
-    groups = {group.name: group.parameters for group in module.parameter_groups()}
+    groups = {group["name"]: group["params"] for group in module.parameter_groups()}
     assert list(groups) == (["transformer"] if freeze_idf else ["idf", "transformer"])
     assert freeze_idf or groups["idf"] == [module.encoder.idf_weights]
     grouped = [parameter for group in groups.values() for parameter in group]

@@ -20,9 +20,9 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from entry import Entry, table
-from measures import MEASURES, Scope
+from measures import MEASURES, Entry, Scope
 from rich.console import Console
+from rich.table import Table
 
 from splade_lit.core.files import replace_text
 
@@ -46,6 +46,18 @@ def main() -> None:
                     text = json.dumps({name: asdict(entry) for name, entry in entries.items()}, indent=2) + "\n"
                     replace_text(settings.output, text)
     Console(width=120).print(table(entries))
+
+
+def table(entries: dict[str, Entry]) -> Table:
+    """The entries for the terminal."""
+    result = Table("what", "unit", "ours", "peer", "ratio", "quartiles", "floor", "over floor")
+    for name, entry in entries.items():
+        low, high = entry.quartiles
+        floor = "" if entry.floor is None else f"{entry.floor:.3g}"
+        over = "" if entry.over_floor is None else f"{entry.over_floor:.2f}"
+        figures = (f"{entry.ours:.3g}", f"{entry.peer:.3g}", f"{entry.ratio:.2f}", f"{low:.2f} to {high:.2f}")
+        result.add_row(name, entry.unit, *figures, floor, over)
+    return result
 
 
 if __name__ == "__main__":

@@ -1,20 +1,56 @@
-"""The measures of the benchmark: what each side does, how often, and on what."""
+"""The measures of the benchmark: what each side does, how often, on what, and the figures that come out."""
 
 import functools
 import json
 import random
-from collections.abc import Callable, Iterator
+import statistics
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from entry import Entry, compare
 from materials import DATA, make_models, sampled_nanobeir, write_pairs, write_vectors
 from processes import take_turns, time_processes
 
 from splade_lit.data.tasks import load_tasks
 
 Answers = dict[str, list[dict[str, float]]]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One comparison.
+
+    Attributes:
+        unit: of the medians `ours`, `peer` and `floor`, the last that of the bare matrix products.
+        ratio: median of peer over ours, turn by turn: how many times faster, or smaller; where more is better, larger.
+        quartiles: of that ratio.
+        over_floor: median of ours over the floor, turn by turn.
+        turns: how many turns each side took.
+    """
+
+    unit: str
+    ours: float
+    peer: float
+    ratio: float
+    quartiles: tuple[float, float]
+    floor: float | None
+    over_floor: float | None
+    turns: int
+
+
+def compare(
+    unit: str, ours: Sequence[float], peer: Sequence[float], floor: Sequence[float] | None = None, more: bool = False
+) -> Entry:
+    """The entry of what was measured in each turn; with `more`, more is better."""
+    median = statistics.median
+    ratios = [a / b if more else b / a for a, b in zip(ours, peer, strict=True)]
+    low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+    over = median(a / f for a, f in zip(ours, floor, strict=True)) if floor else None
+    floor_median = median(floor) if floor else None
+    return Entry(unit, median(ours), median(peer), median(ratios), (low, high), floor_median, over, len(ratios))
+
+
 Entries = Iterator[tuple[str, Entry]]
 
 

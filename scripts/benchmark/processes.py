@@ -31,8 +31,6 @@ class Side:
 
     def ask(self) -> dict[str, float]:
         """Let it take a turn and wait for its figures; the benchmark ends with its error if it fails."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
         try:
             self._process.stdin.write("go\n")
             self._process.stdin.flush()

@@ -77,7 +77,7 @@ def fit_ours(recipe: Recipe, step_done: Callable[[Any], bool] = lambda model: Tr
     L.seed_everything(recipe.seed)
     trainer = L.Trainer(
         devices=1,
-        precision=recipe.precision,  # type: ignore[arg-type]
+        precision=recipe.precision,
         max_epochs=1,
         max_steps=recipe.max_steps,
         gradient_clip_val=1.0,

@@ -8,33 +8,24 @@ from torch.nn.utils import get_total_norm
 
 from splade_lit.core.errors import UserError
 
-# Under a GradScaler a step whose gradients overflow is left out and the scale halved: of a scale halved so many times
-# in a row nothing is left.
+# Under a GradScaler a step whose gradients overflow is left out and the scale halved. After so many of them in a row
+# nothing is left of the scale.
 _PATIENCE = 100
 
 
 class DivergenceWatch:
-    """Remembers on the device since which step the loss is not finite; only `check` waits for it."""
+    """Remembers on the device since which step the loss is not finite; only `check` waits for the device."""
 
     def __init__(self) -> None:
         self._first_bad_step: Tensor | None = None
 
     def observe(self, loss: Tensor, step: int) -> None:
-        """Take note of a step's loss.
-
-        Args:
-            loss: scalar.
-            step: number of the step, from 1.
-        """
+        """Take note of a step's loss, a scalar; steps count from 1."""
         first = loss.new_zeros((), dtype=torch.int64) if self._first_bad_step is None else self._first_bad_step
         self._first_bad_step = torch.where(loss.detach().isfinite(), 0, torch.where(first > 0, first, step))
 
     def check(self, parameters: Iterable[Tensor], step: int) -> None:
-        """Look at the weights and at the losses so far.
-
-        Args:
-            parameters: all weights that are trained.
-            step: steps done.
+        """Look at the weights that are trained and at the losses so far, after `step` steps.
 
         Raises:
             UserError: the weights are not finite, or the loss has not been for so long that nothing is learned.

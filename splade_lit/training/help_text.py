@@ -5,7 +5,6 @@ They are read from the sources of the classes that take them: loading these take
 
 import ast
 from importlib.util import find_spec
-from itertools import chain
 from pathlib import Path
 
 from docstring_parser import parse
@@ -47,23 +46,16 @@ def help_text() -> str:
 
 
 def _add_settings(parser: CommandParser, group: str, source: str, class_name: str) -> None:
-    """Add what the class takes as options of a group.
-
-    Args:
-        parser: to add to.
-        group: name of the group.
-        source: the file of the class.
-        class_name: the class; its docstring, or that of `__init__`, has the section `Args`.
-    """
+    """Add what a class takes as options; its docstring, or that of `__init__`, has the section `Args`."""
     tree = next(node for node in ast.parse(source).body if isinstance(node, ast.ClassDef) and node.name == class_name)
     init = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "__init__")
-    documented = chain.from_iterable(parse(ast.get_docstring(node) or "").params for node in (tree, init))
-    texts = {entry.arg_name: entry.description or "" for entry in documented}
-    first = [None] * (len(init.args.args) - len(init.args.defaults))
-    defaults = [*first, *init.args.defaults, *init.args.kw_defaults]
-    summary = (ast.get_docstring(tree) or "").partition("\n\n")[0]
-    section = parser.add_argument_group(group, summary.replace("%", "%%"))
-    for argument, default in list(zip([*init.args.args, *init.args.kwonlyargs], defaults, strict=True))[1:]:
+    docs = [parse(ast.get_docstring(node) or "") for node in (tree, init)]
+    texts = {entry.arg_name: entry.description or "" for doc in docs for entry in doc.params}
+    section = parser.add_argument_group(group, (docs[0].short_description or "").replace("%", "%%"))
+    arguments = init.args.args + init.args.kwonlyargs
+    given = [*init.args.defaults, *init.args.kw_defaults]
+    defaults = [*[None] * (len(arguments) - len(given)), *given]
+    for argument, default in zip(arguments[1:], defaults[1:], strict=True):
         if (name := f"{group}.{argument.arg}") not in LINKS:
             value = f" (default: {ast.unparse(default)})" if default else ""
             text = " ".join(f"{texts.get(argument.arg, '')}{value}".split()).replace("%", "%%")

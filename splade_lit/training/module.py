@@ -1,6 +1,7 @@
 """The LightningModule: the encoder, its loss, its two optimizer groups and what it logs."""
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, cast, get_args
 
@@ -8,6 +9,7 @@ import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 
 from splade_lit.core.errors import UserError
 from splade_lit.core.ranges import check_choice, check_range
@@ -19,9 +21,8 @@ from splade_lit.losses.objective import Losses, Objective
 from splade_lit.losses.part import Step
 from splade_lit.losses.penalties import Penalty, PenaltyName
 from splade_lit.losses.ranking import RankingLoss, RankingName
-from splade_lit.losses.weights import Schedule, Weight
+from splade_lit.losses.weights import Schedule, Weight, learning_rate_factor
 from splade_lit.training.divergence import DivergenceWatch
-from splade_lit.training.optimizers import Group, adamw
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +34,8 @@ class SpladeModule(L.LightningModule):
 
     Args:
         base_model: Hub id, folder, or `package:NAME/FOLDER` (a folder inside an installed Python package) of a masked-
-            language model, of any encoder of its kind without a masked-LM head, which then gets one, or of a model
-            with a query table (saved here, or another inference-free one), which goes on from where it is.
+            language model, of another encoder of its kind, which then gets a masked-LM head, or of a model with a query
+            table (saved here, or another inference-free one), which goes on from where it is.
         base_revision: branch, tag or commit of the base model on the Hub.
         idf: first query weights: `ones`, `corpus` (IDF of the training documents), `model` (the table of the base
             model), or the path of an idf.json; if not given, `model` where the base model has a table, else `ones`.
@@ -42,13 +43,11 @@ class SpladeModule(L.LightningModule):
         nonnegative_idf: set negative query weights to 0 after every optimizer step (search engines refuse them).
         max_query_tokens: tokens a query is cut to; the base model's limit if not given.
         max_document_tokens: tokens a document is cut to, special tokens included; the base model's limit if not given.
-        pooling: how logits are pooled over the tokens of a document, `max` or `sum`; if not given, as the base model
-            does where it has a query table, else `max`.
-        activation: `relu` for log1p(relu(x)), `log1p_relu` for a second log1p on top; if not given, that of a base
-            model with a query table, else `relu`.
+        pooling: of logits over the tokens of a document, `max` or `sum`; if not given, the base model's, else `max`.
+        activation: `relu` for log1p(relu(x)), `log1p_relu` for a second log1p on top; if not given, the base model's
+            where it has a query table, else `relu`.
         packed: run documents without padding where the model allows it.
-        dropout: dropout of the transformer, everywhere; that of the base model if not given. Short runs learn faster
-            without, and each step takes less time.
+        dropout: everywhere in the transformer; the base model's if not given. Short runs learn faster without.
         start_active_dims: mean active dims of a document to start from, reached by setting the decoder bias; grafted
             heads start from 200 if not given, other models as they are.
         learning_rate: peak learning rate of the transformer; 0 keeps it as it starts.
@@ -64,8 +63,7 @@ class SpladeModule(L.LightningModule):
         l0_threshold: leave documents with this many active dims or fewer out of the penalty; none if not given.
         recompute: what the backward pass makes again instead of keeping it: `nothing`, `cheap` (what takes much memory
             and little time), or `layers` (all of each layer: least memory, most time); never of the last layer. If not
-            given, `cheap` on a CPU and `nothing` on a GPU, where looking at each operation takes longer than most of
-            them.
+            given, `cheap` on a CPU and `nothing` on a GPU.
         compile_body: run the body through torch.compile.
         trust_remote_code: run code that comes with the base model.
 
@@ -112,7 +110,7 @@ class SpladeModule(L.LightningModule):
             ("pooling", pooling, Pooling),
             ("activation", activation, Activation),
             ("lambda_schedule", lambda_schedule, Schedule),
-            ("recompute", recompute or "nothing", Recompute),
+            ("recompute", recompute, Recompute),
             ("penalty", penalty, PenaltyName),
             *(("ranking", one, RankingName) for one in ranking),
         ):
@@ -126,7 +124,13 @@ class SpladeModule(L.LightningModule):
         self.save_hyperparameters(self.objective.settings)
         self.encoder = untrained_encoder(self.hparams)
         if compile_body:
-            _check_compiler()
+            try:
+                torch.compile(torch.neg)(torch.zeros(2))
+            except RuntimeError as error:
+                raise UserError(
+                    "model.compile_body needs a C++ compiler that torch.compile finds, as g++ is; install one or leave "
+                    "it off."
+                ) from error
             self.encoder.document.model.compile()
         self.objective.prepare(self.encoder.vocab_size)
         self._divergence = DivergenceWatch()
@@ -146,12 +150,7 @@ class SpladeModule(L.LightningModule):
         self.encoder.document.train()
 
     def losses(self, batch: PairBatch, documents: Tensor) -> Losses:
-        """The loss of a batch and its parts.
-
-        Args:
-            batch: the pairs.
-            documents: vectors of `batch.documents`, fp32 `[documents, vocab]`.
-        """
+        """The loss of a batch and its parts, from the vectors of its documents, fp32 `[documents, vocab]`."""
         # Scores, losses and penalties stay in fp32 whatever the precision of the run.
         with torch.autocast(documents.device.type, enabled=False):
             step = Step(
@@ -166,16 +165,10 @@ class SpladeModule(L.LightningModule):
 
     @property
     def total_steps(self) -> int:
-        """Optimizer steps of the whole run.
-
-        Raises:
-            UserError: the run has no end that is known beforehand.
-        """
+        """Optimizer steps of the whole run; a `UserError` where it has no known end."""
         steps = self.trainer.estimated_stepping_batches
         if steps == float("inf"):
-            raise UserError(
-                "The run has no known end; set trainer.max_steps or trainer.max_epochs (schedules need it)."
-            )
+            raise UserError("The run has no known end; set trainer.max_steps or trainer.max_epochs for its schedules.")
         return int(steps)
 
     def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
@@ -183,70 +176,63 @@ class SpladeModule(L.LightningModule):
         documents = self.encoder.document(batch.documents)
         losses = self.losses(batch, documents)
         self._divergence.observe(losses.loss, self.global_step + 1)
-        self._log_step(batch, documents, losses)
+        groups = self.optimizers(use_pl_optimizer=False).param_groups  # type: ignore[union-attr]
+        values: dict[str, Any] = {
+            **{f"train/{name}": value for name, value in (losses.values | losses.weights).items()},
+            "train/loss": losses.loss,
+            "sparsity/train_query_active_dims": self.encoder.query.active_dims(batch.queries),
+            "sparsity/train_document_active_dims": (documents.detach() > 0).sum() / len(documents),
+            **{f"train/learning_rate_{group['name']}": group["lr"] for group in groups},
+        }
+        # Tensors only, numbers in the host's memory, so that nothing waits for the device: Lightning would copy a float
+        # there, and reads tensors when it writes a row.
+        self.log_dict({name: torch.as_tensor(value).detach() for name, value in values.items()})
         return losses.loss
 
     def validation_step(self, batch: PairBatch, batch_idx: int) -> None:
         """Loss of held-out pairs, with the penalty's weight of the moment."""
-        documents = self.encoder.document(batch.documents)
-        losses = self.losses(batch, documents)
+        losses = self.losses(batch, self.encoder.document(batch.documents))
         ranking = {f"val/{name}": losses.values[name] for name in self.objective.ranking_losses}
         self.log_dict({"val/loss": losses.loss} | ranking, batch_size=len(batch.queries), sync_dist=True)
-
-    def _log_step(self, batch: PairBatch, documents: Tensor, losses: Losses) -> None:
-        # Tensors only, numbers in the host's memory, so that nothing waits for the device: Lightning would copy a float
-        # there, and reads tensors when it writes a row.
-        values: dict[str, Any] = {f"train/{name}": value for name, value in (losses.values | losses.weights).items()}
-        values |= {
-            "train/loss": losses.loss,
-            "sparsity/train_query_active_dims": self.encoder.query.active_dims(batch.queries),
-            "sparsity/train_document_active_dims": (documents.detach() > 0).sum() / len(documents),
-        }
-        for group in self.optimizers(use_pl_optimizer=False).param_groups:  # type: ignore[union-attr]
-            values[f"train/learning_rate_{group['name']}"] = group["lr"]
-        self.log_dict({name: torch.as_tensor(value).detach() for name, value in values.items()})
 
     @property
     def logged_names(self) -> set[str]:
         """Names of all metrics that it logs, which callbacks may watch; those under `val/` need held-out pairs."""
-        train = ["loss", *self.objective.parts, *(f"learning_rate_{group.name}" for group in self.parameter_groups())]
-        val = ["loss", *self.objective.ranking_losses]
-        names = {f"train/{name}" for name in train} | {f"val/{name}" for name in val}
+        rates = [f"learning_rate_{group['name']}" for group in self.parameter_groups()]
+        names = {f"train/{name}" for name in ("loss", *self.objective.parts, *rates)}
+        names |= {f"val/{name}" for name in ("loss", *self.objective.ranking_losses)}
         return names | {f"sparsity/train_{side}_active_dims" for side in ("query", "document")}
 
-    def parameter_groups(self) -> list[Group]:
-        """Trainable parameters in groups `idf`, `transformer` and `loss`, each of them once; no group is empty."""
-
-        def trainable(module: torch.nn.Module) -> list[torch.nn.Parameter]:
-            return [parameter for parameter in module.parameters() if parameter.requires_grad]
-
-        rate, idf_rate = self.hparams["learning_rate"], self.hparams["idf_learning_rate"]
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """AdamW's groups `idf`, `transformer` and `loss`: each trainable parameter is in one, and no group is empty."""
+        settings = self.hparams
         groups = [
-            Group("idf", trainable(self.encoder.query), idf_rate),
-            Group("transformer", trainable(self.encoder.document), rate, self.hparams["weight_decay"]),
-            Group("loss", trainable(self.objective), idf_rate),
+            {"name": name, "params": _trainable(module), "lr": settings[rate], "weight_decay": decay}
+            for name, module, rate, decay in (
+                ("idf", self.encoder.query, "idf_learning_rate", 0.0),
+                ("transformer", self.encoder.document, "learning_rate", settings["weight_decay"]),
+                ("loss", self.objective, "idf_learning_rate", 0.0),
+            )
         ]
-        grouped = [id(parameter) for group in groups for parameter in group.parameters]
-        everything = [id(parameter) for parameter in trainable(self)]
-        assert sorted(grouped) == sorted(everything), "optimizer groups must hold every trainable parameter once"
-        return [group for group in groups if group.parameters]
+        grouped = sorted(id(parameter) for group in groups for parameter in group["params"])
+        assert grouped == sorted(map(id, _trainable(self))), "groups must hold every trainable parameter once"
+        return [group for group in groups if group["params"]]
 
     def configure_optimizers(self) -> Any:
         """AdamW over the groups; learning rates rise linearly, then fall linearly to 0, by optimizer steps."""
         # Lightning refuses to clip the gradients of the fused form in mixed precision; None lets torch take the next
         # best, where False would take parameters one by one.
         fused = None if self.trainer.precision.endswith("-mixed") else True
-        optimizer, scheduler = adamw(self.parameter_groups(), self.hparams["warmup_ratio"], self.total_steps, fused)
+        optimizer = torch.optim.AdamW(self.parameter_groups(), fused=fused)
+        total_steps = self.total_steps
+        warmup_steps = math.ceil(total_steps * self.hparams["warmup_ratio"])
+        scheduler = LambdaLR(optimizer, lambda step: learning_rate_factor(step, warmup_steps, total_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
     ) -> None:
-        """One optimizer step, and the projection of the query weights after it.
-
-        Raises:
-            UserError: training has diverged; looked for as often as figures are logged.
-        """
+        """One optimizer step, then the projection of the query weights; divergence is looked for now and then."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         # Lightning would keep the gradients through the next forward pass, where activations need the memory.
         optimizer.zero_grad()
@@ -262,24 +248,16 @@ class SpladeModule(L.LightningModule):
         torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0]))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the seed.
-
-        Raises:
-            UserError: training has diverged; a checkpoint of before is worth more.
-        """
+        """Add the seed; where training has diverged nothing is saved: a checkpoint of before is worth more."""
         self._divergence.check(self.parameters(), self.global_step)
         checkpoint["seed"] = self._seed
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take over the seed; parts of the loss that the checkpoint does not know stay as they start.
-
-        Raises:
-            UserError: the checkpoint's run trained other parameters.
-        """
+        """Take over the seed and check what was trained; parts of the loss that it does not know stay as they start."""
         self._seed = checkpoint.get("seed", self._seed)
+        sizes = [len(group["params"]) for group in self.parameter_groups()]
         for optimizer in checkpoint.get("optimizer_states", ()):
-            sizes = [len(group["params"]) for group in optimizer["param_groups"]]
-            if sizes != [len(group.parameters) for group in self.parameter_groups()]:
+            if sizes != [len(group["params"]) for group in optimizer["param_groups"]]:
                 raise UserError("The checkpoint's run trained other weights; resume with the config.yaml of its run.")
         saved = checkpoint["state_dict"]
         ours = {f"objective.{name}": state for name, state in self.objective.state_dict().items()}
@@ -291,19 +269,10 @@ class SpladeModule(L.LightningModule):
 
 
 def check_precision(precision: str) -> None:
-    """Check that a precision keeps weights, scores and penalties in 32 bits.
-
-    Raises:
-        UserError: it does not.
-    """
+    """Raise a `UserError` where a precision does not keep weights, scores and penalties in 32 bits."""
     if precision not in _PRECISIONS:
         raise UserError(f"trainer.precision is {precision}; it must be one of {', '.join(_PRECISIONS)}.")
 
 
-def _check_compiler() -> None:
-    try:
-        torch.compile(torch.neg)(torch.zeros(2))
-    except RuntimeError as error:
-        raise UserError(
-            "model.compile_body needs a C++ compiler that torch.compile finds, as g++ is; install one or leave it off."
-        ) from error
+def _trainable(module: torch.nn.Module) -> list[torch.nn.Parameter]:
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]

@@ -17,9 +17,8 @@ from codecarbon.output_methods.emissions_data import EmissionsData
 from splade_lit.core.errors import UserError
 from splade_lit.core.ranges import check_range
 from splade_lit.runs.emissions import EMISSIONS, Row, Usage, footprint, grown, read_emissions, write_emissions
-from splade_lit.training.callbacks.hooks import EveryNSteps
+from splade_lit.training.callbacks.hooks import EveryNSteps, PhaseCallback
 from splade_lit.training.callbacks.loggers import log_figures
-from splade_lit.training.callbacks.phases import PhaseCallback
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +26,7 @@ _LOCATION_SERVICE = "get.geojs.io"
 _PATIENCE = 2.0
 
 
-class CarbonTracker(PhaseCallback):
+class CarbonTracker(PhaseCallback, BaseOutput):
     """Measures the energy that a run uses and its emissions, training and evaluation apart.
 
     `emissions.csv` in the folder of the run has codecarbon's columns and a row for each stage (`training`,
@@ -63,14 +62,13 @@ class CarbonTracker(PhaseCallback):
         self.tracking_mode = tracking_mode
         self.measure_power_secs = measure_power_secs
         self._rows: dict[tuple[str, str], Row] = {}
-        self._reading = _Reading()
-        self._before: Row | None = None
-        self._logged = self._row_start = (0.0, 0.0)
-        self._row_step: int | None = None
         self._tracker: EmissionsTracker | OfflineEmissionsTracker | None = None
+        self._timing = EveryNSteps()
         self._may_write = False
         self._first_step: int | None = None
-        self._timing = EveryNSteps(None)
+        # Step of the last row of the log, and what had been used when it was begun and when it was written.
+        self._row_step: int | None = None
+        self._row_start = self._logged = (0.0, 0.0)
 
     @property
     def rows(self) -> list[Row]:
@@ -79,19 +77,20 @@ class CarbonTracker(PhaseCallback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Start the tracker, before anything that takes time."""
+        self._path = Path(trainer.default_root_dir) / EMISSIONS
         if stage != "fit" or not trainer.is_global_zero:
             return
         if trainer.num_nodes > 1:
             logger.warning("CarbonTracker counts one of the %d machines of this run.", trainer.num_nodes)
-        self._logged = self._totals()
-        self._timing = EveryNSteps(trainer.log_every_n_steps or None)  # type: ignore[attr-defined]
-        self._reading.total = None
+        self._may_write = False
+        self._first_step = self._row_step = None
+        self._timing = EveryNSteps(trainer.log_every_n_steps)  # type: ignore[attr-defined]
         self._tracker = self._make_tracker(trainer)
         self._tracker.start()
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """From here on the folder is that of this run, and the rows of a checkpoint are loaded."""
-        self._may_write = trainer.is_global_zero
+        self._may_write = True
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take note of where this start begins."""
@@ -99,32 +98,23 @@ class CarbonTracker(PhaseCallback):
 
     def on_phase_end(self, trainer: L.Trainer) -> None:
         """Add what was used so far to the stage that ends."""
-        self._may_write = self._tracker is not None  # others may evaluate in their on_fit_start, before ours
+        self._may_write = True  # others may evaluate in their on_fit_start, before ours
         self._read()
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         """Log, as often as the trainer does."""
         if self._tracker is not None and self._timing.due(trainer):
+            self._read()
             self._log(trainer)
 
-    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Stop the tracker."""
-        self.finish(trainer)
+    def finish(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
+        """Stop the tracker, log and write for the last time; nothing if that is done already."""
+        if self._tracker is not None:
+            self._tracker.stop()
+            self._tracker = None
+            self._log(trainer)
 
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Stop the tracker and write what the run has used."""
-        self.finish(trainer)
-
-    def finish(self, trainer: L.Trainer) -> None:
-        """Read, log and write for the last time, and stop the tracker; nothing if that is done already."""
-        if self._tracker is None:
-            return
-        self._log(trainer)
-        self._tracker.stop()
-        self._tracker = None
-        self._before = None
-        self._may_write = False
-        self._first_step = self._row_step = None
+    on_fit_end = on_exception = finish
 
     def state_dict(self) -> dict[str, Any]:
         """The rows so far."""
@@ -133,19 +123,44 @@ class CarbonTracker(PhaseCallback):
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Go on from emissions.csv, which may be later than the checkpoint; Lightning loads our own state next."""
-        self._add_rows(read_emissions(self._path(trainer)))
-        self._logged = self._totals()
+        self._set_rows([*self.rows, *read_emissions(self._path)])
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from the rows of a checkpoint; rows of the same start in emissions.csv are later and replace them."""
-        later = self.rows
-        self._rows = {}
-        self._add_rows(state_dict["rows"])
-        self._add_rows(later)
-        self._logged = self._totals()
+        self._set_rows([*state_dict["rows"], *self.rows])
 
-    def _add_rows(self, rows: list[Row]) -> None:
-        self._rows |= {(row["run_id"], row["stage"]): row for row in rows}
+    def out(self, total: EmissionsData, delta: EmissionsData) -> None:
+        """Called by the tracker: add what was used since its last call to the stage that goes on."""
+        key = delta.run_id, self.phase
+        self._rows[key] = grown(self._rows.get(key), self.phase, None, asdict(delta))
+
+    def _read(self) -> None:
+        if self._tracker is not None:
+            self._tracker.flush()
+
+    def _set_rows(self, rows: list[Row]) -> None:
+        self._rows = {(row["run_id"], row["stage"]): row for row in rows}
+        used = footprint(self.rows)
+        self._logged = _energy_and_emissions(used.total) if used else (0.0, 0.0)
+
+    def _log(self, trainer: L.Trainer) -> None:
+        used = footprint(self.rows)
+        if not self._may_write or used is None:
+            return
+        write_emissions(self._path, self.rows)
+        if self._first_step is None or trainer.global_step == self._first_step:
+            return  # no step yet, so the row of the log is that of an earlier start
+        if trainer.global_step != self._row_step:  # the row of the last step is written twice
+            self._row_step, self._row_start = trainer.global_step, self._logged
+        self._logged = _energy_and_emissions(used.total)
+        since = tuple(now - start for now, start in zip(self._logged, self._row_start, strict=True))
+        stages = {f"_{stage}": _energy_and_emissions(usage) for stage, usage in used.stages.items()}
+        figures = {"": since, "_total": self._logged, **stages}
+        names = ("carbon/energy_kwh", "carbon/emissions_g")
+        log_figures(
+            trainer,
+            {f"{name}{part}": value for part, both in figures.items() for name, value in zip(names, both, strict=True)},
+        )
 
     def _make_tracker(self, trainer: L.Trainer) -> EmissionsTracker | OfflineEmissionsTracker:
         # codecarbon logs much about the machine, part of it before it has read its own log_level.
@@ -153,14 +168,16 @@ class CarbonTracker(PhaseCallback):
         settings: dict[str, Any] = {
             "project_name": Path(trainer.default_root_dir).name or "splade_lit",
             "output_methods": [],
-            "output_handlers": [self._reading],
+            "output_handlers": [self],
+            "api_call_interval": -1,  # nothing but `flush` and `stop` calls `out`
             "tracking_mode": self.tracking_mode,
             "measure_power_secs": self.measure_power_secs,
             "log_level": "error",
             "allow_multiple_runs": True,
         }
         if not os.environ.get("CUDA_VISIBLE_DEVICES"):  # codecarbon goes by it
-            settings["gpu_ids"] = [str(index) for index in _gpus(trainer)]
+            on_gpu = trainer.strategy.root_device.type == "cuda"
+            settings["gpu_ids"] = [str(index) for index in trainer.device_ids] if on_gpu else []
         if self.country_iso_code is not None:
             return OfflineEmissionsTracker(country_iso_code=self.country_iso_code, **settings)
         if _is_offline():
@@ -168,66 +185,10 @@ class CarbonTracker(PhaseCallback):
             return OfflineEmissionsTracker(**settings)
         return EmissionsTracker(**settings)
 
-    def _read(self) -> None:
-        if self._tracker is None:
-            return
-        self._tracker.flush()
-        if (total := self._reading.total) is None:
-            return
-        now = asdict(total)
-        key = (now["run_id"], self.phase)
-        self._rows[key] = grown(self._rows.get(key), self.phase, self._before, now)
-        self._before = now
 
-    def _log(self, trainer: L.Trainer) -> None:
-        self._read()
-        if not self._may_write or not self._rows:
-            return
-        write_emissions(self._path(trainer), self.rows)
-        if self._first_step is None or trainer.global_step == self._first_step:
-            return  # no step yet, so the row of the log is that of an earlier start
-        energy, emissions = self._totals()
-        if trainer.global_step != self._row_step:  # the row of the last step is written twice
-            self._row_step, self._row_start = trainer.global_step, self._logged
-        figures = {
-            "carbon/energy_kwh": energy - self._row_start[0],
-            "carbon/emissions_g": emissions - self._row_start[1],
-            "carbon/energy_kwh_total": energy,
-            "carbon/emissions_g_total": emissions,
-        }
-        for stage, usage in self._stages().items():
-            figures |= {
-                f"carbon/energy_kwh_{stage}": usage.energy_kwh,
-                f"carbon/emissions_g_{stage}": 1000 * usage.emissions_kg,
-            }
-        log_figures(trainer, figures)
-        self._logged = (energy, emissions)
-
-    def _stages(self) -> dict[str, Usage]:
-        used = footprint(self.rows)
-        return used.stages if used else {}
-
-    def _totals(self) -> tuple[float, float]:
-        stages = self._stages().values()
-        return sum(stage.energy_kwh for stage in stages), 1000 * sum(stage.emissions_kg for stage in stages)
-
-    @staticmethod
-    def _path(trainer: L.Trainer) -> Path:
-        return Path(trainer.default_root_dir) / EMISSIONS
-
-
-class _Reading(BaseOutput):
-    """Keeps what a tracker has measured since its start."""
-
-    def __init__(self) -> None:
-        self.total: EmissionsData | None = None
-
-    def out(self, total: EmissionsData, delta: EmissionsData) -> None:
-        self.total = total
-
-
-def _gpus(trainer: L.Trainer) -> list[int]:
-    return list(trainer.device_ids) if trainer.strategy.root_device.type == "cuda" else []
+def _energy_and_emissions(usage: Usage) -> tuple[float, float]:
+    """Energy in kWh, emissions in g."""
+    return usage.energy_kwh, 1000 * usage.emissions_kg
 
 
 def _is_offline() -> bool:

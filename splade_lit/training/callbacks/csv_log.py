@@ -7,7 +7,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
+from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from splade_lit.runs.csv_file import read_csv, write_csv
@@ -20,9 +20,6 @@ class CsvLog(Logger):
     Steps count from 0, as Lightning's do: row 0 holds the losses of the first step, and figures of the model after it.
     Lightning's own CSVLogger deletes an earlier file and writes several rows a step; this one goes on with the file of
     a resumed run, dropping rows of steps that are run again.
-
-    Args:
-        folder: folder of the run.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -48,17 +45,6 @@ class CsvLog(Logger):
         """Folder of the run."""
         return str(self.path.parent)
 
-    @property
-    def log_dir(self) -> str:
-        """Folder of the run."""
-        return str(self.path.parent)
-
-    @property
-    @rank_zero_experiment
-    def experiment(self) -> Any:
-        """The logger itself; there is no other object."""
-        return self
-
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """Nothing: the resolved configuration lies beside the log."""
@@ -68,7 +54,9 @@ class CsvLog(Logger):
         """Add figures to the row of a step; a row is done when another step begins."""
         step = self._row.get("step", 0) if step is None else step
         if not self._started:
-            self._go_on_from(step)
+            self._started = True
+            if rows := read_csv(self.path):
+                self._rewrite([row for row in rows if int(row["step"]) < step], list(rows[0]))
         if self._row.get("step", step) != step:
             self.save()
             self._row, self._row_start = {}, None
@@ -87,20 +75,9 @@ class CsvLog(Logger):
         line = io.StringIO(newline="")
         csv.DictWriter(line, self._columns, lineterminator="\n").writerow(self._row)
         with self.path.open("r+b") as file:
-            self._row_start = file.seek(*((0, os.SEEK_END) if self._row_start is None else (self._row_start,)))
+            self._row_start = file.seek(0, os.SEEK_END) if self._row_start is None else file.seek(self._row_start)
             file.write(line.getvalue().encode())
             file.truncate()
-
-    @rank_zero_only
-    def finalize(self, status: str) -> None:
-        """Write what is left."""
-        self.save()
-
-    def _go_on_from(self, step: int) -> None:
-        self._started = True
-        rows = read_csv(self.path)
-        if rows:
-            self._rewrite([row for row in rows if int(row["step"]) < step], list(rows[0]))
 
     def _rewrite(self, rows: list[dict[str, str]], columns: list[str]) -> None:
         write_csv(self.path, rows, columns)

@@ -14,14 +14,8 @@ from splade_lit.core.errors import UserError
 class LastCheckpoint(Checkpoint):
     """Keeps `last.ckpt`: written after each validation and each epoch, at the last step, and where a run stops early.
 
-    A run that is interrupted or fails leaves the state of that moment.
-
-    Args:
-        folder: folder of checkpoints.
-
-    Attributes:
-        path: the file.
-        step: optimizer steps done when it was written, 0 before.
+    A run that is interrupted or fails leaves the state of that moment. `step` is that of the file, 0 before there is
+    one.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -46,9 +40,7 @@ class LastCheckpoint(Checkpoint):
         """Save."""
         self._save(trainer)
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save a run that another callback has ended."""
-        self._save(trainer)
+    on_train_end = on_train_epoch_end  # of a run that another callback has ended
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Save what there is, unless the model refuses to be saved: then the exception is about that.

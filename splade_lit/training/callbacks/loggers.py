@@ -1,7 +1,6 @@
 """Callbacks log through these: numbers to all loggers of a run, histograms and tables to those that show them."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -9,7 +8,6 @@ import numpy as np
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
 from splade_lit.card.markdown import code_cell, table
-from splade_lit.training.callbacks.wandb_log import WandbLog
 
 MOST_BINS = 512
 """All that W&B takes of a histogram."""
@@ -30,14 +28,7 @@ def log_figures(trainer: L.Trainer, figures: dict[str, float]) -> None:
 
 
 def log_histogram(trainer: L.Trainer, name: str, values: np.ndarray, bins: int) -> None:
-    """Hand a histogram, that of `numpy.histogram(values, bins)`, to W&B and TensorBoard.
-
-    Args:
-        trainer: of the run.
-        name: under which it is shown.
-        values: at least one number.
-        bins: `MOST_BINS` at most.
-    """
+    """Hand the histogram of values, one at least, to W&B and TensorBoard; it has `MOST_BINS` bins at most."""
     counts, edges = np.histogram(values, bins=bins)
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
@@ -51,25 +42,10 @@ def log_histogram(trainer: L.Trainer, name: str, values: np.ndarray, bins: int) 
 def log_table(
     trainer: L.Trainer, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], num_new: int
 ) -> None:
-    """Hand a table that grows to W&B, which shows the last one, and its new rows to TensorBoard, which keeps them all.
-
-    Args:
-        trainer: of the run.
-        name: under which it is shown.
-        columns: their names.
-        rows: all rows so far.
-        num_new: how many of them, at the end, are of the moment.
-    """
+    """Hand all rows of a table that grows to W&B, which shows the last one, and the last `num_new` to TensorBoard."""
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
             logger.log_table(name, columns=list(columns), data=[list(row) for row in rows], step=log_step(trainer))
         elif isinstance(logger, TensorBoardLogger):
             cells = [[code_cell(str(cell)) for cell in row] for row in rows[len(rows) - num_new :]]
             logger.experiment.add_text(name, table(columns, cells), log_step(trainer))
-
-
-def log_model(trainer: L.Trainer, folder: Path) -> None:
-    """Hand the folder of the finished model to the loggers that are to upload it."""
-    for logger in trainer.loggers:
-        if isinstance(logger, WandbLog) and logger.model_artifact:
-            logger.log_model_folder(folder)

@@ -2,14 +2,16 @@
 
 import logging
 from dataclasses import asdict
-from difflib import get_close_matches
 from functools import partial
+from itertools import product
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
+from splade_lit.command_line.arguments import did_you_mean
 from splade_lit.core.distributed import from_first
 from splade_lit.core.errors import UserError
 from splade_lit.core.files import cache_folder
@@ -22,24 +24,23 @@ from splade_lit.evaluation.results import figure_names, flat_metrics
 from splade_lit.evaluation.reuse import StageFigures, model_fingerprint, reused, task_fingerprint
 from splade_lit.evaluation.task_evaluation import TokenisedTask, evaluate_task, without_own_documents
 from splade_lit.runs.stages import METRICS_JSON, write_stages
-from splade_lit.training.callbacks.hooks import EveryNSteps, encoder_of, watchers
+from splade_lit.training.callbacks.hooks import EveryNSteps, callbacks_of, encoder_of, evaluating
 from splade_lit.training.callbacks.loggers import log_figures
-from splade_lit.training.callbacks.phases import evaluating
 
 logger = logging.getLogger(__name__)
 
 STAGES = ("bm25", "before", "after")
-_TOLD = ("dot_ndcg@10", "corpus_active_dims")
+_SHOWN = ("dot_ndcg@10", "corpus_active_dims")
 
 
 class RetrievalEvaluation(L.Callback):
     """Evaluates retrieval under the names that sentence-transformers' evaluators give their metrics.
 
-    `NanoBEIR_mean_dot_ndcg@10`, `NanoNQ_corpus_active_dims` and so on are there for ModelCheckpoint and EarlyStopping
-    to watch, on every rank; loggers get them under `val/`. Where one of those two looks after a validation, an epoch or
-    a number of steps of its own, the model is evaluated then as well, so that it never sees figures of an earlier step.
-    The figures of the stages `bm25`, `before` and `after` go to `metrics.json` in the folder of the run, those of each
-    query to `per_query.jsonl`. A run may have several, of different tasks, such as a small one often and a large one at
+    ModelCheckpoint and EarlyStopping can watch `NanoBEIR_mean_dot_ndcg@10`, `NanoNQ_corpus_active_dims` and so on, on
+    every rank; loggers get them under `val/`. Where one of those two looks after a validation, an epoch or a number of
+    steps of its own, the model is evaluated then as well, so that it never sees figures of an earlier step. Figures of
+    the stages `bm25`, `before` and `after` go to `metrics.json` in the folder of the run, those of each query to
+    `per_query.jsonl`. A run may have several of these callbacks, of different tasks: a small one often, a large one at
     the end. Where a run has several processes, each encodes its share of the corpus.
 
     Args:
@@ -109,19 +110,15 @@ class RetrievalEvaluation(L.Callback):
         return {task.name for task in self.tasks} | groups | ({"bm25"} if self.bm25 else set())
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Check that no other one measures the same, and find out who watches the figures, and when.
-
-        Raises:
-            UserError: another one measures the same.
-        """
-        others = [one for one in retrieval_evaluations(trainer) if one is not self]
+        """Check that no other one measures the same, and find out who watches the figures, and when."""
+        others = [one for one in callbacks_of(trainer, RetrievalEvaluation) if one is not self]
         if both := sorted(self.measured & {name for one in others for name in one.measured}):
             raise UserError(
                 f"Two RetrievalEvaluation callbacks both measure {', '.join(both)}; leave it to one of them."
             )
         # A ModelCheckpoint looks after so many steps, or, as EarlyStopping does, after a validation or an epoch.
         names = figure_names(self.tasks)
-        steps = {getattr(one, "_every_n_train_steps", 0) for one in watchers(trainer) if one.monitor in names}
+        steps = {getattr(one, "_every_n_train_steps", 0) for one in _watchers(trainer) if one.monitor in names}
         self._watched = 0 in steps
         self._timing = EveryNSteps(self.every_n_steps, *steps)
 
@@ -139,7 +136,7 @@ class RetrievalEvaluation(L.Callback):
                         key = partial(fingerprint, self.tasks, encoder)
                         self.kept[stage] = reused(cache, stage, key, partial(measure, encoder))
             if self.before:
-                self._tell(0, self.kept["before"])
+                self._log_means(0, self.kept["before"])
         self._write(trainer)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -154,23 +151,22 @@ class RetrievalEvaluation(L.Callback):
             return
         shown = self._show(trainer, pl_module)
         if last:
-            self._finish(trainer, shown if self.max_corpus_documents is None else self._evaluate(pl_module, None))
+            self.kept["after"] = shown if self.max_corpus_documents is None else self._evaluate(pl_module, None)
+            self._write(trainer)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Evaluate for a callback that looks after the validation."""
+        """Evaluate for a callback that looks after the validation, or the epoch."""
         if self._watched and not trainer.sanity_checking:
             self._show(trainer, pl_module)
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Evaluate for a callback that looks after the epoch."""
-        self.on_validation_epoch_end(trainer, pl_module)
+    on_train_epoch_end = on_validation_epoch_end
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Evaluate a model whose run has ended before its last step."""
         if "after" not in self.kept:
-            after = self._evaluate(pl_module, None)
-            self._log(trainer, after)
-            self._finish(trainer, after)
+            self.kept["after"] = self._evaluate(pl_module, None)
+            self._log(trainer, self.kept["after"])
+            self._write(trainer)
 
     def state_dict(self) -> dict[str, Any]:
         """Figures of the stages done, so that a resumed run keeps them."""
@@ -193,12 +189,11 @@ class RetrievalEvaluation(L.Callback):
         return from_first(measure)  # nobody watches these, and the others have nothing to do until training starts
 
     def _figures(self, encoder: AsymmetricSparseEncoder, max_corpus_documents: int | None = None) -> StageFigures:
-        if max_corpus_documents not in self._tokenised:
-            self._tokenised[max_corpus_documents] = [
-                TokenisedTask.of(task, encoder, max_corpus_documents=max_corpus_documents) for task in self.tasks
-            ]
-        tasks = self._tokenised[max_corpus_documents]
-        results = [evaluate_task(encoder, task, show_progress_bar=True) for task in tasks]
+        tokenised = self._tokenised.get(max_corpus_documents) or [
+            TokenisedTask.of(task, encoder, max_corpus_documents=max_corpus_documents) for task in self.tasks
+        ]
+        self._tokenised[max_corpus_documents] = tokenised
+        results = [evaluate_task(encoder, task, show_progress_bar=True) for task in tokenised]
         return StageFigures(flat_metrics(results), figures_of_results(self.tasks, results))
 
     def _evaluate(self, pl_module: L.LightningModule, max_corpus_documents: int | None) -> StageFigures:
@@ -207,7 +202,7 @@ class RetrievalEvaluation(L.Callback):
         if self._latest is None or self._latest[0] != key:
             with evaluating(pl_module.trainer):
                 self._latest = key, self._figures(encoder_of(pl_module), max_corpus_documents)
-            self._tell(key[0], self._latest[1])
+            self._log_means(key[0], self._latest[1])
         return self._latest[1]
 
     def _show(self, trainer: L.Trainer, pl_module: L.LightningModule) -> StageFigures:
@@ -217,38 +212,30 @@ class RetrievalEvaluation(L.Callback):
         self._log(trainer, shown)
         return shown
 
-    def _tell(self, step: int, measured: StageFigures) -> None:
-        means = (mean(measured.figures[f"{task.name}_{name}"] for task in self.tasks) for name in _TOLD)
+    def _log_means(self, step: int, measured: StageFigures) -> None:
+        means = (mean(measured.figures[f"{task.name}_{name}"] for task in self.tasks) for name in _SHOWN)
         logger.info("step %d: mean nDCG@10 %.4f, %.1f active dims a document", step, *means)
 
     def _log(self, trainer: L.Trainer, measured: StageFigures) -> None:
         log_figures(trainer, {f"val/{name}": value for name, value in measured.figures.items()})
 
-    def _finish(self, trainer: L.Trainer, after: StageFigures) -> None:
-        self.kept["after"] = after
-        self._write(trainer)
-
     def _write(self, trainer: L.Trainer) -> None:
+        """Write the figures of all evaluations of the run."""
         if not trainer.is_global_zero:
             return
+        stages: dict[str, dict[str, float]] = {}
+        per_query: dict[str, list[QueryFigures]] = {}
+        for name, one in product(STAGES, callbacks_of(trainer, RetrievalEvaluation)):
+            if name in one.kept:
+                stages[name] = stages.get(name, {}) | one.kept[name].figures
+                per_query[name] = per_query.get(name, []) + one.kept[name].per_query
         folder = Path(trainer.default_root_dir)
-        write_stages(folder / METRICS_JSON, merged_stages(trainer))
-        kept = [one.kept for one in retrieval_evaluations(trainer)]
-        per_query = {name: [task for one in kept if name in one for task in one[name].per_query] for name in STAGES}
+        write_stages(folder / METRICS_JSON, stages)
         write_per_query(folder / PER_QUERY, per_query)
 
 
-def retrieval_evaluations(trainer: L.Trainer) -> list[RetrievalEvaluation]:
-    """Those of a run."""
-    return [callback for callback in trainer.callbacks if isinstance(callback, RetrievalEvaluation)]  # type: ignore[attr-defined]
-
-
 def check_watched(trainer: L.Trainer, logged: set[str]) -> None:
-    """Check that the metrics that callbacks watch are measured, as far as can be known before.
-
-    Args:
-        trainer: of the run.
-        logged: names of the metrics that the module logs.
+    """Check that callbacks watch what retrieval measures or the module logs, as far as can be known before the run.
 
     Raises:
         UserError: one is not.
@@ -256,20 +243,14 @@ def check_watched(trainer: L.Trainer, logged: set[str]) -> None:
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     if not all(type(one).__module__.startswith(("splade_lit.", "lightning.")) for one in callbacks):
         return  # a callback of the user's own may log anything
-    known = logged.union(*(figure_names(one.tasks) for one in retrieval_evaluations(trainer)))
-    for watcher in watchers(trainer):
+    known = logged.union(*(figure_names(one.tasks) for one in callbacks_of(trainer, RetrievalEvaluation)))
+    for watcher in _watchers(trainer):
         if watcher.monitor not in known:
-            near = get_close_matches(str(watcher.monitor), known, n=1, cutoff=0.7)
-            hint = f"; did you mean {near[0]}?" if near else "."
-            name = type(watcher).__name__
-            raise UserError(f"{name} watches {watcher.monitor}, which nothing in this run measures{hint}")
+            problem = f"{type(watcher).__name__} watches {watcher.monitor}, which nothing in this run measures"
+            raise UserError(f"{problem}{did_you_mean(str(watcher.monitor), known)}")
 
 
-def merged_stages(trainer: L.Trainer) -> dict[str, dict[str, float]]:
-    """The figures of all evaluations of a run, by stage."""
-    stages: dict[str, dict[str, float]] = {}
-    for name in STAGES:
-        for one in retrieval_evaluations(trainer):
-            if name in one.stages:
-                stages[name] = stages.get(name, {}) | one.stages[name]
-    return stages
+def _watchers(trainer: L.Trainer) -> list[Any]:
+    """The callbacks of a run that watch a metric."""
+    watching: list[Any] = [*callbacks_of(trainer, EarlyStopping), *callbacks_of(trainer, ModelCheckpoint)]
+    return [callback for callback in watching if callback.monitor]

@@ -1,7 +1,6 @@
 """The end of a run: its model in a folder, with a card on the model and how it was made."""
 
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -9,16 +8,7 @@ import lightning as L
 import torch
 
 from splade_lit.card import facts
-from splade_lit.card.record import (
-    README,
-    Card,
-    Retrieval,
-    SparsityFacts,
-    TaskFacts,
-    Training,
-    from_plain,
-    write_record,
-)
+from splade_lit.card.record import README, Card, Retrieval, SparsityFacts, TaskFacts, Training, from_plain, write_record
 from splade_lit.card.render import model_card
 from splade_lit.core.files import replace_text
 from splade_lit.core.ranges import LARGEST_SEED, check_range
@@ -31,11 +21,10 @@ from splade_lit.runs.machine import hardware, package_versions
 from splade_lit.runs.run import Run
 from splade_lit.runs.stages import by_set, main_figure
 from splade_lit.training.callbacks.carbon import CarbonTracker
-from splade_lit.training.callbacks.hooks import encoder_of
-from splade_lit.training.callbacks.loggers import log_model
-from splade_lit.training.callbacks.phases import PhaseCallback
-from splade_lit.training.callbacks.retrieval import retrieval_evaluations
+from splade_lit.training.callbacks.hooks import PhaseCallback, callbacks_of, encoder_of
+from splade_lit.training.callbacks.retrieval import RetrievalEvaluation
 from splade_lit.training.callbacks.sparsity_monitor import SparsityMonitor
+from splade_lit.training.callbacks.wandb_log import WandbLog
 
 _COMPARED_PAIRS = 4
 
@@ -86,54 +75,57 @@ class SaveModel(PhaseCallback):
         if stage == "fit":
             self._since = time.perf_counter()
 
-    def on_phase_end(self, trainer: L.Trainer) -> None:
+    def on_phase_end(self, trainer: L.Trainer | None = None) -> None:
         """Add the time until now to the phase that ends."""
-        self._count()
-
-    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save the model, write its card, and upload both where a logger is asked to.
-
-        Raises:
-            UserError: the folder cannot be written, or the saved model is not the trained one.
-        """
-        self._count()
-        if not trainer.is_global_zero:
-            return
-        for callback in _all(trainer, CarbonTracker):
-            callback.finish(trainer)
-        for logger in trainer.loggers:
-            logger.save()
-        folder = Path(trainer.default_root_dir) / MODEL
-        encoder_of(pl_module).save(folder)
-        self._check(trainer, pl_module, folder)
-        card = self.card(trainer, pl_module)
-        write_record(card, folder)
-        replace_text(folder / README, model_card(card))
-        log_model(trainer, folder)
-
-    def _check(self, trainer: L.Trainer, pl_module: L.LightningModule, folder: Path) -> None:
-        """Compare the saved model with the trained one, on the texts of a few pairs."""
-        pairs = trainer.datamodule.train_pairs  # type: ignore[attr-defined]
-        texts = [text for row in range(min(_COMPARED_PAIRS, len(pairs))) for text in pairs[row].values()]
-        check_saved(encoder_of(pl_module), folder, texts, pl_module.hparams["trust_remote_code"])
+        if self._since is not None:
+            now = time.perf_counter()
+            self._seconds[self.phase] = self._seconds.get(self.phase, 0.0) + now - self._since
+            self._since = now
 
     def state_dict(self) -> dict[str, Any]:
         """The time that the run has taken until now."""
-        self._count()
+        self.on_phase_end()
         return {"seconds": self._seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there."""
         self._seconds = dict(state_dict["seconds"])
 
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save the model, check that it is the trained one, write its card, upload both where a logger is asked to."""
+        self.on_phase_end()
+        if not trainer.is_global_zero:
+            return
+        for callback in callbacks_of(trainer, CarbonTracker):
+            callback.finish(trainer)
+        for logger in trainer.loggers:
+            logger.save()
+        folder = Path(trainer.default_root_dir) / MODEL
+        encoder, pairs = encoder_of(pl_module), trainer.datamodule.train_pairs  # type: ignore[attr-defined]
+        encoder.save(folder)
+        texts = [text for row in range(min(_COMPARED_PAIRS, len(pairs))) for text in pairs[row].values()]
+        check_saved(encoder, folder, texts, pl_module.hparams["trust_remote_code"])
+        card = self.card(trainer, pl_module)
+        write_record(card, folder)
+        replace_text(folder / README, model_card(card))
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLog) and logger.model_artifact:
+                logger.log_model_folder(folder)
+
     def card(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Card:
-        """All that there is to tell of a run with a `SpladeModule` and a `PairsDataModule`."""
+        """All that there is to say of a run with a `SpladeModule` and a `PairsDataModule`."""
         encoder = encoder_of(pl_module)
         data = cast(PairsDataModule, trainer.datamodule)  # type: ignore[attr-defined]
         run = Run.of(Path(trainer.default_root_dir))
         base = facts.base_source(pl_module.hparams["base_model"], pl_module.hparams["base_revision"])
         trained_on = facts.pairs_source(data.train_pairs)
         shown = data.eval_pairs if len(data.eval_rows) else data.train_pairs
+        tasks = [
+            TaskFacts(task.name, task.group, len(task.queries), len(task.corpus), task.graded)
+            for callback in callbacks_of(trainer, RetrievalEvaluation)
+            for task in callback.tasks
+        ]
+        reports = [report for callback in callbacks_of(trainer, SparsityMonitor)[:1] for report in callback.rows]
         return Card(
             name=self.name or f"Inference-free SPLADE {base.name} trained on {trained_on.name}",
             model=facts.model_facts(encoder, base),
@@ -143,8 +135,8 @@ class SaveModel(PhaseCallback):
             example=facts.example(encoder, shown, self.seed) if self.sample_texts else None,
             widget=facts.widget_texts(shown, self.seed) if self.sample_texts else [],
             training=self._training(trainer, pl_module, data, run),
-            retrieval=_retrieval(trainer, run),
-            sparsity=_sparsity(trainer),
+            retrieval=Retrieval(tasks, run.stages) if tasks else None,
+            sparsity=from_plain(SparsityFacts, reports[-1]) if reports else None,
             footprint=run.footprint,
             versions=package_versions(),
         )
@@ -152,62 +144,28 @@ class SaveModel(PhaseCallback):
     def _training(self, trainer: L.Trainer, pl_module: L.LightningModule, data: PairsDataModule, run: Run) -> Training:
         encoder, objective = encoder_of(pl_module), cast(Objective, pl_module.objective)
         settings = run.config or {"model": dict(pl_module.hparams)}  # of a run without a YAML file, the module's
-        columns = _columns(settings.get("data", {}))
+        given = settings.get("data")
+        columns = None  # what the data set itself calls its columns, if it is one of columns
+        if given and given["source"] != DOCSTRINGS:
+            columns = [given["query_column"], given["document_column"], *given["negative_columns"]]
         train = facts.pairs_facts(data.train_pairs, encoder, columns, self.sample_texts)
         assert train is not None  # a run without pairs does not begin
         after = run.stages.get("after", {})
-        batches = trainer.num_training_batches
-        device = trainer.strategy.root_device
+        gpus = trainer.device_ids if trainer.strategy.root_device.type == "cuda" else []
+        classes = {"model": type(pl_module), "data": type(data), "trainer": L.Trainer}
         return Training(
             train=train,
             eval=facts.pairs_facts(data.eval_pairs, encoder, columns, self.sample_texts),
             loss=objective.settings,
-            hyperparameters=facts.hyperparameters(
-                settings, {"model": type(pl_module), "data": type(data), "trainer": L.Trainer}
-            ),
+            hyperparameters=facts.hyperparameters(settings, classes),
             log=facts.log_facts(
                 run.log,
-                steps_per_epoch=float(batches) / trainer.accumulate_grad_batches,
+                steps_per_epoch=float(trainer.num_training_batches) / trainer.accumulate_grad_batches,
                 parts=list(objective.parts),
                 tasks=list(by_set(after)),
                 main_metric=main_figure(after),
             ),
             seconds=dict(self._seconds),
-            hardware=hardware(
-                [torch.cuda.get_device_name(index) for index in trainer.device_ids] if device.type == "cuda" else []
-            ),
+            hardware=hardware([torch.cuda.get_device_name(index) for index in gpus]),
             parts=objective.facts(),
         )
-
-    def _count(self) -> None:
-        if self._since is None:
-            return
-        now = time.perf_counter()
-        self._seconds[self.phase] = self._seconds.get(self.phase, 0.0) + now - self._since
-        self._since = now
-
-
-def _all(trainer: L.Trainer, kind: type[Any]) -> list[Any]:
-    return [callback for callback in trainer.callbacks if isinstance(callback, kind)]  # type: ignore[attr-defined]
-
-
-def _columns(data: dict[str, Any]) -> list[str] | None:
-    """What the data set itself calls its columns, if it is one of columns."""
-    if not data or data["source"] == DOCSTRINGS:
-        return None
-    return [data["query_column"], data["document_column"], *data["negative_columns"]]
-
-
-def _retrieval(trainer: L.Trainer, run: Run) -> Retrieval | None:
-    tasks = [
-        TaskFacts(task.name, task.group, len(task.queries), len(task.corpus), task.graded)
-        for callback in retrieval_evaluations(trainer)
-        for task in callback.tasks
-    ]
-    return Retrieval(tasks, run.stages) if tasks else None
-
-
-def _sparsity(trainer: L.Trainer) -> SparsityFacts | None:
-    for callback in _all(trainer, SparsityMonitor):
-        return from_plain(SparsityFacts, asdict(callback.reports[-1])) if callback.reports else None
-    return None

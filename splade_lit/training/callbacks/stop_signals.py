@@ -8,7 +8,7 @@ from typing import Any
 import lightning as L
 
 from splade_lit.core.distributed import world_size
-from splade_lit.training.callbacks.phases import PhaseCallback
+from splade_lit.training.callbacks.hooks import PhaseCallback
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
