@@ -18,7 +18,6 @@ from splade_lit.command_line.arguments import CommandParser, at_least
 from splade_lit.command_line.exit_codes import run_command
 from splade_lit.core.errors import UserError
 from splade_lit.core.files import check_writable
-from splade_lit.core.sources import NANOBEIR_ID
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -38,8 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _parser() -> CommandParser:
     parser = CommandParser(
-        prog="python -m splade_lit.compare",
-        description="Runs and other systems side by side: quality, sparsity, cost, and which differences are chance.",
+        "compare", "Runs and other systems side by side: quality, sparsity, cost, and which differences are chance."
     )
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="folder of a run, whole or not")
     parser.add_argument(
@@ -57,15 +55,14 @@ def _parser() -> CommandParser:
     )
     parser.add_argument("--set", help="set or group that counts, such as NanoNQ (default: that of most systems)")
     parser.add_argument("--tasks", nargs="+", help="tasks to search and to judge rankings by (default: the runs' own)")
-    parser.add_argument("--nanobeir-source", default=NANOBEIR_ID, help="Hub id or folder of NanoBEIR names in --tasks")
-    parser.add_argument("--nanobeir-revision", help="branch, tag or commit of it on the Hub")
+    parser.add_shared("--nanobeir-source", "--nanobeir-revision")
     parser.add_argument(
         "--search-documents",
         type=at_least(0),
         default=2000,
         help="documents to measure search on, which are encoded first, and all judged ones; 0: none (%(default)s)",
     )
-    parser.add_argument("--device", help="device to encode on, such as cpu or cuda (default: cuda where there is one)")
+    parser.add_shared("--device")
     return parser
 
 

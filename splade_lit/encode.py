@@ -50,23 +50,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> CommandParser:
-    parser = CommandParser(
-        prog="python -m splade_lit.encode", description="Write the vectors of a corpus of any size to a folder."
-    )
-    parser.add_argument("--model", required=True, help="folder of a saved model, or its Hub id")
-    parser.add_argument("--revision", help="branch, tag or commit of the model on the Hub")
-    parser.add_argument(
-        "--corpus",
-        required=True,
-        help="file (jsonl, csv, tsv, parquet, txt; gzipped or not), data set, BEIR folder or task such as docstrings",
-    )
-    parser.add_argument("--text-column", default="text", help="name of the column of texts (%(default)s)")
+    parser = CommandParser("encode", "Write the vectors of a corpus of any size to a folder.")
+    parser.add_shared("--model", "--revision")
+    parser.add_shared("--corpus", required=True)
+    parser.add_shared("--text-column")
     parser.add_argument("--output", type=Path, required=True, help="folder for the vectors")
     parser.add_argument("--values", choices=["float32", "float16"], default="float32", help="type of the weights")
     parser.add_argument(
         "--shard-documents", type=positive_int, default=10_000, help="documents of a shard (%(default)s)"
     )
-    parser.add_argument("--device", help="device to encode on, such as cpu or cuda (default: cuda where there is one)")
+    parser.add_shared("--device")
     return parser
 
 

@@ -12,11 +12,10 @@ from argparse import BooleanOptionalAction
 from collections.abc import Sequence
 from pathlib import Path
 
-from splade_lit.command_line.arguments import CommandParser, positive_int
+from splade_lit.command_line.arguments import CommandParser
 from splade_lit.command_line.devices import pick_device
 from splade_lit.command_line.exit_codes import run_command
 from splade_lit.core.files import check_writable, replace_text
-from splade_lit.core.sources import NANOBEIR_ID
 from splade_lit.core.text import check_trec_ids, trec_run_text
 from splade_lit.runs.stages import write_stages
 
@@ -65,25 +64,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> CommandParser:
-    parser = CommandParser(
-        prog="python -m splade_lit.evaluate", description="Retrieval and sparsity figures of a saved model."
-    )
-    parser.add_argument("--model", required=True, help="folder of a saved model, or its Hub id")
-    parser.add_argument("--revision", help="branch, tag or commit of the model on the Hub")
+    parser = CommandParser("evaluate", "Retrieval and sparsity figures of a saved model.")
+    parser.add_shared("--model", "--revision")
     parser.add_argument(
         "--tasks",
         nargs="+",
         default=["msmarco", "nfcorpus", "nq"],
         help="NanoBEIR names, `docstrings`, or folders in BEIR's or NanoBEIR's layout (default: msmarco nfcorpus nq)",
     )
-    parser.add_argument("--nanobeir-source", default=NANOBEIR_ID, help="Hub id or folder of NanoBEIR (%(default)s)")
-    parser.add_argument("--nanobeir-revision", help="branch, tag or commit of NanoBEIR on the Hub")
+    parser.add_shared("--nanobeir-source", "--nanobeir-revision", "--max-corpus-documents")
     parser.add_argument("--bm25", action="store_true", help="evaluate BM25 too (the better of words and WordPieces)")
-    parser.add_argument(
-        "--max-corpus-documents",
-        type=positive_int,
-        help="evaluate on a sample of each corpus with this many documents, all judged ones among them",
-    )
     parser.add_argument(
         "--leave-out-queries",
         action=BooleanOptionalAction,
@@ -93,7 +83,7 @@ def _parser() -> CommandParser:
     parser.add_argument("--output", type=Path, help="JSON file for all figures, one object for `bm25` and `model` each")
     parser.add_argument("--per-query", type=Path, help="jsonl file for the figures of each query, which compare takes")
     parser.add_argument("--runs", type=Path, help="folder for the rankings: one file in TREC's run format a task")
-    parser.add_argument("--device", help="device to encode on, such as cpu or cuda (default: cuda where there is one)")
+    parser.add_shared("--device")
     return parser
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from splade_lit.command_line.arguments import CommandParser, positive_int
+from splade_lit.command_line.arguments import CommandParser
 from splade_lit.command_line.exit_codes import run_command
 from splade_lit.core.errors import UserError
 from splade_lit.core.files import check_writable
@@ -34,17 +34,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         UserError: there is no such model or task, packages are missing, or the export differs or cannot be written.
     """
     settings = _parser().parse_args(arguments)
-    from splade_lit.data.tasks import NANOBEIR_ID, load_tasks
+    from splade_lit.data.tasks import load_tasks
     from splade_lit.encoder.model import AsymmetricSparseEncoder
     from splade_lit.engines.onnx import export_onnx, require_packages
     from splade_lit.evaluation.task_evaluation import sample_corpus
 
-    folder = settings.output or _default_folder(settings.model)
+    if settings.output is None and not Path(settings.model).is_dir():
+        raise UserError(f"{settings.model} is not a folder to write into; say where with --output.")
+    folder = settings.output or Path(settings.model) / "onnx"
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; give the name of a folder.")
     check_writable(folder=folder)
     require_packages("onnx", "onnxscript", "onnxruntime")
-    tasks = load_tasks(settings.tasks, settings.nanobeir_source or NANOBEIR_ID, settings.nanobeir_revision)
+    tasks = load_tasks(settings.tasks, settings.nanobeir_source, settings.nanobeir_revision)
     if settings.max_corpus_documents:
         tasks = [sample_corpus(task, settings.max_corpus_documents) for task in tasks]
     encoder = AsymmetricSparseEncoder.load(settings.model, revision=settings.revision)
@@ -55,12 +57,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         logger.warning("What 8-bit weights cost in nDCG@10 was not measured; give --tasks to know.")
     for task in tasks:
         print(_comparison(encoder, folder, task, settings.int8))
-
-
-def _default_folder(model: str) -> Path:
-    if not Path(model).is_dir():
-        raise UserError(f"{model} is not a folder to write into; say where with --output.")
-    return Path(model) / "onnx"
 
 
 def _comparison(encoder: "AsymmetricSparseEncoder", folder: Path, task: "RetrievalTask", int8: bool) -> str:
@@ -80,10 +76,10 @@ def _comparison(encoder: "AsymmetricSparseEncoder", folder: Path, task: "Retriev
 
 
 def _parser() -> CommandParser:
-    parser = CommandParser(prog="python -m splade_lit.export", description="A saved model for other runtimes.")
+    parser = CommandParser("export", "A saved model for other runtimes.")
     parser.add_argument("format", choices=["onnx"], help="what to write")
     parser.add_argument("model", metavar="MODEL_DIR", help="folder of a saved model, or its Hub id")
-    parser.add_argument("--revision", help="branch, tag or commit of the model on the Hub")
+    parser.add_shared("--revision")
     parser.add_argument("--output", type=Path, help="folder to write to (default: `onnx` in the model's folder)")
     parser.add_argument(
         "--values",
@@ -96,13 +92,7 @@ def _parser() -> CommandParser:
         "--int8", action="store_true", help="write the graph with 8-bit weights too, about a quarter of the size"
     )
     parser.add_argument("--tasks", nargs="+", default=[], help="tasks to compare nDCG@10 on, named as in evaluate")
-    parser.add_argument("--nanobeir-source", help="Hub id or folder of NanoBEIR (sentence-transformers/NanoBEIR-en)")
-    parser.add_argument("--nanobeir-revision", help="branch, tag or commit of NanoBEIR on the Hub")
-    parser.add_argument(
-        "--max-corpus-documents",
-        type=positive_int,
-        help="compare on a sample of each corpus with this many documents, all judged ones among them",
-    )
+    parser.add_shared("--nanobeir-source", "--nanobeir-revision", "--max-corpus-documents")
     return parser
 
 

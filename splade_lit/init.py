@@ -22,17 +22,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         UserError: the data cannot be used, the file exists already, or no base model can be had.
     """
-    settings = _parser().parse_args(arguments)
+    options = _parser().parse_args(arguments)
     from splade_lit.own_data.wizard import write_experiment
 
     quiet_libraries()
-    write_experiment(settings)
+    write_experiment(options)
 
 
 def _parser() -> CommandParser:
-    parser = CommandParser(
-        prog="python -m splade_lit.init", description="Write a YAML file that trains on pairs of your own."
-    )
+    parser = CommandParser("init", "Write a YAML file that trains on pairs of your own.")
     parser.add_argument("name", help="name of the experiment, for experiments/NAME.yaml, or the path of a YAML file")
     parser.add_argument(
         "--pairs", required=True, help="file (jsonl, csv, tsv, parquet; gzipped or not), data set folder or Hub id"
@@ -58,7 +56,7 @@ def _parser() -> CommandParser:
         "--base-model",
         help="Hub id, folder or package:NAME/FOLDER (default: all-MiniLM-L6-v2 on a CPU, DistilBERT on a GPU)",
     )
-    parser.add_argument("--overwrite", action="store_true", help="write the file and the task anew where they exist")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file and the task where they exist")
     parser.add_argument("--no-timing", action="store_true", help="train no steps to tell how long the run will take")
     return parser
 

@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings = _parser().parse_args(arguments)
     from splade_lit.card.upload import Upload
 
-    upload = Upload.of(settings.folder, settings.repository)
+    upload = Upload(settings.folder, settings.repository)
     if settings.dry_run:
         print(upload.listing())
     else:
@@ -32,9 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> CommandParser:
-    parser = CommandParser(
-        prog="python -m splade_lit.push", description="Upload a saved model with its card to the Hugging Face Hub."
-    )
+    parser = CommandParser("push", "Upload a saved model with its card to the Hugging Face Hub.")
     parser.add_argument("folder", type=Path, metavar="MODEL_DIR", help="folder of a saved model")
     parser.add_argument("repository", metavar="REPO", help="owner/name on the Hub; made if it does not exist")
     parser.add_argument("--dry-run", action="store_true", help="list what would go up, with sizes; asks no network")

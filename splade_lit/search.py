@@ -9,7 +9,6 @@ Without a query on the command line, queries are read from standard input, a lin
 
 import sys
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from typing import TYPE_CHECKING
 
 from splade_lit.command_line.arguments import CommandParser, positive_int
@@ -39,11 +38,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from rich.text import Text
 
     from splade_lit.core.text import Mender
+    from splade_lit.data.corpus import load_corpus
     from splade_lit.encoder.query_side import load_query_side
     from splade_lit.evaluation.exact_search import SearchIndex
 
     stored = _stored_vectors(settings) if settings.vectors else None
-    corpus = _corpus(settings) if settings.corpus else {}
+    corpus = load_corpus(settings.corpus, settings.text_column, limit=settings.limit) if settings.corpus else {}
     queries = load_query_side(settings.model, revision=settings.revision)
     ids, documents = stored or (list(corpus), _encoded(settings, list(corpus.values())))
     index = SearchIndex(documents)
@@ -66,14 +66,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             console.print(Text(f"      {terms}", style="green"), soft_wrap=True)
 
 
-def _corpus(settings: "argparse.Namespace") -> dict[str, str]:
-    from splade_lit.data.corpus import load_corpus, open_corpus
-
-    if settings.limit is None:
-        return load_corpus(settings.corpus, settings.text_column)
-    return dict(islice(open_corpus(settings.corpus, settings.text_column), settings.limit))
-
-
 def _encoded(settings: "argparse.Namespace", texts: list[str]) -> "csr_array":
     from splade_lit.command_line.devices import pick_device
     from splade_lit.encoder.model import AsymmetricSparseEncoder
@@ -92,7 +84,7 @@ def _stored_vectors(settings: "argparse.Namespace") -> "tuple[list[str], csr_arr
     if header.files != document_side_fingerprint(find_saved(settings.model, settings.revision)):
         from splade_lit.encoder.model import AsymmetricSparseEncoder
 
-        # Vectors of an earlier version, or the same model in other files: only its weights tell.
+        # Vectors of an earlier version, or the same model in other files: its weights decide.
         encoder = AsymmetricSparseEncoder.load(settings.model, revision=settings.revision)
         if header.weights != weights_fingerprint(encoder):
             raise UserError(
@@ -131,22 +123,15 @@ def _typed_queries() -> Iterator[str]:
 
 def _parser() -> CommandParser:
     parser = CommandParser(
-        prog="python -m splade_lit.search",
-        description="Search a corpus with a saved model; each hit comes with the terms that made its score.",
+        "search", "Search a corpus with a saved model; each hit comes with the terms that made its score."
     )
     parser.add_argument("queries", nargs="*", help="what to search for (default: read from standard input)")
-    parser.add_argument("--model", required=True, help="folder of a saved model, or its Hub id")
-    parser.add_argument("--revision", help="branch, tag or commit of the model on the Hub")
-    parser.add_argument(
-        "--corpus",
-        help="file (jsonl, csv, tsv, parquet, txt; gzipped or not), data set, BEIR folder or task such as docstrings",
-    )
+    parser.add_shared("--model", "--revision", "--corpus", "--text-column")
     parser.add_argument("--vectors", help="folder of the corpus's vectors, so that nothing is encoded; see encode")
-    parser.add_argument("--text-column", default="text", help="name of the column of texts (%(default)s)")
     parser.add_argument("--limit", type=positive_int, help="search the first documents only, for a quick look")
     parser.add_argument("--top", type=positive_int, default=10, help="hits a query (%(default)s)")
     parser.add_argument("--terms", type=positive_int, default=8, help="matching terms shown a hit (%(default)s)")
-    parser.add_argument("--device", help="device to encode on, such as cpu or cuda (default: cuda where there is one)")
+    parser.add_shared("--device")
     return parser
 
 

@@ -2,13 +2,16 @@
 
 import json
 import re
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from command_runs import World, call, make_world, read_json
 
 from splade_lit import fit, init
+from splade_lit.core import progress
 from splade_lit.core.sources import first_available
 from splade_lit.data.pairs import load_pairs
 from splade_lit.data.tasks import load_task
@@ -70,7 +73,8 @@ def test_the_report_tells_what_is_there(world, here):
     assert "time       not measured" in outcome.out
 
 
-def test_the_time_is_measured_and_extrapolated(world, here):
+def test_the_time_is_measured_and_extrapolated(world, here, monkeypatch, caplog):
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=count(0, 6).__next__))  # 6 s between two looks
     outcome = start(world)
     found = re.search(
         r"about .+: (\d+) steps of [\d.e-]+ s, (\d+) documents encoded at [\d,]+ a second "
@@ -79,6 +83,9 @@ def test_the_time_is_measured_and_extrapolated(world, here):
     )
     assert found, outcome.out + outcome.err
     assert "timing     a few steps are trained to tell how long the run will take: 60 s at most" in outcome.out
+    lines = [message for message in caplog.messages if re.match(r"timing: \d of 6 steps, ", message)]
+    assert 0 < len(lines) < 6
+    assert "pairs for training" not in caplog.text
     settings = yaml.safe_load(Path("experiments/mine.yaml").read_text())
     assert int(found[1]) == settings["trainer"]["max_steps"]
     corpus = load_task("experiments/mine-heldout")[0].corpus
@@ -127,7 +134,7 @@ def test_nothing_is_overwritten_unless_told(world, here):
     again = start(world, "--no-timing")
     assert again.code == 2
     assert again.errors == [
-        "error: experiments/mine.yaml exists already; choose another name, or write it anew with --overwrite."
+        "error: experiments/mine.yaml exists already; choose another name, or replace it with --overwrite."
     ]
     assert Path("experiments/mine.yaml").read_text() == "mine: 1\n"
     assert start(world, "--no-timing", "--overwrite").code == 0

@@ -93,6 +93,7 @@ def test_a_corpus_without_text_is_told(pairs):
         ("最大的城市是哪一个", "Chinese"),
         ("この国で一番大きい都市はどこですか", "Japanese"),
         ("가장 큰 도시는 어디입니까?", "Korean"),
+        ("Какой город самый большой в этой стране и как он называется?", "Russian"),
         ("Какой город самый большой?", None),
         ("for i in x: y[i] += 1.0 + z", None),
         ("12 + 30", None),

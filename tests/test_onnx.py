@@ -6,6 +6,7 @@ import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from splade_lit.encoder.document import MlmDocumentEncoder
 from splade_lit.encoder.grafted import calibrate_bias
 from splade_lit.engines import onnx
 from splade_lit.engines.onnx import INT8_MODEL, MODEL, OnnxDocumentEncoder, export_onnx
+from splade_lit.evaluation import task_evaluation
 from splade_lit.evaluation.task_evaluation import Encoder, TokenisedTask, evaluate_task, sample_corpus
 
 pytest.importorskip("onnxruntime")
@@ -213,6 +215,15 @@ def test_sizes_and_loss_are_printed(exported, tasks):
         f"int8 {int8:.4f} ({int8 - one:+.4f})",
     ]
     assert one > 0
+
+
+@pytest.mark.parametrize(("figure", "warned"), [(0.494, True), (0.496, False)])
+def test_a_loss_of_int8_over_its_bound_is_warned_of(exported, tasks, monkeypatch, caplog, figure, warned):
+    encoder, folder, _ = exported
+    results = (SimpleNamespace(metrics={"ndcg@10": ndcg}) for ndcg in (0.5, 0.5, figure))  # PyTorch, ONNX, int8
+    monkeypatch.setattr(task_evaluation, "evaluate_task", lambda *_: next(results))
+    export._comparison(encoder, folder, load_tasks([str(tasks)])[0], int8=True)
+    assert caplog.messages == [f"{INT8_MODEL} loses more than 0.005 of nDCG@10 on NanoNQ; use {MODEL}."] * warned
 
 
 def test_a_graph_that_differs_is_refused(exported, make_encoder, tmp_path, monkeypatch):

@@ -254,7 +254,7 @@ def test_a_dry_run_lists_and_sends_nothing(hub, model, monkeypatch):
     *lines, last = outcome.out.splitlines()
     listed = {line.split()[-1]: " ".join(line.split()[:-1]) for line in lines}
     assert list(listed) == sorted(before, key=lambda name: Path(name).parts)
-    assert listed["modules.json"] == f"{len(before['modules.json'])} B"
+    assert listed["modules.json"] == f"{len(before['modules.json'])} bytes"
     weights = len(before["document_0_MLMTransformer/model.safetensors"])
     assert listed["document_0_MLMTransformer/model.safetensors"] == f"{weights / 1000:.1f} kB"
     assert last.endswith(f"{len(before)} files would go to {REPOSITORY}")

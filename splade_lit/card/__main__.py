@@ -1,4 +1,4 @@
-"""`python -m splade_lit.card`: write the model card of a saved model anew.
+"""`python -m splade_lit.card`: write the model card of a saved model again.
 
     python -m splade_lit.card runs/my_run/model
     python -m splade_lit.card runs/my_run/model --model-id me/my-model --license mit --language en de
@@ -10,7 +10,7 @@ itself tells. Options are kept in `card.json`, so that they count the next time 
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from splade_lit.command_line.arguments import CommandParser
 from splade_lit.command_line.exit_codes import run_command
@@ -36,12 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from splade_lit.card.render import model_card
 
     card = read_record(folder) or _card_of_model(folder)
-    changes = {
-        "name": settings.name,
-        "model_id": settings.model_id,
-        "license": settings.license,
-        "language": settings.language,
-    }
+    changes = {name: getattr(settings, name) for name in ("name", "model_id", "license", "language")}
     card = replace(card, **{name: value for name, value in changes.items() if value is not None})
     write_record(card, folder)
     replace_text(folder / README, model_card(card))
@@ -55,16 +50,13 @@ def _card_of_model(folder: Path) -> "Card":
 
     if (folder / README).exists():
         raise UserError(f"{folder / README} was written by somebody else (there is no card.json); move it away first.")
+    name, model = f"Inference-free SPLADE {folder.resolve().name}", model_facts(AsymmetricSparseEncoder.load(folder))
     # Nothing tells the license or the language of a model that comes alone.
-    settings: dict[str, Any] = {"license": None, "language": []}
-    name = folder.resolve().name
-    return Card(
-        name=f"Inference-free SPLADE {name}", model=model_facts(AsymmetricSparseEncoder.load(folder)), **settings
-    )
+    return Card(name, model, license=None, language=[])
 
 
 def _parser() -> CommandParser:
-    parser = CommandParser(prog="python -m splade_lit.card", description="Write the model card of a saved model anew.")
+    parser = CommandParser("card", "Write the model card of a saved model again.")
     parser.add_argument("folder", type=Path, metavar="MODEL_DIR", help="folder of a saved model")
     parser.add_argument("--name", help="title of the card")
     parser.add_argument("--model-id", help="id on the Hub that the card's examples load the model by")

@@ -3,21 +3,14 @@
 import inspect
 import os
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from huggingface_hub import try_to_load_from_cache
 
-from splade_lit.card.record import (
-    ColumnFacts,
-    Example,
-    Hyperparameters,
-    LogFacts,
-    ModelFacts,
-    PairsFacts,
-    Source,
-)
+from splade_lit.card.record import ColumnFacts, Example, Hyperparameters, LogFacts, ModelFacts, PairsFacts, Source
 from splade_lit.core.sources import PACKAGE_PREFIX, resolve_source
 from splade_lit.data.pairs import Pairs
 from splade_lit.encoder.model import AsymmetricSparseEncoder
@@ -32,12 +25,7 @@ _NOT_HYPERPARAMETERS = ("trainer.callbacks", "trainer.logger", "trainer.default_
 
 
 def model_facts(encoder: AsymmetricSparseEncoder, base: Source | None = None) -> ModelFacts:
-    """What an encoder is.
-
-    Args:
-        encoder: the model.
-        base: what it was trained from, if known.
-    """
+    """What an encoder is, and what it was trained from, if known."""
     return ModelFacts(
         base=base,
         num_parameters=sum(parameter.numel() for parameter in encoder.parameters()),
@@ -56,14 +44,12 @@ def model_facts(encoder: AsymmetricSparseEncoder, base: Source | None = None) ->
 def base_source(source: str, revision: str | None = None) -> Source:
     """Where a base model that has been loaded comes from, without paths of this machine.
 
-    Args:
-        source: as `AsymmetricSparseEncoder.from_base` takes it.
-        revision: branch, tag or commit on the Hub.
+    The arguments are those of `AsymmetricSparseEncoder.from_base`.
     """
     if source.startswith(PACKAGE_PREFIX):
         return Source(source.removeprefix(PACKAGE_PREFIX).partition("/")[0])
-    if Path(resolve_source(source)).exists():
-        return Source(Path(resolve_source(source)).resolve().name)
+    if (folder := Path(resolve_source(source))).exists():
+        return Source(folder.resolve().name)
     names = ("config.json", "modules.json")  # of a plain model, of a saved one
     found = [try_to_load_from_cache(source, name, revision=revision) for name in names]
     commit = next((Path(path).parent.name for path in found if isinstance(path, str)), None)
@@ -80,47 +66,31 @@ def pairs_source(pairs: Pairs) -> Source:
 def pairs_facts(
     pairs: Pairs, encoder: AsymmetricSparseEncoder, columns: Sequence[str] | None = None, sample_texts: bool = True
 ) -> PairsFacts | None:
-    """Size, tokens and samples of pairs; None if there are none.
-
-    Args:
-        pairs: the texts.
-        encoder: gives tokenizer and limits.
-        columns: what the data set itself calls the columns.
-        sample_texts: whether the first texts are kept.
-    """
+    """Size, tokens and samples of pairs; None if there are none. `columns` are their names in the data set."""
     if not len(pairs):
         return None
     first = pairs.select(range(min(_MEASURED, len(pairs))))
+
+    def column_facts(name: str, column: str) -> ColumnFacts:
+        texts = list(first.dataset[column])
+        if column == "query":
+            lengths = encoder.tokenisation.query_lengths(texts)
+        else:
+            lengths = [len(ids) for ids in encoder.tokenisation.documents(texts)]
+        return ColumnFacts(name, min(lengths), float(np.mean(lengths)), max(lengths))
+
     return PairsFacts(
         source=pairs_source(pairs),
         config=pairs.config,
         num_pairs=len(pairs),
         num_measured=len(first),
-        columns=[
-            _column_facts(name, first.dataset[column], encoder, is_query=column == "query")
-            for name, column in zip(columns or pairs.columns, pairs.columns, strict=True)
-        ],
+        columns=[column_facts(*names) for names in zip(columns or pairs.columns, pairs.columns, strict=True)],
         samples=[list(pairs[row].values()) for row in range(min(_SAMPLES, len(pairs)) if sample_texts else 0)],
     )
 
 
-def _column_facts(name: str, texts: Sequence[str], encoder: AsymmetricSparseEncoder, is_query: bool) -> ColumnFacts:
-    texts = list(texts)
-    if is_query:
-        lengths = encoder.tokenisation.query_lengths(texts)
-    else:
-        lengths = [len(ids) for ids in encoder.tokenisation.documents(texts)]
-    return ColumnFacts(name, min(lengths), float(np.mean(lengths)), max(lengths))
-
-
 def example(encoder: AsymmetricSparseEncoder, pairs: Pairs, seed: int = 0) -> Example | None:
-    """A query drawn by chance, its document and those of two other pairs, scored as they are shown.
-
-    Args:
-        encoder: the model.
-        pairs: texts that it was not trained on, if there are such.
-        seed: of the draw; of the pairs drawn those with short texts come first.
-    """
+    """A query drawn by chance, its document and those of two other pairs, scored; short texts are preferred."""
     drawn = _draw(pairs, seed)
     if not drawn:
         return None
@@ -131,28 +101,15 @@ def example(encoder: AsymmetricSparseEncoder, pairs: Pairs, seed: int = 0) -> Ex
 
 
 def widget_texts(pairs: Pairs, seed: int = 0, num_texts: int = 5) -> list[str]:
-    """Documents and queries in turn, drawn by chance; other ones than `example` draws where there are enough.
-
-    Args:
-        pairs: the texts.
-        seed: of the draw.
-        num_texts: how many at most.
-    """
+    """Documents and queries in turn, drawn by chance; other ones than `example` draws where there are enough."""
     rows = _draw(pairs, seed)[3:] or _draw(pairs, seed)
-    columns = ("document", "query")
-    return [row[columns[number % 2]] for number, row in enumerate(rows[:num_texts])]
+    return [row[column] for row, column in zip(rows[:num_texts], cycle(("document", "query")), strict=False)]
 
 
 def _draw(pairs: Pairs, seed: int, num_pairs: int = 50) -> list[dict[str, str]]:
     rng = np.random.default_rng(seed)
     drawn = [pairs[int(row)] for row in rng.permutation(len(pairs))[:num_pairs]]
     return sorted(drawn, key=lambda row: max(len(row["query"]), len(row["document"])) > _LONGEST_EXAMPLE)
-
-
-def signature_defaults(kind: type) -> dict[str, Any]:
-    """The arguments of a class that have defaults, with those."""
-    parameters = inspect.signature(kind.__init__).parameters.values()  # type: ignore[misc]
-    return {one.name: one.default for one in parameters if one.default is not inspect.Parameter.empty}
 
 
 def hyperparameters(settings: Mapping[str, Any], classes: Mapping[str, type]) -> Hyperparameters:
@@ -162,20 +119,16 @@ def hyperparameters(settings: Mapping[str, Any], classes: Mapping[str, type]) ->
         settings: the resolved configuration: groups of settings, and settings without a group.
         classes: group to the class that its settings are arguments of.
     """
-    flat: dict[str, Any] = {}
-    changed: dict[str, Any] = {}
-    for group, kind in classes.items():
-        defaults = signature_defaults(kind)
-        for name, value in settings.get(group, {}).items():
-            dotted = f"{group}.{name}"
-            if dotted in _NOT_HYPERPARAMETERS:
-                continue
-            flat[dotted] = _shown(value)
-            if name not in defaults or _plain(value) != _plain(defaults[name]):
-                changed[dotted] = _shown(value)
-    if "seed_everything" in settings:
-        flat["seed_everything"] = changed["seed_everything"] = settings["seed_everything"]
-    return Hyperparameters(flat, changed)
+    values = {f"{group}.{name}": value for group in classes for name, value in settings.get(group, {}).items()}
+    values |= {name: settings[name] for name in ("seed_everything",) if name in settings}
+    defaults = {
+        f"{group}.{one.name}": one.default
+        for group, kind in classes.items()
+        for one in inspect.signature(kind).parameters.values()
+    }
+    shown = {name: _shown(value) for name, value in values.items() if name not in _NOT_HYPERPARAMETERS}
+    changed = [name for name in shown if name not in defaults or _plain(values[name]) != _plain(defaults[name])]
+    return Hyperparameters(shown, {name: shown[name] for name in changed})
 
 
 def _plain(value: Any) -> Any:
@@ -197,7 +150,7 @@ def log_facts(
         log: of the run.
         steps_per_epoch: optimizer steps of an epoch.
         parts: names of the parts of the loss.
-        tasks: names of the retrieval sets and groups whose nDCG@10 is shown.
+        tasks: retrieval sets and groups whose nDCG@10 is shown.
         main_metric: full name of the figure that tells which row is best.
     """
     shown = [

@@ -1,106 +1,53 @@
-"""Pieces of Markdown: headings, tables, code, figures as a card shows them."""
+"""Pieces of Markdown, which the card's template has as filters. `Markup` is text that is Markdown already."""
 
 import html
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
-from splade_lit.card.record import Source
+from markupsafe import Markup
 
-_HUB = "https://huggingface.co"
 _LONGEST_TEXT = 1000  # characters of a text in a table
 
 
-def section(level: int, title: str, *parts: str) -> str:
-    """A heading with its parts; nothing if they are all empty."""
-    return join(f"{'#' * level} {title}", *parts) if any(parts) else ""
-
-
-def join(*parts: str) -> str:
-    """The parts that are not empty, a blank line between them."""
-    return "\n\n".join(part for part in parts if part)
-
-
-def fenced(language: str, text: str) -> str:
-    """A block of code."""
-    return f"```{language}\n{text}\n```"
-
-
-def folded(text: str) -> str:
-    """A text that is shown on a click."""
-    return f"<details><summary>Click to expand</summary>\n\n{text}\n\n</details>" if text else ""
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table; its cells are Markdown, its header is text."""
-    lines = [list(map(escaped, header)), [":---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def bold(cells: Sequence[str]) -> list[str]:
-    """The cells in bold."""
-    return [cell if cell == "-" else f"**{cell}**" for cell in cells]
-
-
-def code_cell(text: str) -> str:
-    """A text in a cell of a table, as it is."""
-    text = text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}..."
-    # Inside <code> Markdown still counts.
-    return f"<code>{'<br>'.join(escaped(text, '_').splitlines())}</code>"
-
-
-def escaped(text: str, more: str = "") -> str:
+def escaped(text: str, more: str = "") -> Markup:
     """A text in which Markdown and HTML find nothing to act on: entities in place of their characters.
 
     Args:
-        text: such as the name of a data set.
+        text: such as the name of a data set; Markdown stays as it is.
         more: characters that are replaced as well.
 
-    >>> escaped("<b>|nano_beir")
-    '&lt;b&gt;&#124;nano_beir'
+    >>> print(escaped("<b>|nano_beir"))
+    &lt;b&gt;&#124;nano_beir
     """
+    if isinstance(text, Markup):
+        return text
     text = html.escape(text, quote=False)
     for character in f"\\`*[]|~${more}":
         text = text.replace(character, f"&#{ord(character)};")
-    return text
+    return Markup(text)
 
 
-def code(name: str) -> str:
+def code_cell(text: str) -> Markup:
+    """A text in a cell of a table, as it is; the end of a long one is cut off."""
+    text = text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}..."
+    # Inside <code> Markdown still counts.
+    return Markup(f"<code>{'<br>'.join(escaped(text, '_').splitlines())}</code>")
+
+
+def code(name: str) -> Markup:
     """A name as code in a sentence; a backtick, which would end it, becomes an apostrophe."""
-    return "`{}`".format(name.replace("`", "'"))
+    return Markup("`{}`".format(name.replace("`", "'")))
 
 
-def link(source: Source, folder: str = "") -> str:
-    """A link to where something comes from on the Hub, else its name.
-
-    Args:
-        source: the model or data set.
-        folder: `datasets/` for a data set.
-    """
-    return f"[{escaped(source.name)}]({_HUB}/{folder}{source.hub_id})" if source.hub_id else code(source.name)
-
-
-def link_with_commit(source: Source, folder: str = "") -> str:
-    """The same with a link to the commit, if it is known."""
-    if not (source.hub_id and source.revision):
-        return link(source, folder)
-    tree = f"{_HUB}/{folder}{source.hub_id}/tree/{source.revision}"
-    return f"{link(source, folder)} at [{source.revision[:7]}]({tree})"
-
-
-def listed(names: Iterable[str]) -> str:
+def listed(names: Iterable[str]) -> Markup:
     """Names in one phrase.
 
-    >>> listed(["a", "b", "c"])
-    '`a`, `b` and `c`'
+    >>> print(listed(["a", "b", "c"]))
+    `a`, `b` and `c`
     """
-    *first, last = [code(name) for name in names]
-    return f"{', '.join(first)} and {last}" if first else last
-
-
-def plural(word: str, things: Iterable[Any]) -> str:
-    """The word, with an s for more than one thing."""
-    return f"{word}s" if len(list(things)) > 1 else word
+    *first, last = map(code, names)
+    return Markup(f"{', '.join(first)} and {last}") if first else last
 
 
 def figure(value: float) -> str:
@@ -121,10 +68,10 @@ def setting(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
 
 
-def count(number: int) -> str:
+def millions(number: int) -> str:
     """A count of weights.
 
-    >>> count(22_713_216), count(9_730)
+    >>> millions(22_713_216), millions(9_730)
     ('22.7M', '9,730')
     """
     return f"{number / 1e6:.1f}M" if number >= 1e6 else f"{number:,}"

@@ -4,7 +4,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from splade_lit.card.record import Card
+from splade_lit.card.record import Card, Training
 from splade_lit.runs.stages import by_set, published_name
 
 _TAGS = ["sentence-transformers", "sparse-encoder", "sparse", "asymmetric", "inference-free", "splade"]
@@ -17,7 +17,7 @@ def metadata(card: Card) -> ModelCardData:
     return ModelCardData(
         language=card.language or None,
         license=card.license,
-        tags=_tags(card),
+        tags=_TAGS + (_training_tags(training) if training else []),
         widget=[{"text": text} for text in card.widget] or None,
         datasets=[training.train.source.hub_id] if training and training.train.source.hub_id else None,
         base_model=base.hub_id if base else None,
@@ -49,16 +49,9 @@ def eval_results(card: Card) -> list[EvalResult]:
     ]
 
 
-def _tags(card: Card) -> list[str]:
-    if card.training is None:
-        return _TAGS
-    return [
-        *_TAGS,
-        "generated_from_trainer",
-        f"dataset_size:{card.training.train.num_pairs}",
-        "loss:SpladeLoss",
-        *dict.fromkeys(f"loss:{part.tag}" for part in card.training.parts if part.tag),
-    ]
+def _training_tags(training: Training) -> list[str]:
+    losses = dict.fromkeys(f"loss:{part.tag}" for part in training.parts if part.tag)
+    return ["generated_from_trainer", f"dataset_size:{training.train.num_pairs}", "loss:SpladeLoss", *losses]
 
 
 def _emissions(card: Card) -> dict[str, Any] | None:

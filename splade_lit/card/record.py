@@ -1,11 +1,11 @@
 """What a model card tells, as data: gathered at the end of a run and kept beside the model as `card.json`."""
 
 import json
-import types
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from splade_lit.core.errors import UserError
 from splade_lit.core.files import replace_text
@@ -40,13 +40,9 @@ class ModelFacts:
     Attributes:
         base: the model that training started from, if known.
         num_parameters: weights of the document encoder and of the query table.
-        document_class: class of the transformers model.
-        tokenizer_class: class of the tokenizer.
+        document_class: of transformers.
         dims: size of a vector.
-        max_query_tokens: tokens a query is cut to.
         max_document_tokens: tokens a document is cut to, special tokens included.
-        pooling: how logits are pooled over tokens.
-        activation: what follows.
         frozen_idf: whether the query weights were kept as they started.
         max_active_dims: how many weights of a vector are kept; all if None.
     """
@@ -88,11 +84,8 @@ class PairsFacts:
     """Pairs of text.
 
     Attributes:
-        source: the data set.
-        config: configuration of it, if it has several.
-        num_pairs: how many there are.
-        num_measured: how many, from the first on, the columns' figures are of.
-        columns: one after another.
+        config: configuration of the data set, if it has several.
+        num_measured: how many pairs, from the first on, the columns' figures are of.
         samples: the first pairs, a text a column; none where the card is to quote no texts.
     """
 
@@ -157,6 +150,12 @@ class LogFacts:
     steps_per_epoch: float
     main_metric: str | None
 
+    @property
+    def best_row(self) -> dict[str, float] | None:
+        """The row with the best main figure; None if no row has one."""
+        main = self.main_metric or ""
+        return max((row for row in self.rows if main in row), key=lambda row: row[main], default=None)
+
 
 @dataclass(frozen=True)
 class Training:
@@ -165,12 +164,8 @@ class Training:
     Attributes:
         train: pairs trained on.
         eval: pairs held out, if any.
-        loss: settings of the loss.
-        hyperparameters: settings of the run.
-        log: how training went.
+        loss: settings of the loss, and `parts` what it was made of.
         seconds: time by stage, `training` and `evaluation`.
-        hardware: what it ran on.
-        parts: what the loss was made of.
     """
 
     train: PairsFacts
@@ -189,14 +184,10 @@ class Card:
 
     Attributes:
         name: title of the card.
-        model: what the model is.
-        model_id: id on the Hub that the examples load it by.
-        license: of the model, by the Hub's short name; None for none.
+        model_id: id on the Hub that the examples load the model by.
+        license: of the model, by the Hub's short name.
         language: codes of ISO 639-1.
-        example: real texts with their scores.
         widget: texts to try the model with.
-        training: the run.
-        retrieval: figures of retrieval.
         sparsity: of a sample of training documents.
         footprint: energy and emissions of the run.
         versions: name to version of what the run used.
@@ -238,9 +229,11 @@ def read_record(folder: str | Path) -> Card | None:
     try:
         return _with_parts(from_plain(Card, json.loads(path.read_text(encoding="utf-8"))))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(
-            f"{path} is not a card's record ({type(error).__name__}: {error}); delete it to go without."
-        ) from error
+        reason = str(error)
+        if isinstance(error, ValidationError):
+            first = error.errors()[0]
+            reason = ": ".join([*map(str, first["loc"]), first["msg"]])
+        raise UserError(f"{path} is not a card's record ({reason}); delete it to go without.") from error
 
 
 def _with_parts(card: Card) -> Card:
@@ -255,24 +248,7 @@ def _with_parts(card: Card) -> Card:
 def from_plain(kind: type[T], value: Any) -> T:
     """A dataclass from what `json` gives for its `asdict`; unknown names are passed over.
 
-    >>> from_plain(Example, {"query": "a", "documents": ["b"], "scores": [1.0]})
+    >>> from_plain(Example, {"query": "a", "documents": ["b"], "scores": [1.0], "new": 1})
     Example(query='a', documents=['b'], scores=[1.0])
     """
-    return _typed(kind, value)
-
-
-def _typed(kind: Any, value: Any) -> Any:
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin in (Union, types.UnionType):
-        (kind,) = (argument for argument in arguments if argument is not type(None))
-        return None if value is None else _typed(kind, value)
-    if is_dataclass(kind):
-        hints = get_type_hints(kind)
-        return kind(**{name: _typed(hints[name], part) for name, part in value.items() if name in hints})  # type: ignore[operator]
-    if origin is list:
-        return [_typed(arguments[0], part) for part in value]
-    if origin is tuple:
-        return tuple(_typed(one, part) for one, part in zip(arguments, value, strict=True))
-    if origin is dict and isinstance(value, Mapping):
-        return {name: _typed(arguments[1], part) for name, part in value.items()}
-    return value
+    return TypeAdapter(kind).validate_python(value)

@@ -1,14 +1,14 @@
 """A saved model and its card on the Hugging Face Hub: what goes up, what must not, and what the Hub can answer."""
 
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
 from huggingface_hub.utils import validate_repo_id
+from rich.filesize import decimal
 
 from splade_lit.card.record import README, Card, read_record, write_record
 from splade_lit.card.render import model_card
@@ -19,67 +19,51 @@ from splade_lit.encoder.model import AsymmetricSparseEncoder
 _PICKLE_SUFFIXES = (".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib")
 
 
-@dataclass(frozen=True)
 class Upload:
-    """A saved model that may go up.
+    """A saved model that may go up; asks no network until it is sent.
 
-    Attributes:
-        repository: owner/name on the Hub.
+    Args:
         folder: of the model.
-        files: name in the repository to file.
-        card: the record of the card with this repository in its examples; None if the card stays as it is.
+        repository: owner/name on the Hub.
+
+    Raises:
+        UserError: the folder holds no saved model, a pickle or no card, or the name is not that of a repository.
     """
 
-    repository: str
-    folder: Path
-    files: Mapping[str, Path]
-    card: Card | None
-
-    @classmethod
-    def of(cls, folder: Path, repository: str) -> "Upload":
-        """Check a folder and the name of a repository; asks no network.
-
-        Raises:
-            UserError: the folder holds no saved model, a pickle or no card, or the name is not that of a repository.
-        """
+    def __init__(self, folder: Path, repository: str) -> None:
         _check_repository(repository)
-        files = model_files(folder)
-        _check_model(folder, files)
-        return cls(repository, folder, files, _renamed_card(folder, repository))
+        self.repository, self.folder, self.files = repository, folder, model_files(folder)
+        _check_model(folder, self.files)
+        self._card = _renamed_card(folder, repository)
 
     def listing(self) -> str:
         """A line for each file with its size, and one for all."""
         sizes = {name: path.stat().st_size for name, path in self.files.items()}
-        lines = [f"{_size(size):>10}  {name}" for name, size in sizes.items()]
-        total = f"{_size(sum(sizes.values())):>10}  {len(sizes)} files would go to {self.repository}"
-        return "\n".join([*lines, total])
+        sizes[f"{len(sizes)} files would go to {self.repository}"] = sum(sizes.values())
+        return "\n".join(f"{decimal(size):>10}  {name}" for name, size in sizes.items())
 
     def send(self, private: bool, revision: str | None, message: str) -> str:
-        """Upload all files in one commit; repository and branch are made if they do not exist.
+        """Upload all files in one commit, whose address is returned.
 
-        Args:
-            private: make a new repository private.
-            revision: branch; main if not given.
-            message: of the commit.
-
-        Returns:
-            Address of the commit.
+        Repository (private, if asked for) and branch are made if they do not exist; without `revision` it is main.
 
         Raises:
             UserError: there is no token, or the Hub cannot be reached or refuses.
         """
         if get_token() is None:
             raise UserError("There is no token for the Hub; run `hf auth login`, or set HF_TOKEN.")
-        if self.card is not None:
-            write_record(self.card, self.folder)
-            replace_text(self.folder / README, model_card(self.card))
-        with _plain_errors(self.repository):
+        if self._card is not None:
+            write_record(self._card, self.folder)
+            replace_text(self.folder / README, model_card(self._card))
+        try:
             operations = [CommitOperationAdd(name, path) for name, path in self.files.items()]
             api = HfApi()
             api.create_repo(self.repository, private=private or None, exist_ok=True)
             if revision is not None:
                 api.create_branch(self.repository, branch=revision, exist_ok=True)
             commit = api.create_commit(self.repository, operations, commit_message=message, revision=revision)
+        except (HTTPError, OSError, ValueError, RuntimeError) as error:  # HfHubHTTPError is an HTTPError
+            raise UserError(_sentence(error, self.repository)) from error
         return commit.commit_url
 
 
@@ -127,9 +111,9 @@ def _check_model(folder: Path, files: Mapping[str, Path]) -> None:
         raise UserError(f"{folder} has no card; write one with `python -m splade_lit.card {folder}`.")
     try:
         ModelCard.load(files[README])
-    except Exception as error:  # whatever the YAML at its head brings about
+    except Exception as error:  # YAML that is broken raises errors of many classes
         raise UserError(
-            f"{files[README]}: the YAML at its head cannot be read; mend it, or write another card."
+            f"{files[README]}: the YAML at its head cannot be read; correct it, or write another card."
         ) from error
 
 
@@ -143,44 +127,23 @@ def _check_repository(repository: str) -> None:
 
 
 def _renamed_card(folder: Path, repository: str) -> Card | None:
-    """The record of the card with this repository in its examples; None if they stay as they are."""
+    """The record of the card with this repository in its examples; None if the card stays as it is."""
     card = read_record(folder)
     if card is None or card.model_id == repository or (folder / README).read_text("utf-8") != model_card(card):
         return None
     return replace(card, model_id=repository)
 
 
-@contextmanager
-def _plain_errors(repository: str) -> Iterator[None]:
-    """Turns whatever the Hub's client raises into one sentence.
-
-    Raises:
-        UserError: in place of it.
-    """
-    try:
-        yield
-    except HfHubHTTPError as error:
+def _sentence(error: Exception, repository: str) -> str:
+    """What the Hub's client says, in one sentence."""
+    if isinstance(error, HfHubHTTPError):
         code = error.response.status_code
         if code == 401:
-            raise UserError("The Hub does not accept the token; run `hf auth login` again, or set HF_TOKEN.") from error
+            return "The Hub does not accept the token; run `hf auth login` again, or set HF_TOKEN."
         if code == 403:
-            raise UserError(f"The token may not write to {repository}; use one with write access to it.") from error
+            return f"The token may not write to {repository}; use one with write access to it."
         reason = error.server_message or first_line(error)
-        raise UserError(f"The Hub refuses the upload to {repository} ({code}): {reason.rstrip('.')}.") from error
-    except (HTTPError, OSError) as error:
-        raise UserError(
-            f"The Hub cannot be reached ({first_line(error)}); check the network and HF_HUB_OFFLINE."
-        ) from error
-    except (ValueError, RuntimeError) as error:
-        raise UserError(f"The upload to {repository} failed: {first_line(error)}.") from error
-
-
-def _size(size: int) -> str:
-    """Bytes for a person.
-
-    >>> _size(512), _size(90_000_000)
-    ('512 B', '90.0 MB')
-    """
-    if size < 1000:
-        return f"{size} B"
-    return f"{size / 1000:.1f} kB" if size < 1_000_000 else f"{size / 1_000_000:.1f} MB"
+        return f"The Hub refuses the upload to {repository} ({code}): {reason.rstrip('.')}."
+    if isinstance(error, HTTPError | OSError):
+        return f"The Hub cannot be reached ({first_line(error)}); check the network and HF_HUB_OFFLINE."
+    return f"The upload to {repository} failed: {first_line(error)}."

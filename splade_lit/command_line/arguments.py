@@ -15,6 +15,7 @@ import yaml
 
 from splade_lit.core.errors import UserError
 from splade_lit.core.renamed import current_names
+from splade_lit.core.sources import NANOBEIR_ID
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -33,15 +34,17 @@ _VALUE = re.compile(r"Expected a (.+)\. Got value: ((?s:.+))|Subtypes: \[(.+)\]\
 class CommandParser(argparse.ArgumentParser):
     """An `ArgumentParser` that takes options by their whole names only and raises what is wrong as a `UserError`."""
 
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(allow_abbrev=False, **settings)
+    def __init__(self, command: str, description: str, **settings: Any) -> None:
+        prog = f"python -m splade_lit.{command}"
+        super().__init__(prog=prog, description=description, allow_abbrev=False, **settings)
+
+    def add_shared(self, *names: str, **changes: Any) -> None:
+        """Add options that several commands have; `changes` are settings of their own here."""
+        for name in names:
+            self.add_argument(name, **_SHARED[name] | changes)
 
     def error(self, message: str) -> NoReturn:
-        """Raise the message.
-
-        Raises:
-            UserError: always.
-        """
+        """Raise the message as a `UserError`."""
         raise UserError(f"{message}; {self.prog} --help lists the options.")
 
 
@@ -61,6 +64,22 @@ def at_least(least: int) -> Callable[[str], int]:
 
 
 positive_int = at_least(1)
+
+_SHARED: dict[str, dict[str, Any]] = {
+    "--model": {"required": True, "help": "folder of a saved model, or its Hub id"},
+    "--revision": {"help": "branch, tag or commit of the model on the Hub"},
+    "--corpus": {
+        "help": "file (jsonl, csv, tsv, parquet, txt; gzipped or not), data set, BEIR folder or task such as docstrings"
+    },
+    "--text-column": {"default": "text", "help": "name of the column of texts (%(default)s)"},
+    "--nanobeir-source": {"default": NANOBEIR_ID, "help": "Hub id or folder of NanoBEIR (%(default)s)"},
+    "--nanobeir-revision": {"help": "branch, tag or commit of NanoBEIR on the Hub"},
+    "--max-corpus-documents": {
+        "type": positive_int,
+        "help": "take a sample of each corpus with this many documents, all judged ones among them",
+    },
+    "--device": {"help": "device to encode on, such as cpu or cuda (default: cuda where there is one)"},
+}
 
 
 def read_settings(arguments: Sequence[str]) -> dict[str, dict[str, Any]]:

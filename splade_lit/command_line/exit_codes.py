@@ -43,8 +43,14 @@ def quiet_libraries() -> None:
 
     Lightning resets its levels when it is imported: commands that import it late call this again.
     """
-    for name in ("lightning.pytorch", "lightning.fabric", "bm25s"):
+    for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # bm25s sets its level too; a filter of its one logger stays.
+    logging.getLogger("bm25s").addFilter(_is_warning)
+
+
+def _is_warning(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.WARNING
 
 
 def _tolerate_any_text() -> None:

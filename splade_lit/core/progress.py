@@ -2,14 +2,10 @@
 
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Self
 
 from rich import get_console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-_SECONDS = 30.0  # between two lines of a log, at least
 
 logger = logging.getLogger(__name__)
 
@@ -33,9 +29,10 @@ class WorkProgress:
         unit: what is counted, such as "documents".
         total: how many there are; None if nobody knows.
         show: show progress at all.
+        seconds: between two lines of a log, at least.
     """
 
-    def __init__(self, verb: str, unit: str, total: int | None, *, show: bool = True) -> None:
+    def __init__(self, verb: str, unit: str, total: int | None, *, show: bool = True, seconds: float = 30.0) -> None:
         console = get_console()
         drawn = console.is_interactive or console.is_jupyter
         parts = (TextColumn(verb), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
@@ -43,7 +40,7 @@ class WorkProgress:
         self._bar = Progress(*parts, rate, TimeRemainingColumn(), disable=not (show and drawn), transient=True)
         self._task = self._bar.add_task("", total=total, rate="")
         self._logs = show and not drawn
-        self._verb, self._unit, self._total = verb, unit, total
+        self._verb, self._unit, self._total, self._seconds = verb, unit, total, seconds
         self._done = self._skipped = 0
 
     def __enter__(self) -> Self:
@@ -68,22 +65,11 @@ class WorkProgress:
         speed = self._bar.tasks[self._task].speed
         self._bar.update(self._task, rate=f"{speed:,.0f}/s" if speed else "")
         now = time.monotonic()
-        if self._logs and now - self._logged >= _SECONDS:
+        if self._logs and now - self._logged >= self._seconds:
             self._logged = now
             done, speed = self._done + self._skipped, self._done / (now - self._start)
             of, left = "", ""
             if self._total is not None:
                 of, left = f" of {self._total:,}", f", about {duration(max(self._total - done, 0) / speed)} left"
-            logger.info("%s: %s%s %s, %s a second%s", self._verb, f"{done:,}", of, self._unit, f"{speed:,.0f}", left)
-
-
-@contextmanager
-def quiet_package() -> Iterator[None]:
-    """No lines of the package's own log but warnings, for what a command tries out on the side."""
-    package = logging.getLogger("splade_lit")
-    level = package.level
-    package.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        package.setLevel(level)
+            pace = f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}"
+            logger.info("%s: %s%s %s, %s a second%s", self._verb, f"{done:,}", of, self._unit, pace, left)

@@ -62,13 +62,15 @@ def open_corpus(
     return Corpus(len(dataset), lambda: _rows(dataset, bool(ids)), source)
 
 
-def load_corpus(source: str, text_column: str = "text", cache_dir: str | Path | None = None) -> dict[str, str]:
+def load_corpus(
+    source: str, text_column: str = "text", cache_dir: str | Path | None = None, limit: int | None = None
+) -> dict[str, str]:
     """Document id to text of a corpus that fits into memory; documents without text are left out.
 
     Raises:
         UserError: as `open_corpus`, or no document has text.
     """
-    corpus = dict(open_corpus(source, text_column, cache_dir))
+    corpus = dict(islice(open_corpus(source, text_column, cache_dir), limit))
     if not corpus:
         raise UserError(f"{source}: no document has text in the column {text_column}.")
     return corpus

@@ -24,19 +24,13 @@ MIN_PAIRS = 20
 
 @dataclass(frozen=True)
 class OwnPairs:
-    """Pairs and where they come from.
-
-    Attributes:
-        pairs: those with text.
-        num_rows: rows of the source, those without text among them.
-        query_column: name of the column of queries.
-        document_column: name of the column of documents.
-    """
+    """Pairs with text, the rows of their source, those without text among them, and the names of its columns."""
 
     pairs: Pairs
     num_rows: int
     query_column: str
     document_column: str
+    negative_columns: list[str]
 
 
 @dataclass(frozen=True)
@@ -55,7 +49,7 @@ class OwnCorpus:
 
 
 def read_pairs(
-    source: str, query_column: str | None, document_column: str | None, negative_columns: Sequence[str]
+    source: str, query_column: str | None, document_column: str | None, negative_columns: list[str]
 ) -> OwnPairs:
     """Pairs from columns that are named, or go by a usual name.
 
@@ -74,7 +68,8 @@ def read_pairs(
             f"{source}: {len(pairs)} pairs with text are too few to train and to test with; give at least {MIN_PAIRS}, "
             "better some thousands."
         )
-    return OwnPairs(pairs, len(opened.read((query, document, *negative_columns))), query, document)
+    num_rows = len(opened.read((query, document, *negative_columns)))
+    return OwnPairs(pairs, num_rows, query, document, negative_columns)
 
 
 def read_corpus(source: str, text_column: str | None, pairs: Pairs) -> OwnCorpus:
@@ -83,11 +78,8 @@ def read_corpus(source: str, text_column: str | None, pairs: Pairs) -> OwnCorpus
     Raises:
         UserError: as `open_corpus`; the column is not named and has no usual name, or ids are missing or repeated.
     """
-    if is_task(source):
-        corpus = open_corpus(source)
-        return OwnCorpus(corpus, corpus, inspect_corpus(corpus, pairs))
-    names = open_texts(source).columns
-    column = text_column or _usual(source, names, TEXT_COLUMNS, None, "texts", "--text-column")
+    names = [] if is_task(source) else open_texts(source).columns
+    column = text_column or (_usual(source, names, TEXT_COLUMNS, None, "texts", "--text-column") if names else "text")
     corpus = open_corpus(source, column)
     facts = inspect_corpus(corpus, pairs)
     if "title" in names and facts.found_share < 1:
@@ -107,31 +99,22 @@ def make_task(
     num_queries: int | None,
     max_documents: int,
 ) -> HeldOut:
-    """The retrieval task of test queries, or of queries held out of the pairs.
+    """The retrieval task of test queries (a file, and a file of judgements), else of queries held out of the pairs.
 
-    Args:
-        name: of the task.
-        pairs: for training.
-        corpus: what is searched; the documents of the pairs if there is none.
-        queries: file of test queries with ids, if there are any.
-        qrels: which documents answer them.
-        num_queries: queries to hold out of the pairs where no test queries are given; by default a tenth of the
-            queries, 500 at most.
-        max_documents: documents of the task.
+    By default a tenth of the queries are held out, 500 at most; without a corpus, the pairs' documents are searched.
 
     Raises:
         UserError: one is given without the other, or what is given does not fit together.
     """
     if (queries is None) != (qrels is None):
         raise UserError("--queries and --qrels belong together: test queries, and which documents answer them.")
-    num_queries = num_queries or min(500, max(1, round(len(np.unique(query_hashes(pairs))) / 10)))
     if queries is not None and qrels is not None:
         if corpus is None:
             raise UserError("--queries and --qrels are about a corpus; give it with --corpus.")
         return given_test(pairs, corpus.corpus, load_corpus(queries), read_qrels(qrels), max_documents, name)
-    if corpus is None:
-        return hold_out(pairs, pairs_as_corpus(pairs), num_queries, max_documents, name)
-    return hold_out(pairs, corpus.corpus, num_queries, max_documents, name, corpus.match)
+    num_queries = num_queries or min(500, max(1, round(len(np.unique(query_hashes(pairs))) / 10)))
+    searched, match = (corpus.corpus, corpus.match) if corpus else (pairs_as_corpus(pairs), None)
+    return hold_out(pairs, searched, num_queries, max_documents, name, match)
 
 
 def _usual(source: str, names: Sequence[str], usual: Sequence[str], taken: str | None, what: str, option: str) -> str:

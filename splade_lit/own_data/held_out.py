@@ -1,14 +1,15 @@
 """A retrieval task out of one's own data: queries that training never sees, over one's own corpus."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 from splade_lit.core.errors import UserError
-from splade_lit.core.files import replace_text, whole_file
+from splade_lit.core.files import replace_text
 from splade_lit.core.text import check_ids, qrels_text
 from splade_lit.data.corpus import Corpus
 from splade_lit.data.pairs import Pairs
@@ -59,8 +60,7 @@ def hold_out(
         num_queries: how many queries to draw; all copies of a query are drawn together.
         max_documents: how many documents of the corpus to take: all answers, and others drawn by chance.
         name: of the task.
-        match: the corpus with the texts to look answers up in, if they differ from those that are searched, as those
-            without titles do.
+        match: the corpus with the texts to look answers up in, where they differ (such as texts without titles).
         seed: of what is drawn.
 
     Raises:
@@ -97,8 +97,7 @@ def hold_out(
             added[f"pair-{row}"] = pair["document"].strip()
         query_id, _ = texts.setdefault(int(queries[row]), (f"q{len(texts) + 1}", pair["query"].strip()))
         qrels.setdefault(query_id, {}).update((id, 1) for id in ids_of[answer])
-    judged = {id for grades in qrels.values() for id in grades}
-    documents = _drawn_documents(corpus, ids, judged, max_documents, seed)
+    documents = _drawn_documents(corpus, ids, qrels, max_documents, seed)
     seen = np.isin(answers, answers[~held_out])
     return HeldOut(
         task=RetrievalTask(name, documents | added, dict(texts.values()), qrels),
@@ -118,16 +117,9 @@ def given_test(
     name: str,
     seed: int = 0,
 ) -> HeldOut:
-    """The task of test queries that come with judgements.
+    """The task of test queries (id to text) that come with judgements (query id to document id to grade).
 
-    Args:
-        pairs: for training; those with a test query are counted.
-        corpus: what is searched.
-        queries: query id to text.
-        qrels: query id to document id to grade.
-        max_documents: how many documents of the corpus to take: all judged ones, and others drawn by chance.
-        name: of the task.
-        seed: of what is drawn.
+    The other arguments are those of `hold_out`.
 
     Raises:
         UserError: no query has a relevant document in the corpus, or all pairs have test queries.
@@ -136,14 +128,12 @@ def given_test(
     key_of = dict(zip(ids, keys.tolist(), strict=True))
     check_ids(corpus.source, key_of, queries, qrels)
     qrels = {query: {id: grade for id, grade in grades.items() if id in key_of} for query, grades in qrels.items()}
-    qrels = {
-        query: grades for query, grades in qrels.items() if query in queries and max(grades.values(), default=0) > 0
-    }
+    qrels = {query: grades for query, grades in qrels.items() if query in queries and max([0, *grades.values()]) > 0}
     if not qrels:
         raise UserError(
             f"{corpus.source}: no test query has a relevant document in it; check the ids of all three files."
         )
-    judged = {id for grades in qrels.values() for id in grades}
+    documents = _drawn_documents(corpus, ids, qrels, max_documents, seed)
     texts = {query: queries[query].strip() for query in qrels}
     held_out = np.isin(query_hashes(pairs), hashes(query_key(text) for text in texts.values()))
     if held_out.all():
@@ -151,7 +141,7 @@ def given_test(
     trained_on = set(document_hashes(pairs)[~held_out].tolist())
     seen = [any(g > 0 and key_of[id] in trained_on for id, g in grades.items()) for grades in qrels.values()]
     return HeldOut(
-        task=RetrievalTask(name, _drawn_documents(corpus, ids, judged, max_documents, seed), texts, qrels, graded=True),
+        task=RetrievalTask(name, documents, texts, qrels, graded=True),
         num_corpus=len(ids),
         num_added=0,
         num_left_out=int(held_out.sum()),
@@ -163,13 +153,11 @@ def pairs_as_corpus(pairs: Pairs) -> Corpus:
     """The distinct documents of pairs, for want of another corpus."""
     _, first = np.unique(document_hashes(pairs), return_index=True)
     first.sort()
-    documents = pairs.dataset.select(first).select_columns("document")
+    documents = pairs.select(first)
 
     def rows() -> Iterator[tuple[str, str]]:
-        for start in range(0, len(documents), 1000):
-            texts = documents[start : start + 1000]["document"]
-            for row, text in zip(first[start:].tolist(), texts, strict=False):
-                yield f"d{row}", text.strip()
+        texts = chain.from_iterable(documents.batches("document"))
+        return ((f"d{row}", text.strip()) for row, text in zip(first.tolist(), texts, strict=True))
 
     return Corpus(len(first), rows, pairs.source)
 
@@ -182,17 +170,13 @@ def write_beir(task: RetrievalTask, folder: Path) -> None:
     """
     corpus, queries, qrels = (folder / name for name in TASK_FILES)
     judgements = qrels_text(task.qrels)
-    try:
-        with whole_file(corpus) as temporary, temporary.open("w", encoding="utf-8") as file:
-            for id, text in task.corpus.items():
-                file.write(json.dumps({"_id": id, "title": "", "text": text}, ensure_ascii=False) + "\n")
-    except OSError as error:
-        raise UserError(
-            f"{corpus} cannot be written ({error.strerror}); free space or choose another place."
-        ) from error
-    lines = [json.dumps({"_id": id, "text": text}, ensure_ascii=False) for id, text in task.queries.items()]
-    replace_text(queries, "\n".join(lines) + "\n")
+    replace_text(corpus, _json_lines({"_id": id, "title": "", "text": text} for id, text in task.corpus.items()))
+    replace_text(queries, _json_lines({"_id": id, "text": text} for id, text in task.queries.items()))
     replace_text(qrels, judgements)
+
+
+def _json_lines(rows: Iterable[dict[str, str]]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def _ids_and_hashes(corpus: Corpus) -> tuple[list[str], np.ndarray]:
@@ -208,6 +192,8 @@ def _ids_and_hashes(corpus: Corpus) -> tuple[list[str], np.ndarray]:
     return ids, keyed
 
 
-def _drawn_documents(corpus: Corpus, ids: list[str], judged: set[str], max_documents: int, seed: int) -> dict[str, str]:
-    kept = sampled_ids(ids, judged, max_documents, seed)
+def _drawn_documents(
+    corpus: Corpus, ids: list[str], qrels: Mapping[str, Mapping[str, int]], max_documents: int, seed: int
+) -> dict[str, str]:
+    kept = sampled_ids(ids, {id for grades in qrels.values() for id in grades}, max_documents, seed)
     return {id: text for id, text in corpus if id in kept}

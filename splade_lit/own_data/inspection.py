@@ -2,15 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
-import xxhash
 from transformers import PreTrainedTokenizerBase
 
 from splade_lit.core.errors import UserError
 from splade_lit.data.corpus import Corpus
 from splade_lit.data.pairs import Pairs
-from splade_lit.data.text_keys import document_hashes, document_key, query_hashes
+from splade_lit.data.text_keys import document_hashes, document_key, hashes, query_hashes
 from splade_lit.own_data.language import LanguageGuess, guess_language
 
 _SAMPLE = 10_000  # texts that lengths are measured on
@@ -29,6 +29,11 @@ class Lengths:
 
     tokens: np.ndarray
     unknown_share: float
+
+    @property
+    def longest(self) -> int:
+        """Length of the longest text."""
+        return int(self.tokens[-1])
 
     def percentile(self, percent: float) -> int:
         """The length that so many percent of the texts do not exceed.
@@ -54,10 +59,7 @@ class PairsFacts:
         num_documents: distinct documents; spaces make no difference.
         num_copies: pairs that an earlier one equals in query and document.
         num_same_text: pairs whose document is their query.
-        queries: lengths of queries.
-        documents: lengths of documents.
-        query_language: guess from queries.
-        document_language: guess from documents.
+        queries: lengths of queries, as `documents` those of documents.
     """
 
     num_rows: int
@@ -102,30 +104,22 @@ class CorpusFacts:
 
 
 def inspect_pairs(pairs: Pairs, num_rows: int, tokenizer: PreTrainedTokenizerBase, seed: int = 0) -> PairsFacts:
-    """Count, measure and guess.
+    """Count, and measure lengths and guess languages of a sample drawn by chance.
 
-    Args:
-        pairs: those with text.
-        num_rows: rows of their source, those without text among them.
-        tokenizer: of the model that they are for.
-        seed: of the sample that lengths and languages are taken from.
+    `num_rows` counts the rows of the source, those without text among them; the tokenizer is the base model's.
     """
     queries, documents = query_hashes(pairs), document_hashes(pairs)
     rows = np.sort(np.random.default_rng(seed).choice(len(pairs), min(_SAMPLE, len(pairs)), replace=False))
     sample = pairs.dataset.select(rows)
     texts = {column: list(sample[column]) for column in ("query", "document")}
-    same_text = sum(
-        document_key(query) == document_key(document)
-        for query_batch, document_batch in zip(pairs.batches("query"), pairs.batches("document"), strict=True)
-        for query, document in zip(query_batch, document_batch, strict=True)
-    )
+    queries_as_documents = hashes(map(document_key, chain.from_iterable(pairs.batches("query"))))
     return PairsFacts(
         num_rows=num_rows,
         num_pairs=len(pairs),
         num_queries=len(np.unique(queries)),
         num_documents=len(np.unique(documents)),
         num_copies=len(pairs) - len(np.unique(np.stack([queries, documents], axis=1), axis=0)),
-        num_same_text=same_text,
+        num_same_text=int((queries_as_documents == documents).sum()),
         queries=token_lengths(tokenizer, texts["query"], special_tokens=False),
         documents=token_lengths(tokenizer, texts["document"], special_tokens=True),
         query_language=guess_language(texts["query"][:_LANGUAGE_SAMPLE]),
@@ -154,10 +148,10 @@ def inspect_corpus(corpus: Corpus, pairs: Pairs) -> CorpusFacts:
     Raises:
         UserError: no document has text.
     """
-    texts = [xxhash.xxh3_64_intdigest(document_key(text).encode()) for _, text in corpus]
-    if not texts:
+    texts = hashes(document_key(text) for _, text in corpus)
+    if not len(texts):
         raise UserError(f"{corpus.source}: no document has text.")
-    distinct = np.unique(np.array(texts, dtype=np.uint64))
+    distinct = np.unique(texts)
     sought = np.unique(document_hashes(pairs))
     return CorpusFacts(
         num_documents=corpus.num_rows,

@@ -24,6 +24,7 @@ _WARM_STEPS = 1  # the first step of a process is slower
 _STEPS = 5
 _SAMPLE = 32  # documents that the start is chosen by, in place of SAMPLE_DOCUMENTS
 _CHUNK = 8  # documents between two looks at the clock
+_TOLD = 10.0  # seconds between two lines of a log on the steps, at least
 _VARIES = 2.0  # times the shortest step that the longest one takes where threads compete
 
 
@@ -41,7 +42,6 @@ class StepTimes(L.Callback):
     ) -> None:
         self.seconds: list[float] = []
         self._clock, self._end, self._progress = clock, end, progress
-        self._since = 0.0
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         """Start the clock."""
@@ -70,7 +70,7 @@ class MeasuredTimes:
         start: seconds until the first step: what the training documents decide, and tokens.
         steps: seconds of each optimizer step that counts.
         document: seconds to encode a document.
-        load: programs that wanted a core before, on average over a minute, for each core.
+        load: programs for each core that wanted it, on average over the minute before.
     """
 
     start: float
@@ -122,7 +122,8 @@ def measure_times(
     since = clock()
     load = os.getloadavg()[0] / (os.cpu_count() or 1)
     module, pairs = SpladeModule(**model), _FewerDocuments(model["base_model"], **data)
-    with tempfile.TemporaryDirectory() as folder, WorkProgress("timing", "steps", _WARM_STEPS + _STEPS) as progress:
+    progress = WorkProgress("timing", "steps", _WARM_STEPS + _STEPS, seconds=_TOLD)
+    with tempfile.TemporaryDirectory() as folder, progress:
         times = StepTimes(clock, since + 0.7 * seconds, progress)
         fitting = L.Trainer(
             default_root_dir=folder,
@@ -142,13 +143,11 @@ def measure_times(
     encode = module.encoder.encode_document
     encode(list(documents[:1]), convert_to_csr=True)
     before = now = clock()
-    done = 0
-    for chunk in (documents[first : first + _CHUNK] for first in range(0, len(documents), _CHUNK)):
-        encode(list(chunk), convert_to_csr=True)
-        done += len(chunk)
+    for done in range(_CHUNK, len(documents) + _CHUNK, _CHUNK):
+        encode(list(documents[done - _CHUNK : done]), convert_to_csr=True)
         previous, now = now, clock()
         if now + (now - previous) > since + seconds:
             break
-    document = (now - before) / done
+    document = (now - before) / min(done, len(documents))
     start += (SAMPLE_DOCUMENTS - _SAMPLE) * document
     return MeasuredTimes(start, tuple(times.seconds[_WARM_STEPS:] or times.seconds), document, load)

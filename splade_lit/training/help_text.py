@@ -29,9 +29,9 @@ _CLASSES = {
 def help_text() -> str:
     """What `python -m splade_lit.fit --help` prints: every setting with its type, its default and what it does."""
     parser = CommandParser(
-        prog="python -m splade_lit.fit",
+        "fit",
+        "Train an encoder as a YAML file says.",
         usage="%(prog)s --config FILE [--config FILE ...] [--GROUP.NAME VALUE ...]",
-        description="Train an encoder as a YAML file says.",
         epilog="A setting that takes a class: --GROUP.NAME.help CLASS_PATH lists what that class takes.",
     )
     parser.add_argument("--config", metavar="FILE", help="YAML file of settings; later files and options override")

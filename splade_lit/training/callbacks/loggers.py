@@ -7,7 +7,7 @@ import lightning as L
 import numpy as np
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
-from splade_lit.card.markdown import code_cell, table
+from splade_lit.card.markdown import code_cell, escaped
 
 MOST_BINS = 512
 """All that W&B takes of a histogram."""
@@ -47,5 +47,7 @@ def log_table(
         if isinstance(logger, WandbLogger):
             logger.log_table(name, columns=list(columns), data=[list(row) for row in rows], step=log_step(trainer))
         elif isinstance(logger, TensorBoardLogger):
-            cells = [[code_cell(str(cell)) for cell in row] for row in rows[len(rows) - num_new :]]
-            logger.experiment.add_text(name, table(columns, cells), log_step(trainer))
+            lines = [" | ".join(map(escaped, columns)), " | ".join([":---"] * len(columns))]
+            lines += [" | ".join(code_cell(str(cell)) for cell in row) for row in rows[len(rows) - num_new :]]
+            text = "\n".join(f"| {line} |" for line in lines)
+            logger.experiment.add_text(name, text, log_step(trainer))
