@@ -38,10 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             encoder,
             corpus,
             settings.output,
+            document_side_fingerprint(find_saved(settings.model, settings.revision)),
             values=settings.values,
             shard_documents=settings.shard_documents,
             show_progress_bar=True,
-            files=document_side_fingerprint(find_saved(settings.model, settings.revision)),
         )
     except KeyboardInterrupt:
         print("Stopped; the same command goes on after the last whole shard.", file=sys.stderr)

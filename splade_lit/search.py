@@ -78,18 +78,13 @@ def _encoded(settings: "argparse.Namespace", texts: list[str]) -> "csr_array":
 def _stored_vectors(settings: "argparse.Namespace") -> "tuple[list[str], csr_array]":
     """Ids and vectors, which are known to be this model's."""
     from splade_lit.encoder.layout import document_side_fingerprint, find_saved
-    from splade_lit.engines.shards import read_corpus_vectors, weights_fingerprint
+    from splade_lit.engines.shards import read_corpus_vectors
 
     ids, documents, header = read_corpus_vectors(settings.vectors, settings.limit)
-    if header.files != document_side_fingerprint(find_saved(settings.model, settings.revision)):
-        from splade_lit.encoder.model import AsymmetricSparseEncoder
-
-        # Vectors of an earlier version, or the same model in other files: its weights decide.
-        encoder = AsymmetricSparseEncoder.load(settings.model, revision=settings.revision)
-        if header.weights != weights_fingerprint(encoder):
-            raise UserError(
-                f"The vectors in {settings.vectors} are those of another model; encode the corpus with this one."
-            )
+    if header.model != document_side_fingerprint(find_saved(settings.model, settings.revision)):
+        raise UserError(
+            f"The vectors in {settings.vectors} are those of another model; encode the corpus with this one."
+        )
     return ids, documents
 
 

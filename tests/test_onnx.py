@@ -143,8 +143,9 @@ def test_an_export_is_an_encoder(exported):
     encoder, folder, _ = exported
     graph = OnnxDocumentEncoder(folder)
     assert isinstance(graph, Encoder)
-    assert graph.prompts == encoder.prompts
-    assert (graph.max_query_tokens, graph.max_document_tokens) == (9, 30)
+    texts = graph.tokenisation
+    assert texts.prompts == encoder.prompts
+    assert (texts.max_query_tokens, texts.max_document_tokens) == (9, 30)
     queries = tokenize_queries(encoder.tokenizer, QUERIES, 9)
     assert (graph.encode_query_tokens(queries) != encoder.encode_query_tokens(queries)).nnz == 0
     documents = tokenize_documents(encoder.tokenizer, TEXTS, 30)

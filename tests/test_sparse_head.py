@@ -84,9 +84,8 @@ def test_values_and_gradients_equal_dense_autograd(pooling, activation, with_bia
 def test_any_tile_gives_the_same(pooling, columns, monkeypatch):
     inputs = operands()
     expected = gradients(dense_pool, inputs, OFFSETS, pooling)
-    monkeypatch.setattr(sparse_head, "_BACKWARD_COLUMNS", columns)
-    monkeypatch.setattr(sparse_head, "_BLOCK_ELEMENTS", columns * 16)
-    monkeypatch.setattr(winners, "_ELEMENTS", columns * 60)
+    monkeypatch.setattr(winners, "_COLUMNS", columns)
+    monkeypatch.setattr(winners, "_ELEMENTS", columns * 16)
     assert_same(gradients(splade_pool, inputs, OFFSETS, pooling, tile_columns=columns), expected, 1e-10)
 
 
@@ -130,7 +129,8 @@ def test_gathered_weights_are_bounded_too(monkeypatch):
     monkeypatch.setattr(
         torch, "bmm", lambda *args, bmm=torch.bmm: (sizes.extend(x.numel() for x in args), bmm(*args))[1]
     )
-    winners.winning_rows(hidden, weight, range(0, 33, 2), torch.ones(16, 300, dtype=torch.bool), torch.float32)
+    found = winners.winners_together(hidden, weight, range(0, 33, 2), torch.ones(16, 300).bool(), torch.float32)
+    assert sum(len(dims) for _, dims, *_ in found) == 16 * 300
     assert sizes
     assert max(sizes) <= 4096
 

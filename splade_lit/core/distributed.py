@@ -41,10 +41,7 @@ def share() -> slice:
 
 
 def gather(value: T) -> list[T]:
-    """The values of all processes in the order of their ranks; each process must call it.
-
-    Args:
-        value: any object that can be pickled.
+    """The values of all processes in the order of their ranks, pickled; each process must call it.
 
     >>> gather("of the only process")
     ['of the only process']

@@ -14,12 +14,7 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 
 @dataclass(frozen=True)
 class EngineTokenizer:
-    """A tokenizer without transformers: what looking queries up needs.
-
-    Attributes:
-        backend_tokenizer: the engine, as transformers' fast tokenizers have it.
-        truncation_side: where long texts are cut, "right" or "left".
-    """
+    """A tokenizer without transformers: what looking queries up needs, under the names that transformers has."""
 
     backend_tokenizer: Tokenizer
     truncation_side: str = "right"
@@ -44,10 +39,7 @@ class Tokenisation:
     def queries(self, texts: Sequence[str], prompt_name: str = "query", prompt: str | None = None) -> list[np.ndarray]:
         """The distinct token ids of each query; see `tokenize_queries`.
 
-        Args:
-            texts: the queries.
-            prompt_name: name of the prompt that is put before each.
-            prompt: the prompt itself, in place of one with a name.
+        `prompt_name` names the prompt that is put before each; `prompt` is the prompt itself, in place of a name.
 
         Raises:
             ValueError: there is no prompt of this name.
@@ -85,11 +77,8 @@ class KnownWords:
     A word goes to the tokenizer's engine once, and is looked up from then on: a fifth of the time. Other tokenizers
     get whole texts each time.
 
-    Ids are int32 in bytes objects: unlike lists, they are nothing that Python's garbage collector has to look through
-    again and again, which took as long as the engine.
-
-    Args:
-        tokenizer: fast tokenizer.
+    Ids are int32 in bytes objects, which Python's garbage collector need not look through. With lists it took as long
+    as the engine.
     """
 
     _MAX_WORDS = 1 << 17  # then all are forgotten; some tens of megabytes
@@ -104,15 +93,13 @@ class KnownWords:
             and isinstance(self._engine.normalizer, BertNormalizer)
             and not any(" " in token.content for token in added.values())
         )
-        # A special token at which the engine cuts a text before anything else: (id, text).
-        self._cut = next(
-            (
-                (id, token.content)
-                for id, token in added.items()
-                if token.special and not (token.normalized or token.lstrip or token.rstrip or token.single_word)
-            ),
-            None,
+        # Special tokens at which the engine cuts a text before anything else: (id, text); one is enough.
+        cuts = (
+            (id, token.content)
+            for id, token in added.items()
+            if token.special and not (token.normalized or token.lstrip or token.rstrip or token.single_word)
         )
+        self._cut = next(cuts, (-1, " "))
 
     def token_ids(self, texts: Sequence[str]) -> list[bytes]:
         """All tokens of each text as int32, special ones left out, not cut."""
@@ -128,7 +115,7 @@ class KnownWords:
 
     def _words_from_engine(self, words: list[str]) -> Iterator[bytes]:
         # One text of many words, cut apart by a special token, takes half the time of one text a word.
-        cut_id, cut = self._cut or (-1, " ")
+        cut_id, cut = self._cut
         chunks = [words[i : i + self._WORDS_AT_ONCE] for i in range(0, len(words), self._WORDS_AT_ONCE)]
         for chunk, ids in zip(chunks, self._from_engine([cut.join(chunk) for chunk in chunks]), strict=True):
             cuts = np.flatnonzero(ids == cut_id)
@@ -151,12 +138,6 @@ def tokenize_queries(
 ) -> list[np.ndarray]:
     """The distinct token ids of each query, ascending: no special tokens, cut after `max_tokens` tokens.
 
-    Args:
-        tokenizer: fast tokenizer.
-        texts: the queries.
-        max_tokens: tokens that are looked at.
-        known_words: words of earlier calls with the same tokenizer.
-
     Returns:
         One int32 array a text; an empty text gives an empty array.
     """
@@ -175,11 +156,7 @@ def tokenize_queries(
 
 
 def tokenize_documents(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> list[np.ndarray]:
-    """The token ids of each document with the model's special tokens, `max_tokens` at most in all.
-
-    Returns:
-        One int32 array a text.
-    """
+    """The token ids of each document with the model's special tokens, `max_tokens` at most in all: int32 arrays."""
     if not texts:
         return []
     encoded = tokenizer(

@@ -32,11 +32,9 @@ class Tokens:
         >>> Tokens.from_lists([[5, 6], [], [7]])
         Tokens(input_ids=tensor([5, 6, 7]), lengths=(2, 0, 1))
         """
-        lengths = tuple(len(ids) for ids in token_ids)
-        flat = (
-            np.concatenate([np.asarray(ids, dtype=np.int64) for ids in token_ids]) if lengths else np.empty(0, np.int64)
-        )
-        return cls(torch.from_numpy(flat), lengths)
+        arrays = [np.asarray(ids, dtype=np.int64) for ids in token_ids]
+        flat = np.concatenate(arrays) if arrays else np.empty(0, np.int64)
+        return cls(torch.from_numpy(flat), tuple(map(len, arrays)))
 
     def __len__(self) -> int:
         """Number of texts."""
@@ -60,8 +58,7 @@ class Tokens:
     @cached_property
     def positions(self) -> Tensor:
         """int64 `[tokens]`: the position of each token in its own text, from 0, on the device of the ids."""
-        starts = torch.tensor(self.offsets[:-1], dtype=torch.int64)
-        lengths = torch.tensor(self.lengths, dtype=torch.int64)
+        starts, lengths = torch.tensor([self.offsets[:-1], self.lengths], dtype=torch.int64)
         positions = torch.arange(sum(self.lengths)) - torch.repeat_interleave(starts, lengths)
         return positions.to(self.input_ids.device, non_blocking=True)
 

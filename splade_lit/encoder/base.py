@@ -1,5 +1,8 @@
 """The parts of an encoder to train: put on a base model, or those of a saved model, which goes on from where it is."""
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 from torch import Tensor
 
@@ -8,9 +11,8 @@ from splade_lit.encoder.body.sparse_head import Activation, Pooling
 from splade_lit.encoder.document import MlmDocumentEncoder
 from splade_lit.encoder.layout import find_inference_free
 from splade_lit.encoder.masked_lm import load_masked_lm, load_tokenizer
-from splade_lit.encoder.parts import EncoderParts, tokenisation_of
 from splade_lit.encoder.query import IdfQueryEncoder
-from splade_lit.encoder.saved import read_saved
+from splade_lit.encoder.saved import EncoderParts, read_saved
 from splade_lit.encoder.table import idf_from_json
 
 
@@ -25,66 +27,53 @@ def read_base(
     activation: Activation | None = None,
     packed: bool = True,
     dropout: float | None = None,
-    revision: str | None = None,
-    trust_remote_code: bool = False,
+    **loading: Any,
 ) -> EncoderParts:
     """Put a query table and a document encoder on a base model.
 
     An encoder without a masked-LM head gets the grafted head (see `splade_lit.encoder.grafted`); its decoder bias is
     still to be calibrated on documents. A model that has a query table already, one saved here or another inference-
-    free one, goes on with all that it has: body, head, bias, table, prompts, and what is not given here.
+    free one, goes on with all that it has: body, head, bias, table, prompts, and what is not given here. For a plain
+    base model that is the limits of its tokenizer, "max" and "relu".
 
     Args:
         source: Hub id, folder, or `package:NAME/FOLDER`.
         idf: "ones", "model" (the table of the base model), the path of an idf.json, or an array `[vocab]`; "model"
             where the base model has a table, else "ones", if not given.
         freeze_idf: keep the query weights as they are in training.
-        max_query_tokens: tokens a query is cut to; the base model's limit if not given.
-        max_document_tokens: tokens a document is cut to; the base model's limit if not given.
-        pooling: "max" or "sum"; that of a base model with a table, else "max", if not given.
-        activation: "relu" or "log1p_relu"; that of a base model with a table, else "relu", if not given.
+        max_query_tokens: tokens a query is cut to.
+        max_document_tokens: tokens a document is cut to, special tokens included.
+        pooling: "max" or "sum" over tokens.
+        activation: "relu" or "log1p_relu".
         packed: run the body without padding where the model allows it.
         dropout: dropout of the model in training, everywhere; that of its config.json if not given.
-        revision: branch, tag or commit on the Hub.
-        trust_remote_code: run code that comes with the model.
+        **loading: `revision`, on the Hub, and `trust_remote_code`, to run code that comes with the model.
 
     Raises:
         UserError: the model or its tokenizer cannot be loaded, or has no table where `idf` asks for its own.
     """
-    if find_inference_free(source, revision) is not None:
-        base = read_saved(
-            source, revision=revision, packed=packed, dropout=dropout, trust_remote_code=trust_remote_code
-        )
-    elif isinstance(idf, str) and idf == "model":
+    name = idf if isinstance(idf, str) else None
+    if find_inference_free(source, loading.get("revision")) is not None:
+        base = read_saved(source, packed=packed, dropout=dropout, **loading)
+    elif name == "model":
         raise UserError(f"{source} has no query table to go on from; set idf to ones, corpus or an idf.json.")
     else:
-        base = _read_plain(source, packed, dropout, revision=revision, trust_remote_code=trust_remote_code)
-    document, texts = base.document, base.tokenisation
+        tokenizer = load_tokenizer(source, **loading)
+        model, grafted = load_masked_lm(source, tokenizer, dropout, **loading)
+        document = MlmDocumentEncoder(model, tokenizer.pad_token_id, packed=packed)
+        document.grafted = grafted
+        base = EncoderParts(IdfQueryEncoder(np.ones(document.vocab_size, np.float32)), document, tokenizer)
+    document = base.document
     document.pooling, document.activation = pooling or document.pooling, activation or document.activation
     table: Tensor | np.ndarray = base.query.idf_weights
-    if isinstance(idf, str) and idf == "ones":
+    if name == "ones":
         table = np.ones(document.vocab_size, np.float32)
-    elif isinstance(idf, str) and idf != "model":
-        table = idf_from_json(idf, texts.tokenizer.get_vocab(), document.vocab_size)
-    elif idf is not None and not isinstance(idf, str):
-        table = idf
-    tokenisation = tokenisation_of(
-        texts.tokenizer,
-        document,
-        max_query_tokens or texts.max_query_tokens,
-        max_document_tokens or texts.max_document_tokens,
-        texts.prompts,
+    elif idf is not None and name != "model":
+        vocabulary = base.tokenizer.get_vocab()
+        table = idf_from_json(idf, vocabulary, document.vocab_size) if isinstance(idf, str) else idf
+    return replace(
+        base,
+        query=IdfQueryEncoder(table, freeze_idf),
+        max_query_tokens=max_query_tokens or base.max_query_tokens,
+        max_document_tokens=max_document_tokens or base.max_document_tokens,
     )
-    return EncoderParts(IdfQueryEncoder(table, freeze_idf), document, tokenisation, base.max_active_dims)
-
-
-def _read_plain(
-    source: str, packed: bool, dropout: float | None, *, revision: str | None, trust_remote_code: bool
-) -> EncoderParts:
-    """A model without a query table: its queries weigh 1."""
-    tokenizer = load_tokenizer(source, revision=revision, trust_remote_code=trust_remote_code)
-    model, grafted = load_masked_lm(source, tokenizer, dropout, revision=revision, trust_remote_code=trust_remote_code)
-    document = MlmDocumentEncoder(model, tokenizer.pad_token_id, packed=packed)
-    document.grafted = grafted
-    query = IdfQueryEncoder(np.ones(document.vocab_size, np.float32))
-    return EncoderParts(query, document, tokenisation_of(tokenizer, document))

@@ -1,8 +1,8 @@
 """Whether a saved model is the one in memory: it is read again and compared."""
 
 from collections.abc import Sequence
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,13 +16,7 @@ from splade_lit.encoder.vectors import as_csr
 def check_saved(
     encoder: AsymmetricSparseEncoder, folder: str | Path, texts: Sequence[str], trust_remote_code: bool = False
 ) -> None:
-    """Read a saved model again and compare all weights, its settings, and the vectors of some texts on both sides.
-
-    Args:
-        encoder: the model that was saved.
-        folder: where to.
-        texts: a few; they are encoded as queries and as documents.
-        trust_remote_code: run code that comes with the model.
+    """Read a saved model again and compare all weights, its settings, and the vectors of a few texts on both sides.
 
     Raises:
         UserError: they differ.
@@ -30,17 +24,21 @@ def check_saved(
     saved = AsymmetricSparseEncoder.load(
         folder, device=encoder.device, packed=encoder.document.packed, trust_remote_code=trust_remote_code
     )
-    ours, theirs = _settings(encoder), _settings(saved)
-    differing = [name for name in ours if ours[name] != theirs[name]]
+    # Each as it reads after "it differs in".
+    settings = {
+        **{name: name for name in ("max_query_tokens", "max_document_tokens", "prompts", "max_active_dims")},
+        **{"pooling": "document.pooling", "activation": "document.activation", "frozen query weights": "query.frozen"},
+    }
+    differing = [name for name, path in settings.items() if attrgetter(path)(encoder) != attrgetter(path)(saved)]
     if not hasattr(encoder.document.model, "merge_and_unload"):  # adapters are saved merged into the weights
         here, there = encoder.state_dict(), saved.state_dict()
         differing += sorted(here.keys() ^ there.keys())
         differing += [name for name in here if name in there and not torch.equal(here[name], there[name])]
-    queries, documents = encoder.encode_query(texts), encoder.encode_document(texts)
+    queries = encoder.encode_query(texts)
     for name, vectors, others in (
         ("vectors of queries", queries, saved.encode_query(texts)),
         ("vectors of queries looked up without a model", queries, load_query_side(folder).encode(texts)),
-        ("vectors of documents", documents, saved.encode_document(texts)),
+        ("vectors of documents", encoder.encode_document(texts), saved.encode_document(texts)),
     ):
         if not np.allclose(as_csr(vectors).toarray(), as_csr(others).toarray(), rtol=1e-3, atol=1e-3):
             differing.append(name)
@@ -49,13 +47,3 @@ def check_saved(
             f"The model in {folder} is not the one that was trained: read again, it differs in {differing[0]}"
             f"{f' and {len(differing) - 1} more' if differing[1:] else ''}; use a checkpoint of the run instead."
         )
-
-
-def _settings(encoder: AsymmetricSparseEncoder) -> dict[str, Any]:
-    names = ("max_query_tokens", "max_document_tokens", "prompts", "max_active_dims")
-    document = encoder.document
-    return {name: getattr(encoder, name) for name in names} | {
-        "pooling": document.pooling,
-        "activation": document.activation,
-        "frozen query weights": encoder.query.frozen,
-    }

@@ -40,8 +40,7 @@ class MlmDocumentEncoder(nn.Module):
 
     Attributes:
         model: the body and the head up to the decoder.
-        decoder: `nn.Linear` from hidden states to the vocabulary, its weight tied to the input embeddings if the model
-            says so.
+        decoder: `nn.Linear` from hidden states to the vocabulary, tied to the input embeddings if the model says so.
         packed: whether the body runs without padding.
         grafted: whether the head was put on a model that had none, and its bias is worth calibrating.
     """
@@ -70,10 +69,8 @@ class MlmDocumentEncoder(nn.Module):
             logits = model(**inputs).logits
             model.set_submodule(self.decoder_name, nn.Identity())
             self._check_head(model, decoder, inputs, logits)
-        self.model = model
-        self.decoder = decoder
-        self.padding_id = padding_id
-        self.tile_columns = tile_columns
+        self.model, self.decoder = model, decoder
+        self.padding_id, self.tile_columns = padding_id, tile_columns
         self.pooling: Pooling = pooling
         self.activation: Activation = activation
         self.packed = packed and self._use_packed_attention()

@@ -5,9 +5,7 @@ head is the identity, and the decoder bias is set so that an average document st
 dims.
 """
 
-import logging
 from collections.abc import Collection
-from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -15,8 +13,6 @@ from transformers import PreTrainedModel
 
 from splade_lit.core.tokens import Tokens
 from splade_lit.encoder.document import MlmDocumentEncoder
-
-logger = logging.getLogger(__name__)
 
 START_ACTIVE_DIMS = 200
 _DENSE_SHARE = 0.05
@@ -28,14 +24,9 @@ def graft_head(model: PreTrainedModel, missing_parameters: Collection[str]) -> N
 
     A random dense layer in their place would throw away what the body knows, and training collapses. The decoder, tied
     to the input embeddings, keeps its weight; its bias starts at 0 and is set by `calibrate_bias`.
-
-    Args:
-        model: masked-language model, loaded from a checkpoint without a masked-LM head.
-        missing_parameters: names of the parameters that the checkpoint lacks.
     """
     decoder = model.get_output_embeddings()
-    owners = {name.rpartition(".")[0] for name in missing_parameters}
-    for owner in owners:
+    for owner in {name.rpartition(".")[0] for name in missing_parameters}:
         module = model.get_submodule(owner)
         for name, parameter in module.named_parameters(recurse=False):
             if f"{owner}.{name}" not in missing_parameters and not (module is decoder and name == "bias"):
@@ -56,12 +47,12 @@ def calibrate_bias(encoder: MlmDocumentEncoder, sample: Tokens, active_dims: int
     threshold for all dims.
 
     Args:
-        encoder: document encoder; its decoder bias is replaced (made, if the decoder has none).
+        encoder: changed in place; a decoder without a bias gets one.
         sample: documents like those of the training corpus; a few hundred do.
         active_dims: mean active dims to start from.
 
     Raises:
-        UserError: the decoder has no bias, and the model has no place for one.
+        UserError: the model has no place for a bias.
     """
     encoder.add_bias()
     encoder.decoder.bias.zero_()
@@ -73,43 +64,24 @@ def calibrate_bias(encoder: MlmDocumentEncoder, sample: Tokens, active_dims: int
     encoder.decoder.bias.copy_(-mean - threshold)
 
 
-@dataclass(frozen=True)
-class StartReport:
-    """What an encoder gives before training.
-
-    Attributes:
-        active_dims: mean active dims of a document.
-        share: `active_dims` over the size of the vocabulary.
-        similarity: mean cosine similarity of two different documents.
-    """
-
-    active_dims: float
-    share: float
-    similarity: float
-
-    @property
-    def warning(self) -> str | None:
-        """One line that says what is wrong and what to do, or None."""
-        if self.active_dims == 0:
-            problem = "documents start without any active dim"
-        elif self.share > _DENSE_SHARE:
-            problem = f"documents start dense ({self.active_dims:,.0f} active dims, {self.share:.0%} of the vocabulary)"
-        elif self.similarity > _CONSTANT_SIMILARITY:
-            problem = f"documents start nearly constant (mean cosine similarity {self.similarity:.3f})"
-        else:
-            return None
-        return f"{problem}; set model.start_active_dims (such as {START_ACTIVE_DIMS}) to calibrate the decoder bias."
-
-
 @torch.no_grad()
-def start_report(encoder: MlmDocumentEncoder, sample: Tokens) -> StartReport:
-    """How dense and how alike the vectors of a sample of documents are."""
+def start_warning(encoder: MlmDocumentEncoder, sample: Tokens) -> str | None:
+    """One line that says what is wrong with the vectors of a sample of documents and what to do, or None."""
     embeddings = torch.cat([encoder(batch) for batch in _batches(sample)])
     active_dims = (embeddings > 0).sum(1).float().mean().item()
+    share, count = active_dims / encoder.vocab_size, len(embeddings)
     unit = nn.functional.normalize(embeddings, dim=1)
-    count = len(unit)
-    similarity = ((unit.sum(0) ** 2).sum().item() - count) / max(count * (count - 1), 1) if active_dims else 0.0
-    return StartReport(active_dims, active_dims / encoder.vocab_size, similarity)
+    # Mean cosine similarity of two different documents.
+    similarity = ((unit.sum(0) ** 2).sum().item() - count) / max(count * (count - 1), 1)
+    if active_dims == 0:
+        problem = "documents start without any active dim"
+    elif share > _DENSE_SHARE:
+        problem = f"documents start dense ({active_dims:,.0f} active dims, {share:.0%} of the vocabulary)"
+    elif similarity > _CONSTANT_SIMILARITY:
+        problem = f"documents start nearly constant (mean cosine similarity {similarity:.3f})"
+    else:
+        return None
+    return f"{problem}; set model.start_active_dims (such as {START_ACTIVE_DIMS}) to calibrate the decoder bias."
 
 
 def _batches(tokens: Tokens, size: int = 32) -> list[Tokens]:

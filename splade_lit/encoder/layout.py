@@ -23,8 +23,8 @@ NO_LIMIT = 1_000_000
 _QUERY_CLASSES = ("SparseStaticEmbedding", "IDF")
 _DOCUMENT_CLASSES = ("MLMTransformer", "Transformer")
 # Files of a Hub repository; weights in torch's own form are fetched only where there are no others.
-_DOWNLOADED = ("*.json", "*.safetensors", "*.txt", "*.model", "README.md")
-_DOWNLOADED_ELSE = ("pytorch_model*.bin", "*/pytorch_model*.bin")
+_TEXTS = ("*.json", "*.txt", "*.model", "README.md")
+_WEIGHTS, _WEIGHTS_ELSE = "*.safetensors", ("pytorch_model*.bin", "*/pytorch_model*.bin")
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,13 @@ class SavedLayout:
     Attributes:
         source: the folder or Hub id as it was given.
         document_folder: the masked-language model and its tokenizer.
+        max_query_tokens: tokens of a query that are looked at: the tokenizer's limit; where it has none, how many
+            positions the model has.
         query_folder: query weights and tokenizer; None for a masked-language model alone.
         idf_json: query weights as a JSON file, if that is their form.
         frozen: whether training keeps the query weights as they are.
         pooling: how logits are pooled over tokens.
         activation: what is done to pooled logits.
-        max_query_tokens: tokens of a query that are looked at: the tokenizer's limit; where it has none, how many
-            positions the model has.
         max_document_tokens: tokens of a document that are read; None where the files do not say.
         prompts: texts put before every query and document, by name.
         max_active_dims: weights of a vector that are kept; all if None.
@@ -59,31 +59,42 @@ class SavedLayout:
     max_active_dims: int | None = None
 
 
-def find_saved(source: str | Path, revision: str | None = None) -> SavedLayout:
+def find_saved(source: str | Path, revision: str | None = None, queries_only: bool = False) -> SavedLayout:
     """The layout of a saved model in a folder or on the Hub.
 
     Args:
         source: a folder, a Hub id, or `package:NAME/FOLDER`.
         revision: branch, tag or commit on the Hub.
+        queries_only: fetch from the Hub what encoding queries takes, and no weights of the masked-language model.
 
     Raises:
         UserError: there is no such model, or it is not of a form read here.
     """
-    folder = _local_folder(str(source), revision)
+    source = str(source)
+    path = _local_path(source)
+    if path is not None and not path.is_dir():
+        raise UserError(f"{source} is not a folder; give the folder of a saved model or a Hub id such as owner/name.")
+    folder = path or _fetch(source, revision, _TEXTS)
     try:
-        return _read_layout(folder, str(source))
+        layout = _read_layout(folder, source)
     except (KeyError, TypeError, AttributeError, IndexError, UnicodeDecodeError) as error:
         raise UserError(
             f"The JSON files of {source} are not laid out as sentence-transformers' are; fetch the model again."
         ) from error
+    if path is None and not queries_only:
+        _fetch(source, folder.name, [_WEIGHTS])
+        if not any(folder.rglob("model*.safetensors")):
+            _fetch(source, folder.name, _WEIGHTS_ELSE)
+    elif path is None and layout.query_folder is not None:
+        table = layout.query_folder.relative_to(folder)
+        _fetch(source, folder.name, [str(table / name) for name in ("model.safetensors", "pytorch_model.bin")])
+    return layout
 
 
 def find_inference_free(source: str | Path, revision: str | None = None) -> SavedLayout | None:
     """The layout of a source if it is a model with a query table; None for any other, such as a plain base model.
 
-    Args:
-        source: a folder, a Hub id, or `package:NAME/FOLDER`.
-        revision: branch, tag or commit on the Hub.
+    Arguments are those of `find_saved`.
 
     Raises:
         UserError: it is one, but not of a form read here.
@@ -99,10 +110,16 @@ def find_inference_free(source: str | Path, revision: str | None = None) -> Save
     return find_saved(source, revision) if is_router else None
 
 
+def _local_path(source: str) -> Path | None:
+    """The path that a source names; None for what can only be a Hub id."""
+    path = Path(resolve_source(source))
+    is_id = source.count("/") == 1 and not source.startswith((".", "/", "~"))
+    return None if is_id and not path.exists() else path
+
+
 def _file_of(source: str, name: str, revision: str | None) -> Path | None:
     """A file of a folder or a Hub repository, None where it has none."""
-    path = Path(resolve_source(source)).expanduser()
-    if path.exists() or source.count("/") != 1 or source.startswith((".", "/", "~")):
+    if (path := _local_path(source)) is not None:
         return path / name if (path / name).is_file() else None
     try:
         return Path(hf_hub_download(source, name, revision=revision))
@@ -110,17 +127,10 @@ def _file_of(source: str, name: str, revision: str | None) -> Path | None:
         return None  # whoever loads the model says what is wrong with it
 
 
-def _local_folder(source: str, revision: str | None) -> Path:
-    path = Path(resolve_source(source)).expanduser()
-    if path.is_dir():
-        return path
-    if source.startswith((".", "/", "~")) or source.count("/") != 1:
-        raise UserError(f"{source} is not a folder; give the folder of a saved model or a Hub id such as owner/name.")
+def _fetch(source: str, revision: str | None, patterns: Sequence[str]) -> Path:
+    """The folder in the Hub's cache that has the files of a repository whose paths match."""
     try:
-        folder = Path(snapshot_download(source, revision=revision, allow_patterns=list(_DOWNLOADED)))
-        if not any(folder.rglob("model*.safetensors")):
-            snapshot_download(source, revision=revision, allow_patterns=list(_DOWNLOADED_ELSE))
-        return folder
+        return Path(snapshot_download(source, revision=revision, allow_patterns=list(patterns)))
     except LocalEntryNotFoundError:
         raise UserError(
             f"{source} is not a folder, and the Hub cannot be reached; check the name and the network."
@@ -136,13 +146,12 @@ def _read_layout(folder: Path, source: str) -> SavedLayout:
         idf_json = folder / "idf.json"
         return SavedLayout(source, folder, _query_limit(folder), idf_json=idf_json if idf_json.is_file() else None)
     modules = read_json(folder / "modules.json", kind=list)
-    routers = [module for module in modules if module["type"].endswith("Router")]
-    if len(modules) != 1 or not routers:
+    if [module["type"].endswith("Router") for module in modules] != [True]:
         kinds = ", ".join(module["type"].rpartition(".")[2] for module in modules) or "no modules"
         raise UserError(
             f"{source} is made of {kinds}; only asymmetric models (a Router of query and document) are read."
         )
-    root = folder / routers[0]["path"]
+    root = folder / modules[0]["path"]
     names = ("router_config.json", "config.json")
     router = read_json(next((root / name for name in names if (root / name).is_file()), root / names[0]))
     structure, types = router["structure"], router["types"]
@@ -151,6 +160,7 @@ def _read_layout(folder: Path, source: str) -> SavedLayout:
     query_config = read_json(query[0] / "config.json")
     pooling = read_json(document[1] / "config.json")
     model_config = read_json(folder / "config_sentence_transformers.json", missing={})
+    limits = read_json(document[0] / "sentence_bert_config.json", missing={})
     return SavedLayout(
         source=source,
         document_folder=document[0],
@@ -160,7 +170,9 @@ def _read_layout(folder: Path, source: str) -> SavedLayout:
         pooling=_choice(pooling, "pooling_strategy", "max", "sum"),
         activation=_choice(pooling, "activation_function", "relu", "log1p_relu"),
         max_query_tokens=_token_limit(query[0]) or _query_limit(document[0]),
-        max_document_tokens=_document_limit(document[0]),
+        max_document_tokens=(
+            _limit(limits, "document_length") or _limit(limits, "max_seq_length") or _token_limit(document[0])
+        ),
         prompts={name: text or "" for name, text in (model_config.get("prompts") or {}).items()},
         max_active_dims=_limit(model_config, "max_active_dims"),
     )
@@ -181,11 +193,6 @@ def _idf_json(folder: Path, query_folder: Path, path: str | None) -> Path | None
         return None
     candidates = [query_folder / Path(path).name, folder / Path(path).name, folder / path]
     return next((candidate for candidate in candidates if candidate.is_file()), candidates[1])
-
-
-def _document_limit(folder: Path) -> int | None:
-    config = read_json(folder / "sentence_bert_config.json", missing={})
-    return _limit(config, "document_length") or _limit(config, "max_seq_length") or _token_limit(folder)
 
 
 def _token_limit(folder: Path) -> int | None:
@@ -213,15 +220,10 @@ def _limit(config: dict[str, Any], name: str) -> int | None:
 
 
 def read_json(path: Path, missing: Any = None, kind: type = dict) -> Any:
-    """What a JSON file of a model holds.
-
-    Args:
-        path: the file.
-        missing: what to give where there is no such file; that is an error if not given.
-        kind: type of the value.
+    """What a JSON file of a model holds, `missing` where there is no such file.
 
     Raises:
-        UserError: there is no such file, it is not JSON, or holds something else.
+        UserError: there is no such file and no `missing`, it is not JSON, or not of this `kind`.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -240,9 +242,6 @@ def document_side_fingerprint(layout: SavedLayout) -> str:
     """A hash of the files that document vectors depend on: models in which they are equal give equal vectors.
 
     It takes as long as reading the weights from the disk.
-
-    Args:
-        layout: of the model.
     """
     digest = xxhash.xxh3_64(repr((layout.pooling, layout.activation, layout.max_document_tokens)).encode())
     digest.update(repr((layout.prompts.get("document"), layout.max_active_dims)).encode())

@@ -1,6 +1,5 @@
 """Loading what a base model brings: its tokenizer and its masked-language model."""
 
-import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,17 +38,17 @@ def load_tokenizer(source: str, **settings: Any) -> PreTrainedTokenizerBase:
 
     Args:
         source: Hub id, folder, or `package:NAME/FOLDER`.
-        **settings: `revision` and `trust_remote_code`.
+        **settings: `revision` and `trust_remote_code`, as `AutoTokenizer` takes them.
 
     Raises:
         UserError: there is none, or it is not a fast one.
     """
     layout = find_inference_free(source, settings.get("revision"))
-    path = resolve_source(source) if layout is None else str(layout.document_folder)
-    if (Path(path) / "config.json").is_file() or not (Path(path) / "tokenizer.json").is_file():
-        path = _checked_path(path if layout else source)
+    path = source if layout is None else str(layout.document_folder)
+    if not Path(resolve_source(path), "tokenizer.json").is_file():
+        _check_source(path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, **settings)
+        tokenizer = AutoTokenizer.from_pretrained(resolve_source(path), **settings)
     except Exception as error:  # tokenizers raises bare exceptions for files that it cannot read
         raise UserError(_load_failure(source, "tokenizer is damaged or is something else", error)) from error
     if not tokenizer.is_fast:
@@ -78,11 +77,7 @@ def load_masked_lm(
 ) -> tuple[PreTrainedModel, bool]:
     """A masked-language model in fp32 whose vocabulary has the size of the tokenizer's.
 
-    Args:
-        source: Hub id, folder, or `package:NAME/FOLDER`.
-        tokenizer: its tokenizer.
-        dropout: dropout everywhere in the model; that of its config.json if not given.
-        **settings: `revision` and `trust_remote_code`.
+    `source` and `settings` are those of `load_tokenizer`; `dropout` replaces all those of the model's config.json.
 
     Returns:
         The model, and whether its head had to be grafted because the checkpoint has none.
@@ -90,7 +85,8 @@ def load_masked_lm(
     Raises:
         UserError: the model cannot be loaded.
     """
-    path = _checked_path(source)
+    _check_source(source)
+    path = resolve_source(source)
     if Path(path).is_dir() and not any(any(Path(path).glob(pattern)) for pattern in _WEIGHT_FILES):
         raise UserError(f"{source} has no weights (model.safetensors); copy them beside its config.json.")
     with quiet_transformers():
@@ -134,9 +130,8 @@ def load_masked_lm(
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No table of missing parameters, no bars of its own: what matters is told in one line by the caller."""
-    verbosity = transformers_logging.get_verbosity()
-    bar = transformers_logging.is_progress_bar_enabled()
+    """No table of missing parameters and no bars of transformers: the caller says what matters in one line."""
+    verbosity, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
@@ -147,22 +142,14 @@ def quiet_transformers() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _checked_path(source: str) -> str:
-    """The folder or Hub id of a source; a folder is known to be that of a model."""
+def _check_source(source: str) -> None:
+    """Check that a source is a folder with a config.json, or may be a Hub id."""
     path = resolve_source(source)
-    folder = Path(path)
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
+    if Path(path).is_dir():
+        if not Path(path, "config.json").is_file():
             raise UserError(f"{source} is not a model folder: it has no config.json.")
-        try:
-            is_config = "model_type" in dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
-            is_config = False
-        if not is_config:
-            raise UserError(f"The config.json in {source} is not that of a transformers model; fetch the model again.")
-    elif folder.exists() or path.startswith((".", "/")) or path.count("/") > 1:
+    elif Path(path).exists() or path.startswith((".", "/")) or path.count("/") > 1:
         raise UserError(f"{source} is not a folder; give a model folder, a Hub id, or package:NAME/FOLDER.")
-    return path
 
 
 def _load_failure(source: str, local_problem: str, error: Exception) -> str:

@@ -1,33 +1,31 @@
 """The asymmetric encoder: a table for queries, a masked-language model for documents, one vocabulary for both."""
 
-import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from scipy.sparse import csr_array, vstack
+from scipy.sparse import csr_array
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from splade_lit.core.errors import UserError
 from splade_lit.core.progress import WorkProgress
+from splade_lit.core.tokenisation import Tokenisation
 from splade_lit.core.tokens import Tokens
 from splade_lit.encoder.base import read_base
 from splade_lit.encoder.body.packing import evaluation_mode
 from splade_lit.encoder.document import MlmDocumentEncoder
-from splade_lit.encoder.parts import EncoderParts, tokenisation_of
+from splade_lit.encoder.layout import NO_LIMIT
 from splade_lit.encoder.query import IdfQueryEncoder
-from splade_lit.encoder.rows import keep_largest, split_rows
-from splade_lit.encoder.saved import read_saved
+from splade_lit.encoder.rows import encode_by_length, keep_largest, split_rows
+from splade_lit.encoder.saved import EncoderParts, read_saved
 from splade_lit.encoder.saved_writer import write_saved
 from splade_lit.encoder.vectors import Vectors, as_csr, csr_to_torch
 
-logger = logging.getLogger(__name__)
-
 # Tokens a packed batch holds at inference; enough to keep the matrix products busy.
 _TOKENS_PER_BATCH = {"cpu": 4096, "cuda": 65536}
-_DOCUMENTS_PER_BATCH = 512
 
 
 class AsymmetricSparseEncoder(nn.Module):
@@ -58,53 +56,48 @@ class AsymmetricSparseEncoder(nn.Module):
         tokenizer: PreTrainedTokenizerBase,
         max_query_tokens: int | None = None,
         max_document_tokens: int | None = None,
-        prompts: dict[str, str] | None = None,
+        prompts: Mapping[str, str] | None = None,
         max_active_dims: int | None = None,
     ) -> None:
         super().__init__()
         if len(query.idf_weights) != document.vocab_size:
             raise ValueError(f"query side has {len(query.idf_weights)} dims, document side {document.vocab_size}")
+        limit, positions = int(tokenizer.model_max_length), document.max_positions
+        if limit >= NO_LIMIT:  # the tokenizer has none
+            limit = min(getattr(document.config, "max_position_embeddings", NO_LIMIT), NO_LIMIT)
+        special_tokens = tokenizer.num_special_tokens_to_add()
+        max_document_tokens = max_document_tokens or min(limit, positions)
+        if not special_tokens < max_document_tokens <= positions:
+            raise UserError(
+                f"max_document_tokens is {max_document_tokens}; it must be at least {special_tokens + 1}, "
+                f"as the tokenizer adds {special_tokens} special tokens, "
+                f"and at most {positions}, the positions that the model has."
+            )
         self.query = query
         self.document = document
-        self.tokenisation = tokenisation_of(tokenizer, document, max_query_tokens, max_document_tokens, prompts)
+        prompts = {"query": "", "document": ""} | dict(prompts or {})
+        self.tokenisation = Tokenisation(tokenizer, max_query_tokens or limit, max_document_tokens, prompts)
         self.max_active_dims = max_active_dims
-
-    @classmethod
-    def of(cls, parts: EncoderParts) -> "AsymmetricSparseEncoder":
-        """The encoder of these parts."""
-        texts = parts.tokenisation
-        limits = texts.max_query_tokens, texts.max_document_tokens
-        return cls(parts.query, parts.document, texts.tokenizer, *limits, dict(texts.prompts), parts.max_active_dims)
 
     @classmethod
     def from_base(cls, source: str, **settings: Any) -> "AsymmetricSparseEncoder":
         """A new encoder on a base model; settings are those of `splade_lit.encoder.base.read_base`."""
-        return cls.of(read_base(source, **settings))
+        return cls(**vars(read_base(source, **settings)))
 
     @classmethod
     def load(
         cls, source: str | Path, *, device: str | torch.device | None = None, **settings: Any
     ) -> "AsymmetricSparseEncoder":
-        """A saved encoder, in evaluation mode.
+        """A saved encoder, in evaluation mode, on `device` (the CPU if not given).
 
-        Args:
-            source: a folder, a Hub id, or `package:NAME/FOLDER`.
-            device: where to put it; the CPU if not given.
-            **settings: those of `splade_lit.encoder.saved.read_saved`.
-
-        Raises:
-            UserError: there is no such model, it is not of a form read here, or its files are damaged.
+        `source` and `settings` are those of `splade_lit.encoder.saved.read_saved`, which says what it raises.
         """
-        return cls.of(read_saved(source, **settings)).to(device or "cpu").eval()
+        return cls(**vars(read_saved(source, **settings))).to(device or "cpu").eval()
 
     def save(self, folder: str | Path) -> None:
         """Write the encoder in sentence-transformers' format; see `splade_lit.encoder.saved_writer.write_saved`."""
-        write_saved(self.parts, folder)
-
-    @property
-    def parts(self) -> EncoderParts:
-        """What the encoder is made of."""
-        return EncoderParts(self.query, self.document, self.tokenisation, self.max_active_dims)
+        settings = self.max_query_tokens, self.max_document_tokens, self.prompts, self.max_active_dims
+        write_saved(EncoderParts(self.query, self.document, self.tokenizer, *settings), folder)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -157,25 +150,8 @@ class AsymmetricSparseEncoder(nn.Module):
     ) -> Any:
         """Query vectors: IDF weights of the tokens present.
 
-        Args:
-            inputs: one query or several.
-            prompt_name: name of the prompt to use; "query" if neither this nor `prompt` is given.
-            prompt: text to put before each query.
-            batch_size: accepted for compatibility; a lookup needs no batches.
-            show_progress_bar: accepted for compatibility.
-            convert_to_tensor: one stacked tensor, else a list of one vector each.
-            convert_to_sparse_tensor: sparse COO tensors, else dense ones.
-            save_to_cpu: return the result on the CPU.
-            device: device of the result; that of the model if not given.
-            max_active_dims: keep this many largest weights; the model's setting if not given.
-            convert_to_csr: return a scipy CSR array (float32 values, int32 indices), whatever the three above say.
-
-        Returns:
-            `[queries, vocab]`, or `[vocab]` for a single string; no texts give shape `[0]`, as in the peer, but CSR
-            `[0, vocab]`.
-
-        Raises:
-            ValueError: unknown prompt name, or `max_active_dims` below 1.
+        Arguments and result are as of `encode_document`, the prompt named "query" if none is given. A lookup needs no
+        batches and shows no progress.
         """
         token_ids = self.tokenisation.queries(_texts(inputs), prompt_name or "query", prompt)
         matrix = self.encode_query_tokens(token_ids, max_active_dims=max_active_dims)
@@ -203,8 +179,7 @@ class AsymmetricSparseEncoder(nn.Module):
             inputs: one document or several.
             prompt_name: name of the prompt to use; "document" if neither this nor `prompt` is given.
             prompt: text to put before each document.
-            batch_size: accepted for compatibility; documents are packed by tokens (`tokens_per_batch` of
-                `encode_document_tokens`).
+            batch_size: accepted for compatibility; see `tokens_per_batch` of `encode_document_tokens`.
             show_progress_bar: show a bar with documents/s (see `WorkProgress`); no bar if not given.
             convert_to_tensor: one stacked tensor, else a list of one vector each.
             convert_to_sparse_tensor: sparse COO tensors, else dense ones.
@@ -230,12 +205,7 @@ class AsymmetricSparseEncoder(nn.Module):
         )
 
     def encode_query_tokens(self, token_ids: Sequence[np.ndarray], *, max_active_dims: int | None = None) -> csr_array:
-        """Query vectors `[queries, vocab]` from distinct token ids (`tokenize_queries`).
-
-        Args:
-            token_ids: one array a query.
-            max_active_dims: keep this many largest weights; the model's setting if not given.
-        """
+        """Query vectors `[queries, vocab]` from distinct token ids of each query (`tokenize_queries`)."""
         return keep_largest(self.query.encode(token_ids), self._limit(max_active_dims))
 
     def encode_document_tokens(
@@ -246,37 +216,27 @@ class AsymmetricSparseEncoder(nn.Module):
         max_active_dims: int | None = None,
         tokens_per_batch: int | None = None,
     ) -> csr_array:
-        """Document vectors `[documents, vocab]` from token ids (`tokenize_documents`), in the order given.
-
-        Documents of like length are packed together, so that memory is bounded by the batch.
+        """Document vectors `[documents, vocab]` from token ids of each document (`tokenize_documents`).
 
         Args:
             token_ids: one array a document.
-            on_batch: is told how many documents each packed batch had, such as `WorkProgress.advance`.
+            on_batch: called with the number of documents of each batch, such as `WorkProgress.advance`.
             max_active_dims: keep this many largest weights; the model's setting if not given.
-            tokens_per_batch: tokens of one packed batch; chosen by device if not given.
+            tokens_per_batch: documents of like length go in batches of so many tokens; chosen by device if not given.
         """
-        if not len(token_ids):
-            return csr_array((0, self.vocab_size), dtype=np.float32)
-        order = np.argsort([-len(ids) for ids in token_ids], kind="stable")
         budget = tokens_per_batch or _TOKENS_PER_BATCH.get(self.device.type, 4096)
-        limit = self._limit(max_active_dims)
-        parts = []
         with evaluation_mode(self), torch.no_grad():
-            for batch in _packed_batches(token_ids, order, budget):
-                dense = self.document(Tokens.from_lists([token_ids[i] for i in batch]).to(self.device))
-                parts.append(keep_largest(as_csr(dense), limit))
-                if on_batch is not None:
-                    on_batch(len(batch))
-        matrix = vstack(parts, format="csr") if len(parts) > 1 else parts[0]
-        return csr_array(matrix[np.argsort(order)])
+            return encode_by_length(
+                lambda batch: as_csr(self.document(Tokens.from_lists(batch).to(self.device))),
+                token_ids,
+                self.vocab_size,
+                budget,
+                self._limit(max_active_dims),
+                on_batch,
+            )
 
     def similarity(self, embeddings_1: Vectors, embeddings_2: Vectors) -> Tensor:
-        """Dot products of all vectors of one set with all of the other.
-
-        Returns:
-            Dense float32 `[rows 1, rows 2]`, on the device of the first set.
-        """
+        """Dot products, dense float32 `[rows 1, rows 2]` on the device of the first set."""
         product = as_csr(embeddings_1) @ as_csr(embeddings_2).T
         scores = torch.from_numpy(product.toarray())
         return scores.to(embeddings_1.device) if isinstance(embeddings_1, Tensor) else scores
@@ -292,14 +252,10 @@ class AsymmetricSparseEncoder(nn.Module):
     def decode(
         self, embeddings: Vectors, top_k: int | None = None
     ) -> list[tuple[str, float]] | list[list[tuple[str, float]]]:
-        """The terms of a vector with their weights, the largest first.
-
-        Args:
-            embeddings: `[vocab]` or `[rows, vocab]`.
-            top_k: number of terms; all if not given.
+        """The terms of each vector with their weights, the `top_k` largest or all, the largest first.
 
         Returns:
-            A list of `(token, weight)` for one vector, a list of such lists for several.
+            A list of `(token, weight)` for one vector `[vocab]`, a list of such lists for several.
 
         Raises:
             ValueError: `top_k` below 1.
@@ -314,11 +270,7 @@ class AsymmetricSparseEncoder(nn.Module):
         return rows[0] if getattr(embeddings, "ndim", 2) == 1 else rows
 
     def intersection(self, embeddings_1: Vectors, embeddings_2: Vectors) -> Any:
-        """What each shared dim adds to the dot product: elementwise products, positive ones kept.
-
-        Args:
-            embeddings_1: one vector, `[vocab]`.
-            embeddings_2: `[vocab]` or `[rows, vocab]`.
+        """What each shared dim adds to the dot product of one vector and others: elementwise products above 0.
 
         Returns:
             Of the shape of `embeddings_2`: a sparse tensor if that is a tensor, else CSR `[rows, vocab]`.
@@ -369,18 +321,3 @@ class AsymmetricSparseEncoder(nn.Module):
 
 def _texts(inputs: str | Sequence[str] | np.ndarray) -> Sequence[str]:
     return [inputs] if isinstance(inputs, str) else list(inputs)
-
-
-def _packed_batches(token_ids: Sequence[np.ndarray], order: np.ndarray, budget: int) -> Iterator[list[int]]:
-    """Row numbers in the order given, cut so that a batch holds `budget` tokens at most (or one document)."""
-    batch: list[int] = []
-    tokens = 0
-    for i in order.tolist():
-        length = len(token_ids[i])
-        if batch and (tokens + length > budget or len(batch) == _DOCUMENTS_PER_BATCH):
-            yield batch
-            batch, tokens = [], 0
-        batch.append(i)
-        tokens += length
-    if batch:
-        yield batch

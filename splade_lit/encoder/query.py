@@ -18,12 +18,7 @@ from splade_lit.encoder.rows import look_up
 
 
 class IdfQueryEncoder(nn.Module):
-    """Table of one weight a vocabulary entry.
-
-    Args:
-        idf_weights: first weights, float `[vocab]`.
-        frozen: keep the weights as they are in training.
-    """
+    """Table of one weight a vocabulary entry, float `[vocab]`; `frozen`, it stays as it is in training."""
 
     def __init__(self, idf_weights: Tensor | np.ndarray, frozen: bool = False) -> None:
         super().__init__()
@@ -41,11 +36,9 @@ class IdfQueryEncoder(nn.Module):
         return embeddings
 
     def scores(self, tokens: Tokens, documents: Float[Tensor, "documents vocab"]) -> Float[Tensor, "queries documents"]:
-        """Dot products of all queries with all documents: `S_ij = sum_{t in q_i} w_t d_jt`, in the documents' dtype.
+        """Dot products of all queries, as their distinct tokens, with all documents, in the documents' dtype.
 
-        Args:
-            tokens: distinct token ids of each query.
-            documents: document vectors.
+        `S_ij = sum_{t in q_i} w_t d_jt`.
         """
         weights = self.idf_weights[tokens.input_ids].to(documents.dtype)
         matches = documents[:, tokens.input_ids] * weights  # [documents, query tokens]
@@ -53,13 +46,10 @@ class IdfQueryEncoder(nn.Module):
         return scores.index_add(0, tokens.text_index, matches.T)
 
     def mean_embedding(self, tokens: Tokens) -> Float[Tensor, " vocab"]:
-        """Mean of the query vectors of a batch.
+        """Mean of the vectors of one query or more.
 
         A penalty on this mean, as a batch of one, is the penalty on all of them: FLOPS takes the square of the mean,
         and what a dim holds is its weight or 0, so that nothing cancels.
-
-        Args:
-            tokens: distinct token ids of each query, of one query at least.
         """
         counts = torch.zeros_like(self.idf_weights, requires_grad=False)
         counts.index_add_(0, tokens.input_ids, torch.ones_like(tokens.input_ids, dtype=counts.dtype))
@@ -83,16 +73,10 @@ class IdfQueryEncoder(nn.Module):
 def idf_from_document_frequencies(document_frequencies: np.ndarray, num_documents: int) -> Tensor:
     """IDF weights of a corpus: `log(1 + (N - df + 0.5) / (df + 0.5))` (Robertson and Zaragoza 2009; Lucene's form).
 
-    Never negative; a token that no document holds gets the largest weight. All are scaled by one number, so that the
-    tokens of a document weigh 1 on average: scores then start as large as with weights that are all 1, where they are
-    five times as large otherwise, and the ranking loss, which has no temperature, learns from the worst negative only.
-
-    Args:
-        document_frequencies: int `[vocab]`, documents that hold each token.
-        num_documents: `N`.
-
-    Returns:
-        float32 `[vocab]`.
+    `df`, int `[vocab]`, counts the documents that hold each token; the result is float32 `[vocab]`. Weights are never
+    negative; a token that no document holds gets the largest one. All are scaled by one number, so that the tokens of a
+    document weigh 1 on average. Scores then start as large as with weights that are all 1. Without it they are five
+    times as large, and the ranking loss, which has no temperature, learns from the worst negative only.
 
     >>> idf_from_document_frequencies(np.array([0, 1, 3]), num_documents=3)
     tensor([6.0212, 2.8401, 0.3866])

@@ -47,12 +47,9 @@ class QuerySide:
     max_active_dims: int | None
 
     def encode(self, texts: str | Sequence[str], prompt_name: str = "query", prompt: str | None = None) -> csr_array:
-        """Query vectors `[queries, vocab]`: weights of the tokens present, float32 values and int32 indices.
+        """Vectors `[queries, vocab]` of one query or several: float32 weights of the tokens present, int32 indices.
 
-        Args:
-            texts: one query or several.
-            prompt_name: name of the prompt that is put before each.
-            prompt: the prompt itself, in place of one with a name.
+        `prompt_name` names the prompt that is put before each; `prompt` is the prompt itself, in place of a name.
 
         Raises:
             ValueError: there is no prompt of this name.
@@ -73,7 +70,7 @@ class QuerySide:
 
 
 def load_query_side(source: str | Path, *, revision: str | None = None) -> QuerySide:
-    """Read tokenizer and table of a saved model.
+    """Read tokenizer and table of a saved model; the Hub is asked for no more.
 
     Args:
         source: a folder, a Hub id, or `package:NAME/FOLDER`.
@@ -82,8 +79,11 @@ def load_query_side(source: str | Path, *, revision: str | None = None) -> Query
     Raises:
         UserError: there is no such model, it is not of a form read here, or its files are damaged.
     """
-    layout = find_saved(source, revision)
-    tokenizer = _load_tokenizer(layout)
+    layout = find_saved(source, revision, queries_only=True)
+    folder = layout.document_folder
+    if layout.query_folder is not None and not _has_tokenizer(folder):  # the queries' is all that is there
+        folder = layout.query_folder
+    tokenizer = _load_tokenizer(folder)
     check_query_tokenizer(layout, tokenizer.backend_tokenizer)
     vocabulary = tokenizer.backend_tokenizer.get_vocab()
     weights = read_table(layout, vocabulary, max(vocabulary.values()) + 1)
@@ -93,11 +93,7 @@ def load_query_side(source: str | Path, *, revision: str | None = None) -> Query
 
 
 def check_query_tokenizer(layout: SavedLayout, engine: Tokenizer) -> None:
-    """Check that queries are cut into the same tokens as documents, whose tokenizer is used for both here.
-
-    Args:
-        layout: of the model.
-        engine: of the documents' tokenizer.
+    """Check that queries are cut into the same tokens as documents, whose tokenizer (`engine`) is used for both here.
 
     Raises:
         UserError: they are not.
@@ -107,12 +103,7 @@ def check_query_tokenizer(layout: SavedLayout, engine: Tokenizer) -> None:
         return
     if _tokenizer_files(folder) == _tokenizer_files(layout.document_folder):
         return  # known without the time that loading takes
-    try:
-        documents, queries = _pieces(engine), _pieces(_engine(folder) or _built_by_transformers(folder))
-    except UserError:
-        raise
-    except Exception as error:  # tokenizers raises bare exceptions for files that it cannot read
-        raise UserError(f"The tokenizer in {folder} is damaged or no fast one; fetch the model again.") from error
+    documents, queries = _pieces(engine), _pieces(_load_tokenizer(folder).backend_tokenizer)
     if differing := [name for name in documents if documents[name] != queries[name]]:
         raise UserError(
             f"{layout.source} has another tokenizer for queries than for documents (they differ in "
@@ -120,11 +111,8 @@ def check_query_tokenizer(layout: SavedLayout, engine: Tokenizer) -> None:
         )
 
 
-def _load_tokenizer(layout: SavedLayout) -> EngineTokenizer:
-    """The tokenizer that `AsymmetricSparseEncoder.load` takes; that of the queries where they are all that is there."""
-    folder = layout.document_folder
-    if layout.query_folder is not None and not _has_tokenizer(folder):
-        folder = layout.query_folder
+def _load_tokenizer(folder: Path) -> EngineTokenizer:
+    """The tokenizer that `AsymmetricSparseEncoder.load` takes."""
     if (engine := _engine(folder)) is None:
         from splade_lit.encoder.masked_lm import load_tokenizer
 
@@ -140,11 +128,7 @@ def _has_tokenizer(folder: Path) -> bool:
 
 
 def _engine(folder: Path) -> Tokenizer | None:
-    """The engine of a tokenizer.json; None where transformers would make another one of it.
-
-    Raises:
-        UserError: the file is damaged.
-    """
+    """The engine of a tokenizer.json; None where transformers would make another one of it."""
     path, config = folder / "tokenizer.json", read_json(folder / "tokenizer_config.json", missing={})
     if not path.is_file():
         return None
@@ -174,15 +158,6 @@ def _is_taken_as_it_is(engine: Tokenizer, config: dict[str, Any]) -> bool:
     return not isinstance(pre_tokenizer, ByteLevel) or (
         pre_tokenizer.add_prefix_space == config.get("add_prefix_space", False)
     )
-
-
-def _built_by_transformers(folder: Path) -> Tokenizer:
-    from transformers import AutoTokenizer
-
-    from splade_lit.encoder.masked_lm import quiet_transformers
-
-    with quiet_transformers():
-        return AutoTokenizer.from_pretrained(folder).backend_tokenizer
 
 
 def _pieces(engine: Tokenizer) -> dict[str, Any]:

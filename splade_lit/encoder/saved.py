@@ -1,18 +1,34 @@
 """Reading a saved model: a folder or a Hub repository in sentence-transformers' form, whatever release wrote it.
 
-Which forms are read, `splade_lit.encoder.layout` tells. Nothing is unpickled but tensors.
+`splade_lit.encoder.layout` says which forms are read. Nothing is unpickled but tensors.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
 
 from splade_lit.core.errors import UserError
 from splade_lit.encoder.document import MlmDocumentEncoder
 from splade_lit.encoder.layout import find_saved
 from splade_lit.encoder.masked_lm import load_masked_lm, load_tokenizer
-from splade_lit.encoder.parts import EncoderParts, tokenisation_of
 from splade_lit.encoder.query import IdfQueryEncoder
 from splade_lit.encoder.query_side import check_query_tokenizer
 from splade_lit.encoder.table import read_table
+
+
+@dataclass(frozen=True)
+class EncoderParts:
+    """The arguments of `AsymmetricSparseEncoder`, as reading a model gives them and writing one takes them."""
+
+    query: IdfQueryEncoder
+    document: MlmDocumentEncoder
+    tokenizer: PreTrainedTokenizerBase
+    max_query_tokens: int | None = None
+    max_document_tokens: int | None = None
+    prompts: Mapping[str, str] | None = None
+    max_active_dims: int | None = None
 
 
 def read_saved(
@@ -36,23 +52,24 @@ def read_saved(
         UserError: there is no such model, it is not of a form read here, or its files are damaged.
     """
     layout = find_saved(source, revision)
-    tokenizer = load_tokenizer(str(layout.document_folder), trust_remote_code=trust_remote_code)
+    folder = str(layout.document_folder)
+    tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
     check_query_tokenizer(layout, tokenizer.backend_tokenizer)
-    model, grafted = load_masked_lm(
-        str(layout.document_folder), tokenizer, dropout, trust_remote_code=trust_remote_code
-    )
+    model, grafted = load_masked_lm(folder, tokenizer, dropout, trust_remote_code=trust_remote_code)
     if grafted:
         raise UserError(
             f"{source} has no masked-LM head, so it is a base model to train from and not a SPLADE encoder."
         )
     document = MlmDocumentEncoder(model, tokenizer.pad_token_id, layout.pooling, layout.activation, packed)
-    limit = layout.max_document_tokens
-    tokenisation = tokenisation_of(
-        tokenizer,
-        document,
-        layout.max_query_tokens,
-        limit and min(limit, document.max_positions),  # some files promise more than the model has
-        layout.prompts,
-    )
     weights = read_table(layout, tokenizer.get_vocab(), document.vocab_size)
-    return EncoderParts(IdfQueryEncoder(weights, layout.frozen), document, tokenisation, layout.max_active_dims)
+    # Some files promise more tokens than the model has positions.
+    max_document_tokens = layout.max_document_tokens and min(layout.max_document_tokens, document.max_positions)
+    return EncoderParts(
+        IdfQueryEncoder(weights, layout.frozen),
+        document,
+        tokenizer,
+        layout.max_query_tokens,
+        max_document_tokens,
+        layout.prompts,
+        layout.max_active_dims,
+    )

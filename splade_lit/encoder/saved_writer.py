@@ -24,10 +24,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
+from transformers import PreTrainedTokenizerBase
 
 from splade_lit.core.errors import UserError
+from splade_lit.encoder.document import MlmDocumentEncoder
 from splade_lit.encoder.masked_lm import quiet_transformers
-from splade_lit.encoder.parts import EncoderParts
+from splade_lit.encoder.saved import EncoderParts
 
 _CLASSES = "sentence_transformers.sparse_encoder.models"
 _QUERY = "query_0_SparseStaticEmbedding"
@@ -40,20 +42,17 @@ _LOCAL_KEYS = ("backend", "is_local", "local_files_only")
 
 
 def write_saved(parts: EncoderParts, folder: str | Path) -> None:
-    """Write an encoder to a folder, whole or not at all.
+    """Write an encoder to a folder, whole or not at all: a new or empty one, or one that holds a saved model.
 
     The files go to a temporary folder beside it, which then takes its place. What else lies there (a model card, an
     export) stays.
-
-    Args:
-        parts: what the encoder is made of.
-        folder: a new or empty folder, or one that holds a saved model.
 
     Raises:
         UserError: the folder holds something else, or cannot be written.
     """
     target = Path(folder)
-    if target.exists() and not _may_be_replaced(target):
+    is_model = (target / "router_config.json").is_file()
+    if target.exists() and not (is_model or (target.is_dir() and not any(target.iterdir()))):
         raise UserError(f"{target} is in use and holds no saved asymmetric model; give a new or an empty folder.")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -64,7 +63,8 @@ def write_saved(parts: EncoderParts, folder: str | Path) -> None:
         ) from None
     try:
         _write(parts, scratch)
-        _make_readable(scratch)
+        for path in (scratch, *scratch.rglob("*")):  # temporary folders and safetensors' files are their owner's alone
+            path.chmod(0o755 if path.is_dir() else 0o644)
         _take_place(scratch, target)
     except (OSError, SafetensorError) as error:  # safetensors tells of a full disk with an exception of its own
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
@@ -73,17 +73,6 @@ def write_saved(parts: EncoderParts, folder: str | Path) -> None:
         ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _may_be_replaced(target: Path) -> bool:
-    return target.is_dir() and ((target / "router_config.json").is_file() or not any(target.iterdir()))
-
-
-def _make_readable(folder: Path) -> None:
-    # Temporary folders and safetensors' files are made for their owner alone.
-    folder.chmod(0o755)
-    for path in folder.rglob("*"):
-        path.chmod(0o755 if path.is_dir() else 0o644)
 
 
 def _take_place(scratch: Path, target: Path) -> None:
@@ -106,11 +95,6 @@ def _take_place(scratch: Path, target: Path) -> None:
 
 
 def _write(parts: EncoderParts, folder: Path) -> None:
-    for name in (_QUERY, _DOCUMENT, _POOLING):
-        (folder / name).mkdir()
-    _write_json(
-        folder / "modules.json", [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Router"}]
-    )
     config: dict[str, Any] = {
         "model_type": "SparseEncoder",
         "__version__": {
@@ -118,16 +102,16 @@ def _write(parts: EncoderParts, folder: Path) -> None:
             "transformers": version("transformers"),
             "pytorch": version("torch"),
         },
-        "prompts": dict(parts.tokenisation.prompts),
+        "prompts": dict(parts.prompts or {}),
         "default_prompt_name": None,
         "similarity_fn_name": "dot",
     }
     if parts.max_active_dims is not None:
         config["max_active_dims"] = parts.max_active_dims
-    _write_json(folder / "config_sentence_transformers.json", config)
-    _write_json(
-        folder / "router_config.json",
-        {
+    contents = {
+        "modules.json": [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Router"}],
+        "config_sentence_transformers.json": config,
+        "router_config.json": {
             "types": {
                 _QUERY: f"{_CLASSES}.SparseStaticEmbedding.SparseStaticEmbedding",
                 _DOCUMENT: f"{_CLASSES}.MLMTransformer.MLMTransformer",
@@ -136,26 +120,23 @@ def _write(parts: EncoderParts, folder: Path) -> None:
             "structure": {"query": [_QUERY], "document": [_DOCUMENT, _POOLING]},
             "parameters": {"default_route": "document", "allow_empty_key": True},
         },
-    )
-    _write_json(folder / _QUERY / "config.json", {"frozen": parts.query.frozen})
-    weight = parts.query.idf_weights.detach().float().cpu().contiguous()
-    save_file({"weight": weight}, folder / _QUERY / "model.safetensors")
-    save_tokenizer(parts, folder / _QUERY, parts.tokenisation.max_query_tokens)
-    with quiet_transformers(), parts.document.whole_model() as model:
-        _without_adapters(model).save_pretrained(folder / _DOCUMENT)
-    save_tokenizer(parts, folder / _DOCUMENT, parts.tokenisation.max_document_tokens)
-    _write_json(
-        folder / _DOCUMENT / "sentence_bert_config.json",
-        {"max_seq_length": parts.tokenisation.max_document_tokens, "do_lower_case": False},
-    )
-    _write_json(
-        folder / _POOLING / "config.json",
-        {
+        f"{_QUERY}/config.json": {"frozen": parts.query.frozen},
+        f"{_DOCUMENT}/sentence_bert_config.json": {"max_seq_length": parts.max_document_tokens, "do_lower_case": False},
+        f"{_POOLING}/config.json": {
             "pooling_strategy": parts.document.pooling,
             "activation_function": parts.document.activation,
             "word_embedding_dimension": parts.document.vocab_size,
         },
-    )
+    }
+    for name, content in contents.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        _write_json(folder / name, content)
+    weight = parts.query.idf_weights.detach().float().cpu().contiguous()
+    save_file({"weight": weight}, folder / _QUERY / "model.safetensors")
+    with quiet_transformers(), parts.document.whole_model() as model:
+        _without_adapters(model).save_pretrained(folder / _DOCUMENT)
+    for name, max_tokens in ((_QUERY, parts.max_query_tokens), (_DOCUMENT, parts.max_document_tokens)):
+        save_tokenizer(parts.tokenizer, parts.document, folder / name, max_tokens)
 
 
 def _without_adapters(model: Any) -> Any:
@@ -173,10 +154,11 @@ def _without_adapters(model: Any) -> Any:
     return merged
 
 
-def save_tokenizer(parts: EncoderParts, folder: Path, max_tokens: int) -> None:
-    """Write the tokenizer with a limit of tokens, in a form that transformers 4 and `tokenizers` read too."""
+def save_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, document: MlmDocumentEncoder, folder: Path, max_tokens: int | None
+) -> None:
+    """Write a tokenizer with a limit of tokens, in a form that transformers 4 and `tokenizers` read too."""
     # A tokenizer keeps the limit of its last call, of whichever side, and would be written with it.
-    tokenizer = parts.tokenisation.tokenizer
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
     tokenizer.save_pretrained(folder)
@@ -189,7 +171,7 @@ def save_tokenizer(parts: EncoderParts, folder: Path, max_tokens: int) -> None:
     if isinstance(config.get("extra_special_tokens"), list):
         config["additional_special_tokens"] = config.pop("extra_special_tokens")
     # transformers 5 writes DistilBERT's tokenizer as BERT's, whose token types transformers 4 would hand to the model.
-    if "token_type_ids" not in signature(parts.document.model.forward).parameters:
+    if "token_type_ids" not in signature(document.model.forward).parameters:
         config["model_input_names"] = ["input_ids", "attention_mask"]
     _write_json(path, dict(sorted(config.items())) | {"model_max_length": max_tokens})
 

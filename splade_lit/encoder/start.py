@@ -6,13 +6,13 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from splade_lit.core.tokens import Tokens
-from splade_lit.encoder.grafted import START_ACTIVE_DIMS, calibrate_bias, start_report
+from splade_lit.encoder.body.packing import evaluation_mode
+from splade_lit.encoder.grafted import START_ACTIVE_DIMS, calibrate_bias, start_warning
 from splade_lit.encoder.model import AsymmetricSparseEncoder
 from splade_lit.encoder.query import idf_from_document_frequencies
 
 CORPUS_IDF = "corpus"
-SAMPLE_DOCUMENTS = 256
-"""Training documents that the start is chosen by."""
+SAMPLE_DOCUMENTS = 256  # training documents that the start is chosen by
 
 _BASE_SETTINGS = (
     *("freeze_idf", "max_query_tokens", "max_document_tokens", "pooling", "activation"),
@@ -74,12 +74,8 @@ def set_start(
     sample = corpus.sample_documents(SAMPLE_DOCUMENTS, seed=0)
     if active_dims is None and encoder.document.grafted:
         active_dims = START_ACTIVE_DIMS
-    training = encoder.document.training
-    encoder.document.eval()
-    if active_dims is not None:
+    with evaluation_mode(encoder.document):
+        if active_dims is None:
+            return start_warning(encoder.document, sample)
         calibrate_bias(encoder.document, sample, active_dims)
-        warning = None
-    else:
-        warning = start_report(encoder.document, sample).warning
-    encoder.document.train(training)
-    return warning
+    return None

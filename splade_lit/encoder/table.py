@@ -16,15 +16,9 @@ _DAMAGES = (SafetensorError, KeyError, TypeError, AttributeError, RuntimeError, 
 
 
 def read_table(layout: SavedLayout, vocabulary: Mapping[str, int], vocab_size: int) -> np.ndarray:
-    """The query weights of a saved model.
+    """The query weights of a saved model, float32 `[vocab_size]`: all 1 for a masked-language model alone.
 
-    Args:
-        layout: of the model.
-        vocabulary: the id of each token.
-        vocab_size: dims of a vector.
-
-    Returns:
-        float32 `[vocab_size]`: all 1 for a masked-language model alone.
+    `vocabulary` has the id of each token.
 
     Raises:
         UserError: they are missing, damaged, not finite, or more than there are tokens.
@@ -76,9 +70,6 @@ def idf_from_json(path: str | Path, vocabulary: Mapping[str, int], vocab_size: i
         vocabulary: the id of each token.
         vocab_size: length of the table.
 
-    Returns:
-        float32 `[vocab_size]`.
-
     Raises:
         UserError: the file is missing, is not such a JSON object, or shares no token with the tokenizer.
     """
@@ -92,11 +83,10 @@ def idf_from_json(path: str | Path, vocabulary: Mapping[str, int], vocab_size: i
     except (ValueError, AttributeError, TypeError):
         raise UserError(f"{path} is not an IDF table; it must be a JSON object of token to weight.") from None
     weights = np.zeros(vocab_size, np.float32)
-    known = [(vocabulary[token], weight) for token, weight in pairs if vocabulary.get(token, vocab_size) < vocab_size]
+    known = {vocabulary[token]: weight for token, weight in pairs if vocabulary.get(token, vocab_size) < vocab_size}
     if not known:
         raise UserError(f"{path} shares no token with the model's tokenizer; give the IDF table of this vocabulary.")
-    ids, values = zip(*known, strict=True)
-    weights[list(ids)] = values
+    weights[list(known)] = list(known.values())
     if not np.isfinite(weights).all():
         raise UserError(f"{path} holds weights that are not finite; mend the file.")
     return weights

@@ -23,9 +23,9 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from scipy.sparse import csr_array, vstack
+from scipy.sparse import csr_array
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel
 
 from splade_lit.core.errors import UserError
 from splade_lit.core.tokenisation import Tokenisation
@@ -34,8 +34,7 @@ from splade_lit.encoder.body.packing import evaluation_mode
 from splade_lit.encoder.document import MlmDocumentEncoder
 from splade_lit.encoder.masked_lm import quiet_transformers
 from splade_lit.encoder.model import AsymmetricSparseEncoder
-from splade_lit.encoder.query import IdfQueryEncoder
-from splade_lit.encoder.rows import keep_largest
+from splade_lit.encoder.rows import encode_by_length, keep_largest, look_up
 from splade_lit.encoder.saved_writer import save_tokenizer
 from splade_lit.encoder.table import idf_from_json
 from splade_lit.encoder.vectors import as_csr
@@ -55,35 +54,26 @@ _MATRIX_USERS = {"MatMul", "Gemm", "Gather", "Transpose"}
 
 
 class PooledModel(nn.Module):
-    """A whole masked-language model with SPLADE pooling over padded documents: the content of the graph.
+    """A whole masked-language model with the pooling of a document encoder over padded documents: the graph."""
 
-    Args:
-        model: the model with its decoder.
-        document: gives pooling and activation.
-        values: form of the vectors.
-    """
-
-    def __init__(self, model: PreTrainedModel, document: MlmDocumentEncoder, values: Values = "dense") -> None:
+    def __init__(self, model: PreTrainedModel, document: MlmDocumentEncoder, values: Values) -> None:
         super().__init__()
-        self.model = model
-        self.pooling = document.pooling
-        self.activation = document.activation
-        self.values = values
+        self.model, self.values = model, values
+        self.pooling, self.activation = document.pooling, document.activation
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Vectors of padded documents."""
         logits = self.model(input_ids=input_ids, attention_mask=attention_mask).logits
         # No activation lets -inf through, so padding adds nothing to a sum either.
         logits = logits.masked_fill(attention_mask[:, :, None] == 0, -torch.inf)
-        embeddings = self._activated(logits.amax(1)) if self.pooling == "max" else self._activated(logits).sum(1)
+        weights = torch.log1p(torch.relu(logits.amax(1) if self.pooling == "max" else logits))
+        if self.activation == "log1p_relu":
+            weights = torch.log1p(weights)
+        embeddings = weights if self.pooling == "max" else weights.sum(1)
         if self.values == "dense":
             return embeddings
         indices = embeddings.nonzero()
         return indices, embeddings[indices[:, 0], indices[:, 1]]
-
-    def _activated(self, logits: Tensor) -> Tensor:
-        weights = torch.log1p(torch.relu(logits))
-        return torch.log1p(weights) if self.activation == "log1p_relu" else weights
 
 
 class OnnxDocumentEncoder:
@@ -108,42 +98,28 @@ class OnnxDocumentEncoder:
             )
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         self.vocab_size: int = config["vocab_size"]
-        self.max_query_tokens: int = config["max_query_tokens"]
-        self.max_document_tokens: int = config["max_document_tokens"]
         self.max_active_dims: int | None = config["max_active_dims"]
-        self.prompts: dict[str, str] = config["prompts"]
         self._padding_id: int = config["padding_id"]
         with quiet_transformers():
-            self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
-        self.tokenisation = Tokenisation(self.tokenizer, self.max_query_tokens, self.max_document_tokens, self.prompts)
-        self._query = IdfQueryEncoder(idf_from_json(folder / "idf.json", self.tokenizer.get_vocab(), self.vocab_size))
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+        limits = config["max_query_tokens"], config["max_document_tokens"]
+        self.tokenisation = Tokenisation(tokenizer, *limits, config["prompts"])
+        self._query_weights = idf_from_json(folder / "idf.json", tokenizer.get_vocab(), self.vocab_size)
         self._session = onnxruntime.InferenceSession(str(folder / file), providers=["CPUExecutionProvider"])
 
     def encode_query_tokens(self, token_ids: Sequence[np.ndarray]) -> csr_array:
         """Query vectors `[queries, vocab]` from distinct token ids."""
-        return keep_largest(self._query.encode(token_ids), self.max_active_dims)
+        return keep_largest(look_up(self._query_weights, token_ids), self.max_active_dims)
 
     def encode_document_tokens(
         self, token_ids: Sequence[np.ndarray], *, on_batch: Callable[[int], None] | None = None
     ) -> csr_array:
         """Document vectors `[documents, vocab]` from token ids, in the order given.
 
-        Args:
-            token_ids: one array a document.
-            on_batch: called with the number of documents of each batch.
+        `on_batch` is called with the number of documents of each batch.
         """
-        if not len(token_ids):
-            return csr_array((0, self.vocab_size), dtype=np.float32)
-        order = np.argsort([-len(ids) for ids in token_ids], kind="stable")
-        parts, start = [], 0
-        while start < len(order):
-            longest = max(len(token_ids[order[start]]), 1)
-            rows = order[start : start + max(_TOKENS_PER_BATCH // longest, 1)]
-            parts.append(keep_largest(self._run([token_ids[i] for i in rows]), self.max_active_dims))
-            start += len(rows)
-            if on_batch is not None:
-                on_batch(len(rows))
-        return csr_array(vstack(parts, format="csr")[np.argsort(order)])
+        settings = self.vocab_size, _TOKENS_PER_BATCH, self.max_active_dims
+        return encode_by_length(self._run, token_ids, *settings, on_batch)
 
     def _run(self, token_ids: Sequence[np.ndarray]) -> csr_array:
         shape = (len(token_ids), max(1, *map(len, token_ids)))
@@ -211,7 +187,7 @@ def export_onnx(
 
 
 def _write_settings(encoder: AsymmetricSparseEncoder, folder: Path, values: Values) -> None:
-    save_tokenizer(encoder.parts, folder, encoder.max_document_tokens)
+    save_tokenizer(encoder.tokenizer, encoder.document, folder, encoder.max_document_tokens)
     tokens = encoder.tokenizer.convert_ids_to_tokens(list(range(encoder.vocab_size)))
     weights = encoder.idf_weights.detach().float().tolist()
     table = {token: weight for token, weight in zip(tokens, weights, strict=True) if weight and token is not None}
@@ -235,7 +211,7 @@ def _write_graph(document: MlmDocumentEncoder, path: Path, values: Values) -> No
     input_ids = torch.arange(24).reshape(2, 12) % document.vocab_size
     attention_mask = torch.ones_like(input_ids)
     attention_mask[1, 7:] = 0
-    with _padded_model(document) as model, evaluation_mode(document), torch.no_grad(), _quiet_exporter():
+    with _exported_model(document) as model:
         try:
             program = torch.onnx.export(
                 PooledModel(model, document, values).eval(),
@@ -255,29 +231,21 @@ def _write_graph(document: MlmDocumentEncoder, path: Path, values: Values) -> No
 
 
 @contextmanager
-def _padded_model(document: MlmDocumentEncoder) -> Iterator[PreTrainedModel]:
-    """The whole model with plain attention; afterwards it has its own again."""
+def _exported_model(document: MlmDocumentEncoder) -> Iterator[PreTrainedModel]:
+    """The whole model with plain attention, in evaluation mode; afterwards it is as it was."""
     attention = document.model.config._attn_implementation
-    with document.whole_model() as model:
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    with document.whole_model() as model, evaluation_mode(document), torch.no_grad(), warnings.catch_warnings():
         model.set_attn_implementation("eager")
+        # The exporter logs optional packages and deprecations of its own.
+        logger.setLevel(logging.ERROR)
+        warnings.simplefilter("ignore")
         try:
             yield model
         finally:
+            logger.setLevel(level)
             model.set_attn_implementation(attention)
-
-
-@contextmanager
-def _quiet_exporter() -> Iterator[None]:
-    # It logs optional packages and deprecations of its own.
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def _check(encoder: AsymmetricSparseEncoder, folder: Path, int8: bool) -> None:

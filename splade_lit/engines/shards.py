@@ -6,11 +6,11 @@ shard-00000.npz   ids, a CSR matrix (int32 indices, float32 or float16 values), 
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 from zipfile import BadZipFile
 
 import numpy as np
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_Item = TypeVar("_Item")
 _HEADER = "corpus.json"
 # Documents that are tokenised and sorted by length together.
 _CHUNK_DOCUMENTS = 2048
@@ -38,9 +37,7 @@ class Header:
     """What the shards of a folder have in common.
 
     Attributes:
-        weights: fingerprint of the model's weights and limits.
-        files: fingerprint of the files that it was loaded from (`document_side_fingerprint`), None if they are not
-            known; tells without a model in memory that vectors are its own.
+        model: fingerprint of the files that vectors depend on, see `document_side_fingerprint`.
         corpus: where the documents come from.
         vocab_size: dims of a vector.
         values: `float32` or `float16`.
@@ -48,24 +45,23 @@ class Header:
         num_documents: all documents; None while they are being written.
     """
 
-    weights: str
+    model: str
     corpus: str
     vocab_size: int
     values: str
     shard_documents: int
     num_documents: int | None = None
-    files: str | None = None
 
 
 def write_corpus_vectors(
     encoder: "AsymmetricSparseEncoder",
     corpus: "Corpus",
     folder: str | Path,
+    model: str,
     *,
     values: str = "float32",
     shard_documents: int = 10_000,
     show_progress_bar: bool = False,
-    files: str | None = None,
 ) -> Header:
     """Encode a corpus into a folder; a run that was interrupted goes on after the last whole shard.
 
@@ -76,24 +72,22 @@ def write_corpus_vectors(
         encoder: the model.
         corpus: the documents.
         folder: a new or empty folder, or one that was begun with the same model, corpus and settings.
+        model: fingerprint of the model's files (`document_side_fingerprint`).
         values: `float32` or `float16`, which halves the values' size and keeps 3 digits.
         shard_documents: documents of a shard.
-        show_progress_bar: tell how far it is, with documents/s (see `WorkProgress`).
-        files: fingerprint of the files that the model was loaded from, see `Header`.
+        show_progress_bar: show a bar with documents/s (see `WorkProgress`).
 
     Raises:
         UserError: the folder holds something else, cannot be written, or the corpus has no text.
     """
     folder = Path(folder)
-    header = Header(
-        weights_fingerprint(encoder), corpus.source, encoder.vocab_size, values, shard_documents, files=files
-    )
+    header = Header(model, corpus.source, encoder.vocab_size, values, shard_documents)
     _check_folder(folder, header)
     num_documents = 0
     try:
-        replace_text(folder / _HEADER, json.dumps(asdict(header), indent=2) + "\n")
+        _write_header(folder, header)
         with WorkProgress("encoding", "documents", corpus.num_rows, show=show_progress_bar) as progress:
-            for number, shard in enumerate(_parts(iter(corpus), shard_documents)):
+            for number, shard in enumerate(_parts(corpus, shard_documents)):
                 path = folder / f"shard-{number:05d}.npz"
                 num_documents += len(shard)
                 fingerprint = _documents_fingerprint(shard)
@@ -103,7 +97,7 @@ def write_corpus_vectors(
                         continue
                     logger.info("%s does not hold the corpus as it is now and is made again.", path)
                 parts = []
-                for chunk in _parts(iter(shard), _CHUNK_DOCUMENTS):
+                for chunk in _parts(shard, _CHUNK_DOCUMENTS):
                     token_ids = encoder.tokenisation.documents([text for _, text in chunk])
                     parts.append(encoder.encode_document_tokens(token_ids, on_batch=progress.advance))
                 vectors = csr_array(vstack(parts, format="csr"))
@@ -115,16 +109,12 @@ def write_corpus_vectors(
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error.strerror}); free space and start again.") from error
     header = replace(header, num_documents=num_documents)
-    replace_text(folder / _HEADER, json.dumps(asdict(header), indent=2) + "\n")
+    _write_header(folder, header)
     return header
 
 
 def read_corpus_vectors(folder: str | Path, limit: int | None = None) -> tuple[list[str], csr_array, Header]:
-    """Ids and vectors `[documents, vocab]` of a corpus.
-
-    Args:
-        folder: of the vectors.
-        limit: how many documents, the first ones; no shard beyond is read. All if not given.
+    """Ids and vectors `[documents, vocab]` of a corpus: all, or the first `limit` ones, and no shard beyond is read.
 
     Raises:
         UserError: there is no such folder, or it holds no vectors, not all of them, or damaged ones.
@@ -144,34 +134,20 @@ def read_corpus_vectors(folder: str | Path, limit: int | None = None) -> tuple[l
     return ids, csr_array(vstack([vectors for _, vectors in shards], format="csr"))[:wanted], header
 
 
-def weights_fingerprint(encoder: "AsymmetricSparseEncoder") -> str:
-    """A hash of all that an encoder's document vectors depend on."""
-    import torch
-
-    digest = xxhash.xxh3_64()
-    for name, tensor in sorted(encoder.document.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    document = encoder.document
-    settings = (document.pooling, document.activation, encoder.max_document_tokens, encoder.max_active_dims)
-    digest.update(repr((settings, encoder.prompts["document"])).encode())
-    return digest.hexdigest()
-
-
 def _check_folder(folder: Path, header: Header) -> None:
     there = _read_header(folder)
     if there is None:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UserError(f"{folder} is in use and holds no vectors; give a new or an empty folder.")
-    elif replace(there, num_documents=None, files=header.files) != header:
-        mine, theirs = asdict(header), asdict(there)
-        names = {"weights": "model", "shard_documents": "size of shards", "values": "type of values"}
-        other = [
-            names.get(name, name)
-            for name in mine
-            if name not in ("num_documents", "files") and mine[name] != theirs[name]
-        ]
+    elif replace(there, num_documents=None) != header:
+        names = {"shard_documents": "size of shards", "values": "type of values", "vocab_size": "size of vocabulary"}
+        mine, theirs = asdict(header), asdict(replace(there, num_documents=None))
+        other = [names.get(name, name) for name in mine if mine[name] != theirs[name]]
         raise UserError(f"{folder} holds vectors of another {' and '.join(other)}; give a new folder.")
+
+
+def _write_header(folder: Path, header: Header) -> None:
+    replace_text(folder / _HEADER, json.dumps(asdict(header), indent=2) + "\n")
 
 
 def _read_header(folder: Path) -> Header | None:
@@ -181,9 +157,9 @@ def _read_header(folder: Path) -> Header | None:
         return None
 
 
-def _parts(items: Iterator[_Item], size: int) -> Iterator[list[_Item]]:
-    while part := list(islice(items, size)):
-        yield part
+def _parts(documents: Iterable[tuple[str, str]], size: int) -> Iterator[list[tuple[str, str]]]:
+    remaining = iter(documents)
+    return iter(lambda: list(islice(remaining, size)), [])
 
 
 def _documents_fingerprint(documents: Sequence[tuple[str, str]]) -> str:
@@ -204,22 +180,16 @@ def _shard_fingerprint(path: Path) -> str | None:
 
 
 def _write_shard(path: Path, ids: Sequence[str], vectors: csr_array, values: str, fingerprint: str) -> None:
+    packed = np.frombuffer(json.dumps(ids).encode(), dtype=np.uint8)  # an array of strings loses NULs
+    data, indices = vectors.data.astype(values), vectors.indices.astype(np.int32)
     with whole_file(path) as temporary, temporary.open("wb") as file:
-        np.savez(
-            file,
-            fingerprint=fingerprint,
-            ids=np.frombuffer(json.dumps(ids).encode(), dtype=np.uint8),  # an array of strings loses NULs
-            data=vectors.data.astype(values),
-            indices=vectors.indices.astype(np.int32),
-            indptr=vectors.indptr,
-        )
+        np.savez(file, fingerprint=fingerprint, ids=packed, data=data, indices=indices, indptr=vectors.indptr)
 
 
 def _read_shard(path: Path, vocab_size: int) -> tuple[list[str], csr_array]:
     try:
         with np.load(path, allow_pickle=False) as shard:
-            packed = shard["ids"]
-            ids = json.loads(packed.tobytes()) if packed.dtype == np.uint8 else packed.tolist()  # as of before
+            ids = json.loads(shard["ids"].tobytes())
             arrays = (shard["data"].astype(np.float32), shard["indices"], shard["indptr"])
         return ids, csr_array(arrays, shape=(len(ids), vocab_size))
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:

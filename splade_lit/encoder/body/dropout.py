@@ -5,6 +5,8 @@ the attention itself. Here masks come from 16-bit numbers of a faster generator,
 that runs stay repeatable. Masks are kept as bytes; attention keeps their seed alone.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -38,14 +40,10 @@ def draw_seed() -> int:
 
 
 class KeepMasks:
-    """A stream of dropout masks.
+    """A stream of dropout masks, the same for the same seed.
 
-    Args:
-        probability: probability that an element is dropped, rounded to a 65,536th.
-        seed: the same seed gives the same masks in the same order.
-
-    Attributes:
-        scale: factor on the elements that are kept; it leaves expectations as they are.
+    `probability`, that an element is dropped, is rounded to a 65,536th. `scale` is the factor on the elements that are
+    kept; it leaves expectations as they are.
     """
 
     def __init__(self, probability: float, seed: int) -> None:
@@ -60,37 +58,9 @@ class KeepMasks:
         return torch.from_numpy(numbers >= self._limit).view(shape)
 
 
-def dropout_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    lengths: list[int],
-    dropout: float,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-) -> Tensor:
-    """Attention inside each document with dropout on its weights, which the backward pass computes again.
-
-    Args:
-        query: `[1, heads, tokens, head_dim]` on a CPU, as `key` and `value`.
-        key: see query.
-        value: see query.
-        lengths: tokens of each document.
-        dropout: probability that a weight is dropped.
-        scaling: factor on the scores; `head_dim ** -0.5` if not given.
-        sliding_window: tokens attend to those less than this many positions away.
-
-    Returns:
-        `[1, tokens, heads, head_dim]`.
-    """
-    if scaling is None:
-        scaling = query.shape[-1] ** -0.5
-    return _attention(query, key, value, lengths, dropout, scaling, sliding_window, draw_seed())
-
-
 # torch sees one operation, so that selective checkpointing can keep its result instead of running it again.
 @torch.library.custom_op("splade_lit::dropout_attention", mutates_args=())
-def _attention(
+def dropout_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -100,6 +70,21 @@ def _attention(
     sliding_window: int | None,
     seed: int,
 ) -> Tensor:
+    """Attention inside each document with dropout on its weights, which the backward pass computes again.
+
+    Args:
+        query: `[1, heads, tokens, head_dim]` on a CPU, as `key` and `value`.
+        key: see query.
+        value: see query.
+        lengths: tokens of each document.
+        dropout: probability that a weight is dropped.
+        scaling: factor on the scores.
+        sliding_window: tokens attend to those less than this many positions away.
+        seed: of the masks.
+
+    Returns:
+        `[1, tokens, heads, head_dim]`.
+    """
     _, heads, tokens, head_dim = query.shape
     output = query.new_empty(1, tokens, heads, head_dim)
     keep = KeepMasks(dropout, seed)
@@ -113,8 +98,7 @@ def _attention(
 
 def _weights(q: Tensor, k: Tensor, scaling: float, sliding_window: int | None) -> Tensor:
     scores = (q * scaling) @ k.transpose(1, 2)
-    outside = outside_window(q.shape[1], sliding_window, q.device)
-    if outside is not None:
+    if (outside := outside_window(q.shape[1], sliding_window, q.device)) is not None:
         scores.masked_fill_(outside, -torch.inf)
     return torch.softmax(scores, dim=-1)
 
@@ -127,16 +111,15 @@ def outside_window(length: int, sliding_window: int | None, device: torch.device
     return (position[:, None] - position).abs() >= sliding_window
 
 
-def _save_for_backward(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: Tensor) -> None:
-    query, key, value, *settings = inputs
+def _save_for_backward(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    query, key, value, *ctx.settings = inputs
     ctx.save_for_backward(query, key, value, output)
-    ctx.settings = settings  # type: ignore[attr-defined]
 
 
 @torch.no_grad()
-def _attention_backward(ctx: torch.autograd.function.FunctionCtx, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-    query, key, value, output = ctx.saved_tensors  # type: ignore[attr-defined]
-    lengths, dropout, scaling, sliding_window, seed = ctx.settings  # type: ignore[attr-defined]
+def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    query, key, value, output = ctx.saved_tensors
+    lengths, dropout, scaling, sliding_window, seed = ctx.settings
     # In memory [1, tokens, heads, head_dim], like the states that they flow back to.
     grads = [torch.empty_like(output).transpose(1, 2) for _ in range(3)]
     keep = KeepMasks(dropout, seed)
@@ -154,4 +137,4 @@ def _attention_backward(ctx: torch.autograd.function.FunctionCtx, grad_output: T
     return (*grads, None, None, None, None, None)
 
 
-_attention.register_autograd(_attention_backward, setup_context=_save_for_backward)
+dropout_attention.register_autograd(_backward, setup_context=_save_for_backward)

@@ -22,7 +22,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from splade_lit.core.tokens import Tokens
-from splade_lit.encoder.body.dropout import dropout_attention, outside_window
+from splade_lit.encoder.body.dropout import draw_seed, dropout_attention, outside_window
 
 ATTENTION_NAME = "splade_lit_packed"
 _HAS_VARLEN = importlib.util.find_spec("torch.nn.attention.varlen") is not None
@@ -54,17 +54,9 @@ def packed_attention(
 ) -> tuple[Tensor, None]:
     """Attention inside each document of a packed row, in the signature of transformers' attention registry.
 
-    Args:
-        module: the attention layer, for plain padded calls only.
-        query: `[1, heads, tokens, head_dim]`, as `key` and `value`.
-        key: see query.
-        value: see query.
-        attention_mask: for plain padded calls only.
-        dropout: probability, 0 outside training.
-        scaling: factor on the scores.
-        sliding_window: tokens attend to those less than this many positions away (ModernBERT's local layers).
-        document_offsets: where documents begin and end. Without them this is transformers' own SDPA.
-        **kwargs: other arguments that the model passes on.
+    `query`, `key` and `value` are `[1, heads, tokens, head_dim]`; with a `sliding_window` tokens attend to those less
+    than so many positions away (ModernBERT's local layers). Without `document_offsets` this is transformers' own SDPA,
+    for plain padded calls.
 
     Returns:
         `[1, tokens, heads, head_dim]` and None, as the registry asks.
@@ -75,34 +67,27 @@ def packed_attention(
         )
     offsets = document_offsets.rows
     if query.is_cuda:
-        query, key, value = _autocast(query, key, value)
+        if torch.is_autocast_enabled("cuda"):  # which does not act on kernels that are called directly
+            query, key, value = (x.to(torch.get_autocast_dtype("cuda")) for x in (query, key, value))
         if _flash_applies(query):
             return _flash_attention(query, key, value, offsets, dropout, scaling, sliding_window), None
         if query.dtype == torch.float32 and query.shape[-1] % 8 == 0 and sliding_window is None:
-            return _efficient_attention(query, key, value, offsets, dropout, scaling), None
+            # torch's kernel for single precision; attention of jagged tensors calls it in the same way.
+            query, key, value = (x.transpose(1, 2).contiguous() for x in (query, key, value))
+            cuts = _cuts(offsets, query.device)
+            return torch.ops.aten._efficient_attention_forward(
+                query, key, value, None, *cuts, dropout, 0, True, scale=scaling
+            )[0], None
     lengths = [end - start for start, end in pairwise(offsets)]
     if dropout and query.is_cpu and query.dtype in (torch.float32, torch.float64):
-        return dropout_attention(query, key, value, lengths, dropout, scaling, sliding_window), None
-    parts = zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True)
-    outputs = [
-        scaled_dot_product_attention(
-            q, k, v, _local_mask(q.shape[2], sliding_window, q.device), dropout_p=dropout, scale=scaling
-        )
-        for q, k, v in parts
-    ]
+        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+        return dropout_attention(query, key, value, lengths, dropout, scaling, sliding_window, draw_seed()), None
+    outputs = []
+    for q, k, v in zip(*(x.split(lengths, 2) for x in (query, key, value)), strict=True):
+        outside = outside_window(q.shape[2], sliding_window, q.device)
+        mask = None if outside is None else ~outside
+        outputs.append(scaled_dot_product_attention(q, k, v, mask, dropout_p=dropout, scale=scaling))
     return torch.cat(outputs, dim=2).transpose(1, 2), None
-
-
-def _local_mask(length: int, sliding_window: int | None, device: torch.device) -> Tensor | None:
-    outside = outside_window(length, sliding_window, device)
-    return None if outside is None else ~outside
-
-
-def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    # The kernels below are called directly, where autocast does not act.
-    if not torch.is_autocast_enabled("cuda"):
-        return tensors
-    return tuple(tensor.to(torch.get_autocast_dtype("cuda")) for tensor in tensors)
 
 
 def _flash_applies(query: Tensor) -> bool:
@@ -116,8 +101,11 @@ def _flash_applies(query: Tensor) -> bool:
 
 
 @lru_cache(maxsize=4)  # all layers of a batch share it
-def _cuts(offsets: tuple[int, ...], device: torch.device) -> Tensor:
-    return torch.tensor(offsets, dtype=torch.int32).to(device, non_blocking=True)
+def _cuts(offsets: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor, int, int]:
+    """Offsets and longest document, of queries and of keys, as the kernels take them."""
+    cuts = torch.tensor(offsets, dtype=torch.int32).to(device, non_blocking=True)
+    longest = max(end - start for start, end in pairwise(offsets))
+    return cuts, cuts, longest, longest
 
 
 def _flash_attention(
@@ -129,44 +117,19 @@ def _flash_attention(
     scaling: float | None,
     sliding_window: int | None,
 ) -> Tensor:
-    cuts = _cuts(offsets, query.device)
-    longest = max(end - start for start, end in pairwise(offsets))
-    window = (-1, -1) if sliding_window is None else (sliding_window - 1, sliding_window - 1)
+    window = -1 if sliding_window is None else sliding_window - 1
     query, key, value = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))
+    operands = (query, key, value, *_cuts(offsets, query.device))
     if _HAS_VARLEN and not dropout:
         from torch.nn.attention.varlen import varlen_attn
 
-        output = varlen_attn(query, key, value, cuts, cuts, longest, longest, scale=scaling, window_size=window)
+        output = varlen_attn(*operands, scale=scaling, window_size=(window, window))
         assert isinstance(output, Tensor)
         return output[None]
     # `varlen_attn` calls this too, but without dropout.
     return torch.ops.aten._flash_attention_forward(
-        query,
-        key,
-        value,
-        cuts,
-        cuts,
-        longest,
-        longest,
-        dropout,
-        False,
-        False,
-        scale=scaling,
-        window_size_left=window[0],
-        window_size_right=window[1],
+        *operands, dropout, False, False, scale=scaling, window_size_left=window, window_size_right=window
     )[0][None]
-
-
-def _efficient_attention(
-    query: Tensor, key: Tensor, value: Tensor, offsets: tuple[int, ...], dropout: float, scaling: float | None
-) -> Tensor:
-    # torch's kernel for single precision; attention of jagged tensors calls it in the same way.
-    cuts = _cuts(offsets, query.device)
-    longest = max(end - start for start, end in pairwise(offsets))
-    query, key, value = (x.transpose(1, 2).contiguous() for x in (query, key, value))
-    return torch.ops.aten._efficient_attention_forward(
-        query, key, value, None, cuts, cuts, longest, longest, dropout, 0, True, scale=scaling
-    )[0]
 
 
 def _packed_mask(attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
@@ -212,8 +175,7 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
 
 def probe(model: PreTrainedModel, padding_id: int) -> dict[str, Tensor]:
     """Keyword arguments of a masked-LM for two short documents of unequal length, padded."""
-    input_ids, attention_mask = _probe_tokens(model, padding_id).padded(padding_id)
-    return {"input_ids": input_ids, "attention_mask": attention_mask}
+    return dict(zip(("input_ids", "attention_mask"), _probe_tokens(model, padding_id).padded(padding_id), strict=True))
 
 
 def _probe_tokens(model: PreTrainedModel, padding_id: int) -> Tokens:

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from splade_lit.encoder.body.winners import first_maximum, winning_rows
+from splade_lit.encoder.body.winners import active_columns, winners_by_document, winners_together
 
 Pooling = Literal["max", "sum"]
 Activation = Literal["relu", "log1p_relu"]
@@ -29,14 +29,11 @@ _TILE_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 26}
 _TILE_COLUMNS = 512
 # A GPU runs its slowest kernels on rows that do not start at aligned addresses; 30,522 columns give such rows.
 _ALIGNED_COLUMNS = 64
-# Columns of one backward tile at most, so that a dense document does not need its whole [tokens, vocab] at once.
-_BACKWARD_COLUMNS = 4096
-# Numbers in a block of states gathered for the active dims of all documents.
-_BLOCK_ELEMENTS = 1 << 25
 # Devices on which an operation takes longer to start than to run: there all documents share each operation.
 _BATCHED_DEVICES = {"cuda"}
 
 
+@torch.compiler.disable  # torch.compile keeps the model around this call and runs the call itself as it is written
 def splade_pool(
     hidden: Float[Tensor, "tokens hidden"],
     weight: Float[Tensor, "vocab hidden"],
@@ -49,8 +46,7 @@ def splade_pool(
     """Pooled vocabulary weights of ragged documents, as SPLADE defines them.
 
     With max pooling `act(max_l logit_l)`, with sum pooling `sum_l act(logit_l)`, where
-    `logit = hidden @ weight.T + bias` and `act` is log1p(relu(x)) or, for `log1p_relu`, log1p(log1p(relu(x))). A
-    document without tokens gets zeros.
+    `logit = hidden @ weight.T + bias`. A document without tokens gets zeros.
 
     Gradients equal those of dense autograd. Where two tokens share the maximum, the first one takes the whole gradient
     (as `torch.max(dim)` does; `torch.amax` would share it).
@@ -61,15 +57,13 @@ def splade_pool(
         bias: decoder bias.
         offsets: `documents + 1` row numbers; document i has the rows `offsets[i]:offsets[i + 1]`.
         pooling: "max" or "sum" over the tokens of a document.
-        activation: "relu" for log1p(relu(x)), "log1p_relu" for a second log1p on top. The names are those of
-            sentence-transformers.
+        activation: "relu" for log1p(relu(x)), "log1p_relu" for a second log1p on top (sentence-transformers' names).
         tile_columns: vocabulary entries a tile of logits holds; chosen from the number of tokens if not given.
 
     Returns:
         fp32 (fp64 for fp64 input). Under autocast the matrix products run in the autocast dtype; its results are fp32.
     """
-    hidden, weight = _operands(hidden, weight)
-    return _pool(hidden, weight, bias, tuple(offsets), pooling, activation, tile_columns)
+    return _SpladePool.apply(*_operands(hidden, weight), bias, tuple(offsets), pooling, activation, tile_columns)
 
 
 def max_logits(
@@ -78,12 +72,9 @@ def max_logits(
     bias: Float[Tensor, " vocab"] | None,
     offsets: Sequence[int],
 ) -> Float[Tensor, "documents vocab"]:
-    """Largest logit of each document and dim before any activation, without gradients.
-
-    A document without tokens gets -inf.
-    """
+    """Largest logit of each document and dim before any activation, without gradients; -inf without tokens."""
     with torch.no_grad():
-        return _max_logits(*_operands(hidden, weight), bias, tuple(offsets), None)
+        return _pool_tiles(*_operands(hidden, weight), bias, tuple(offsets))
 
 
 def _operands(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -94,26 +85,15 @@ def _operands(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     return hidden.to(weight.dtype), weight
 
 
-@torch.compiler.disable
-def _pool(hidden: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any) -> Tensor:
-    # torch.compile keeps the model around this call and runs the call itself as it is written.
-    return _SpladePool.apply(hidden, weight, bias, *settings)
-
-
 class _SpladePool(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        offsets: tuple[int, ...],
-        pooling: Pooling,
-        activation: Activation,
-        tile_columns: int | None,
-    ) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any) -> Tensor:
+        offsets, pooling, activation, tile_columns = settings
         with torch.autocast(hidden.device.type, enabled=False):
-            pooled = _forward(hidden, weight, bias, offsets, pooling, activation, tile_columns)
+            if pooling == "max":
+                pooled = _activate(_pool_tiles(hidden, weight, bias, offsets, tile_columns), activation)
+            else:
+                pooled = _pool_tiles(hidden, weight, bias, offsets, tile_columns, activation)
         ctx.save_for_backward(hidden, weight, bias, pooled)
         ctx.settings = offsets, pooling, activation
         return pooled
@@ -122,45 +102,45 @@ class _SpladePool(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_pooled: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, pooled = ctx.saved_tensors
+        offsets, pooling, activation = ctx.settings
+        inputs = list(zip((hidden, weight, bias), ctx.needs_input_grad[:3], strict=True))
+        grads = [torch.zeros_like(x, dtype=pooled.dtype) if needed else None for x, needed in inputs]
+        # NaN flows too, so that a broken step shows in the gradients.
+        flowing = (grad_pooled != 0) & ~(pooled <= 0)
         with torch.autocast(hidden.device.type, enabled=False):
-            grads = _backward(grad_pooled, hidden, weight, bias, pooled, ctx.needs_input_grad, *ctx.settings)
-        return (*grads, None, None, None, None)
+            if pooling == "max":
+                _add_gradients_of_maxima(grads, grad_pooled, flowing, hidden, weight, pooled, offsets, activation)
+            else:
+                _add_gradients_of_sums(grads, grad_pooled, flowing, hidden, weight, bias, offsets, activation)
+        results = (None if grad is None else grad.to(x.dtype) for grad, (x, _) in zip(grads, inputs, strict=True))
+        return (*results, None, None, None, None)
 
 
-def _forward(
+def _pool_tiles(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     offsets: tuple[int, ...],
-    pooling: Pooling,
-    activation: Activation,
-    tile_columns: int | None,
+    tile_columns: int | None = None,
+    summed: Activation | None = None,
 ) -> Tensor:
-    if pooling == "max":
-        return _activate(_max_logits(hidden, weight, bias, offsets, tile_columns), activation)
-    pooled = _new_output(hidden, weight, offsets, fill=0.0)
+    """Largest logits of each document; with `summed` the sums of its logits after this activation."""
+    dtype = torch.promote_types(hidden.dtype, torch.float32)
+    pooled = hidden.new_full((len(offsets) - 1, len(weight)), 0.0 if summed else -torch.inf, dtype=dtype)
+    together = not summed and hidden.device.type in _BATCHED_DEVICES and len(pooled)
+    cuts = torch.tensor(offsets).to(hidden.device, non_blocking=True) if together else None
+    documents = [(i, start, end) for i, (start, end) in enumerate(pairwise(offsets)) if end > start]
     for left, right, logits in _tiles(hidden, weight, tile_columns):
-        logits = logits.to(pooled.dtype)
-        values = _activate(logits if bias is None else logits + bias[left:right], activation)
-        for i, (start, end) in _documents(offsets):
-            pooled[i, left:right] = values[start:end].sum(0)
-    return pooled
-
-
-def _max_logits(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, offsets: tuple[int, ...], tile_columns: int | None
-) -> Tensor:
-    pooled = _new_output(hidden, weight, offsets, fill=-torch.inf)
-    if hidden.device.type in _BATCHED_DEVICES and len(pooled):
-        cuts = torch.tensor(offsets).to(hidden.device, non_blocking=True)
-        for left, right, logits in _tiles(hidden, weight, tile_columns):
+        if together:
             pooled[:, left:right] = torch.segment_reduce(logits, "max", offsets=cuts, unsafe=True)
-    else:
-        for left, right, logits in _tiles(hidden, weight, tile_columns):
-            for i, (start, end) in _documents(offsets):
-                pooled[i, left:right] = logits[start:end].amax(0)
+            continue
+        if summed:
+            logits = logits.to(dtype)
+            logits = _activate(logits if bias is None else logits + bias[left:right], summed)
+        for i, start, end in documents:
+            pooled[i, left:right] = logits[start:end].sum(0) if summed else logits[start:end].amax(0)
     # One bias for all tokens: adding it after the maximum is the same, and happens in fp32.
-    return pooled if bias is None else pooled.add_(bias)
+    return pooled if bias is None or summed else pooled.add_(bias)
 
 
 def _tiles(hidden: Tensor, weight: Tensor, tile_columns: int | None) -> Iterator[tuple[int, int, Tensor]]:
@@ -177,113 +157,54 @@ def _tiles(hidden: Tensor, weight: Tensor, tile_columns: int | None) -> Iterator
         yield left, right, torch.mm(hidden, weight[left:right].T, out=logits)
 
 
-def _documents(offsets: tuple[int, ...]) -> list[tuple[int, tuple[int, int]]]:
-    """Number and rows of each document that has tokens."""
-    return [(i, (start, end)) for i, (start, end) in enumerate(pairwise(offsets)) if end > start]
-
-
-def _new_output(hidden: Tensor, weight: Tensor, offsets: tuple[int, ...], fill: float) -> Tensor:
-    dtype = torch.promote_types(hidden.dtype, torch.float32)
-    return hidden.new_full((len(offsets) - 1, len(weight)), fill, dtype=dtype)
-
-
-def _backward(
+def _add_gradients_of_maxima(
+    grads: list[Tensor | None],
     grad_pooled: Tensor,
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    pooled: Tensor,
-    needed: Sequence[bool],
-    offsets: tuple[int, ...],
-    pooling: Pooling,
-    activation: Activation,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    # NaN flows too, so that a broken step shows in the gradients.
-    flowing = (grad_pooled != 0) & ~(pooled <= 0)
-    grad_hidden = torch.zeros_like(hidden, dtype=pooled.dtype)
-    grad_weight = torch.zeros_like(weight, dtype=pooled.dtype) if needed[1] else None
-    grad_bias = torch.zeros_like(bias, dtype=pooled.dtype) if bias is not None and needed[2] else None
-    grads = grad_hidden, grad_weight, grad_bias
-    if pooling == "max" and hidden.device.type in _BATCHED_DEVICES and len(hidden):
-        _add_gradients_together(grads, flowing, grad_pooled, hidden, weight, pooled, offsets, activation)
-    else:
-        _add_gradients_by_document(
-            grads, flowing, grad_pooled, hidden, weight, bias, pooled, offsets, pooling, activation
-        )
-    return (
-        grad_hidden.to(hidden.dtype) if needed[0] else None,
-        None if grad_weight is None else grad_weight.to(weight.dtype),
-        None if grad_bias is None or bias is None else grad_bias.to(bias.dtype),
-    )
-
-
-# Gradients of states, weight and bias; None where not needed.
-_Grads = tuple[Tensor, Tensor | None, Tensor | None]
-
-
-def _add_gradients_by_document(
-    grads: _Grads,
     flowing: Tensor,
-    grad_pooled: Tensor,
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    pooled: Tensor,
-    offsets: tuple[int, ...],
-    pooling: Pooling,
-    activation: Activation,
-) -> None:
-    grad_hidden, grad_weight, grad_bias = grads
-    # This waits for the device, because the active dims of each document decide the shapes below.
-    documents, dims = flowing.nonzero(as_tuple=True)
-    counts = torch.bincount(documents, minlength=len(pooled)).tolist()
-    for i, active in enumerate(dims.split(counts)):
-        states = hidden[offsets[i] : offsets[i + 1]]
-        grad_states = grad_hidden[offsets[i] : offsets[i + 1]]
-        for columns in active.split(_BACKWARD_COLUMNS) if len(active) else ():
-            vectors = weight[columns]
-            logits = (states @ vectors.T).to(pooled.dtype)
-            upstream = grad_pooled[i, columns]
-            if pooling == "max":
-                slope = upstream * _slope_from_value(pooled[i, columns], activation)
-                winner = first_maximum(logits)
-                grad_states.index_add_(0, winner, slope[:, None] * vectors)
-                grad_vectors = slope[:, None] * states[winner]
-            else:
-                if bias is not None:
-                    logits += bias[columns]
-                grad_logits = upstream * _slope_from_logit(logits, activation)
-                slope = grad_logits.sum(0)
-                # In half precision the products run in half as well; their sums over documents stay fp32.
-                grad_logits = grad_logits.to(hidden.dtype)
-                grad_states += grad_logits @ vectors
-                grad_vectors = grad_logits.T @ states
-            if grad_weight is not None:
-                grad_weight.index_add_(0, columns, grad_vectors.to(grad_weight.dtype))
-            if grad_bias is not None:
-                grad_bias.index_add_(0, columns, slope)
-
-
-def _add_gradients_together(
-    grads: _Grads,
-    flowing: Tensor,
-    grad_pooled: Tensor,
     hidden: Tensor,
     weight: Tensor,
     pooled: Tensor,
     offsets: tuple[int, ...],
     activation: Activation,
 ) -> None:
-    """The same for max pooling, in operations over all documents."""
     grad_hidden, grad_weight, grad_bias = grads
-    pairs = winning_rows(hidden, weight, offsets, flowing, pooled.dtype)
-    for documents, dims, rows in zip(*(x.split(_BLOCK_ELEMENTS // weight.shape[1]) for x in pairs), strict=True):
+    together = hidden.device.type in _BATCHED_DEVICES and len(hidden)
+    find_winners = winners_together if together else winners_by_document
+    for documents, dims, rows, vectors in find_winners(hidden, weight, offsets, flowing, pooled.dtype):
         slope = grad_pooled[documents, dims] * _slope_from_value(pooled[documents, dims], activation)
-        grad_hidden.index_add_(0, rows, slope[:, None] * weight[dims])
+        if grad_hidden is not None:
+            grad_hidden.index_add_(0, rows, slope[:, None] * vectors)
         if grad_weight is not None:
             grad_weight.index_add_(0, dims, slope[:, None] * hidden[rows])
         if grad_bias is not None:
             grad_bias.index_add_(0, dims, slope)
+
+
+def _add_gradients_of_sums(
+    grads: list[Tensor | None],
+    grad_pooled: Tensor,
+    flowing: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    offsets: tuple[int, ...],
+    activation: Activation,
+) -> None:
+    grad_hidden, grad_weight, grad_bias = grads
+    for i, rows, columns in active_columns(flowing, offsets):
+        states, vectors = hidden[rows], weight[columns]
+        logits = (states @ vectors.T).to(grad_pooled.dtype)
+        if bias is not None:
+            logits += bias[columns]
+        grad_logits = grad_pooled[i, columns] * _slope_from_logit(logits, activation)
+        if grad_bias is not None:
+            grad_bias.index_add_(0, columns, grad_logits.sum(0))
+        # In half precision the products run in half as well; their sums over documents stay fp32.
+        grad_logits = grad_logits.to(hidden.dtype)
+        if grad_hidden is not None:
+            grad_hidden[rows] += grad_logits @ vectors
+        if grad_weight is not None:
+            grad_weight.index_add_(0, columns, (grad_logits.T @ states).to(grad_weight.dtype))
 
 
 def _activate(x: Tensor, activation: Activation) -> Tensor:

@@ -1,6 +1,10 @@
-"""Which token of a document holds the maximum of each active dim, found again for the backward pass of the head."""
+"""Which token of a document holds the maximum of each active dim, found again for the backward pass of the head.
 
-from collections.abc import Sequence
+Winners come in blocks `(documents, dims, rows, vectors)`: the document (one number, or one for each pair), the active
+dims, the rows of `hidden` that hold their maxima, and the output embeddings of the dims.
+"""
+
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import torch
@@ -10,8 +14,12 @@ from torch import Tensor
 # Logits this close (relative) to the maximum count as ties, which go to the first token: rounding of a matrix product
 # depends on the shape of its operands, and two equal tokens must not swap places between forward and backward.
 _TIE_ULPS = 8
+# Columns of one block at most, so that a dense document does not need its whole [tokens, vocab] at once.
+_COLUMNS = 4096
 # Elements computed at a time where all documents go together: logits, or the weights gathered for them.
 _ELEMENTS = 1 << 25
+
+_Winners = Iterator[tuple[int | Tensor, Tensor, Tensor, Tensor]]
 
 
 def first_maximum(logits: Float[Tensor, "*documents tokens dims"]) -> Int64[Tensor, "*documents dims"]:
@@ -25,27 +33,38 @@ def first_maximum(logits: Float[Tensor, "*documents tokens dims"]) -> Int64[Tens
     return (tokens - first).clamp_(max=tokens - 1).long()
 
 
-def winning_rows(
+def active_columns(
+    active: Bool[Tensor, "documents vocab"], offsets: Sequence[int]
+) -> Iterator[tuple[int, slice, Int64[Tensor, " dims"]]]:
+    """Document, its rows of `hidden`, and some of its active dims, until each active dim has been given once."""
+    # This waits for the device: the active dims of each document decide the shapes of what follows.
+    documents, dims = active.nonzero(as_tuple=True)
+    counts = torch.bincount(documents, minlength=len(active)).tolist()
+    for i, columns in enumerate(dims.split(counts)):
+        for block in columns.split(_COLUMNS) if len(columns) else ():
+            yield i, slice(offsets[i], offsets[i + 1]), block
+
+
+def winners_by_document(
+    hidden: Tensor, weight: Tensor, offsets: Sequence[int], active: Tensor, dtype: torch.dtype
+) -> _Winners:
+    """Winners of one document after another, the logits compared in `dtype`."""
+    for i, rows, columns in active_columns(active, offsets):
+        vectors = weight[columns]
+        yield i, columns, rows.start + first_maximum((hidden[rows] @ vectors.T).to(dtype)), vectors
+
+
+def winners_together(
     hidden: Float[Tensor, "tokens hidden"],
     weight: Float[Tensor, "vocab hidden"],
     offsets: Sequence[int],
     active: Bool[Tensor, "documents vocab"],
     dtype: torch.dtype,
-) -> tuple[Int64[Tensor, " pairs"], Int64[Tensor, " pairs"], Int64[Tensor, " pairs"]]:
-    """Rows that hold the maxima of the active dims of all documents, found in a few large operations.
+) -> _Winners:
+    """The same for all documents, of which one has tokens at least, in a few large operations.
 
     Documents are padded to the longest, and active dims to the largest number of a document. The surplus arithmetic
     takes less time than many small operations on a GPU.
-
-    Args:
-        hidden: states of all tokens, of one document at least.
-        weight: output embeddings.
-        offsets: `documents + 1` row numbers.
-        active: which dims to look at.
-        dtype: of the comparison.
-
-    Returns:
-        `(document, dim, row)` of each active dim, by document and dim; row is one of `hidden`.
     """
     documents, dims = active.nonzero(as_tuple=True)  # the device is waited for here,
     counts = active.sum(1)
@@ -67,4 +86,6 @@ def winning_rows(
         winners[:, left : left + step] = first_maximum(logits.masked_fill_(outside[:, :, None], -torch.inf))
     # With NaN no token compares as the maximum, and the last one is returned: that of the document, not of the longest.
     last = cuts[1:][documents] - 1
-    return documents, dims, torch.minimum(cuts[documents] + winners[documents, places], last)
+    found = documents, dims, torch.minimum(cuts[documents] + winners[documents, places], last)
+    for numbers, block, tokens in zip(*(x.split(_ELEMENTS // weight.shape[1]) for x in found), strict=True):
+        yield numbers, block, tokens, weight[block]
