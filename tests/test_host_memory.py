@@ -8,7 +8,7 @@ import pytest
 
 SCRIPT = """
 import torch
-from splade_lit.encoder.body.memory import return_free_memory
+from splade_lit.encoder.body.recompute import return_free_memory
 def resident():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmRSS"))
 torch.ones(30 << 18)  # a freed block of this size has glibc keep smaller ones
@@ -19,7 +19,7 @@ for _ in range(20):
     separators.append(torch.ones(1000))
 blocks.clear()
 kept = resident() - before
-assert return_free_memory()
+return_free_memory()
 print(kept >> 10, (resident() - before) >> 10)
 """
 

@@ -32,7 +32,7 @@ def test_nothing_to_hold(lists):
     assert len(tokens) == len(lists)
     assert tokens.offsets == (0,) * (len(lists) + 1)
     assert tokens.text_index.shape == tokens.positions.shape == (0,)
-    assert tokens.padded(0)[0].shape == (len(lists), 0)
+    assert tokens.padded(0)["input_ids"].shape == (len(lists), 0)
     assert [text.tolist() for text in tokens] == lists
 
 
@@ -43,7 +43,7 @@ def test_arrays_of_any_integer_type():
 
 
 def test_padded():
-    input_ids, attention_mask = Tokens.from_lists(LISTS).padded(1)
+    input_ids, attention_mask = Tokens.from_lists(LISTS).padded(1).values()
     assert input_ids.tolist() == [[5, 6, 7], [1, 1, 1], [8, 1, 1], [9, 10, 1]]
     assert attention_mask.tolist() == [[1, 1, 1], [0, 0, 0], [1, 0, 0], [1, 1, 0]]
     assert input_ids.dtype == attention_mask.dtype == torch.int64

@@ -66,14 +66,14 @@ class Tokens:
         """The same tokens on another device."""
         return Tokens(self.input_ids.to(device, non_blocking=True), self.lengths)
 
-    def padded(self, padding_id: int) -> tuple[Tensor, Tensor]:
-        """`(input_ids, attention_mask)`, both int64 `[texts, longest]`."""
+    def padded(self, padding_id: int) -> dict[str, Tensor]:
+        """`input_ids` and `attention_mask`, both int64 `[texts, longest]`, as models of transformers take them."""
         longest = max(self.lengths, default=0)
         input_ids = self.input_ids.new_full((len(self), longest), padding_id)
         attention_mask = torch.zeros_like(input_ids)
         input_ids[self.text_index, self.positions] = self.input_ids
         attention_mask[self.text_index, self.positions] = 1
-        return input_ids, attention_mask
+        return {"input_ids": input_ids, "attention_mask": attention_mask}
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ class MlmDocumentEncoder(nn.Module):
         use_cpu_dropout(model)
         self.decoder_name = next(name for name, module in model.named_modules() if module is decoder)
         with packing.evaluation_mode(model), torch.no_grad():
-            inputs = packing.probe(model, padding_id)
+            inputs = packing.probe(model, padding_id).padded(padding_id)
             logits = model(**inputs).logits
             model.set_submodule(self.decoder_name, nn.Identity())
             self._check_head(model, decoder, inputs, logits)
@@ -146,22 +146,13 @@ class MlmDocumentEncoder(nn.Module):
             return self.decoder.weight.new_zeros(0, self.decoder.in_features)
         if self.packed:
             return self.model(**packing.packed_inputs(tokens, self._first_position)).logits[0]
-        input_ids, attention_mask = tokens.padded(self.padding_id)
-        states = self.model(input_ids=input_ids, attention_mask=attention_mask).logits
+        states = self.model(**tokens.padded(self.padding_id)).logits
         return states[tokens.text_index, tokens.positions]
 
     def forward(self, tokens: Tokens) -> Float[Tensor, "documents vocab"]:
         """Document vectors, dense, fp32 also under autocast."""
-        states = self.hidden_states(tokens)
-        return splade_pool(
-            states,
-            self.decoder.weight,
-            self.decoder.bias,
-            tokens.offsets,
-            self.pooling,
-            self.activation,
-            self.tile_columns,
-        )
+        operands = self.hidden_states(tokens), self.decoder.weight, self.decoder.bias
+        return splade_pool(*operands, tokens.offsets, self.pooling, self.activation, self.tile_columns)
 
     @torch.no_grad()
     def max_logits(self, tokens: Tokens) -> Float[Tensor, "documents vocab"]:

@@ -5,6 +5,7 @@ whose query weights are an `idf.json` (OpenSearch's), and plain masked-LM reposi
 SPLADE-doc). No weights are read here.
 """
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ _QUERY_CLASSES = ("SparseStaticEmbedding", "IDF")
 _DOCUMENT_CLASSES = ("MLMTransformer", "Transformer")
 # Files of a Hub repository; weights in torch's own form are fetched only where there are no others.
 _TEXTS = ("*.json", "*.txt", "*.model", "README.md")
-_WEIGHTS, _WEIGHTS_ELSE = "*.safetensors", ("pytorch_model*.bin", "*/pytorch_model*.bin")
+_WEIGHTS, _WEIGHTS_ELSE = "*.safetensors", "*pytorch_model*.bin"
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def find_saved(source: str | Path, revision: str | None = None, queries_only: bo
     path = _local_path(source)
     if path is not None and not path.is_dir():
         raise UserError(f"{source} is not a folder; give the folder of a saved model or a Hub id such as owner/name.")
-    folder = path or _fetch(source, revision, _TEXTS)
+    folder = path or _fetch(source, revision, *_TEXTS)
     try:
         layout = _read_layout(folder, source)
     except (KeyError, TypeError, AttributeError, IndexError, UnicodeDecodeError) as error:
@@ -82,12 +83,12 @@ def find_saved(source: str | Path, revision: str | None = None, queries_only: bo
             f"The JSON files of {source} are not laid out as sentence-transformers' are; fetch the model again."
         ) from error
     if path is None and not queries_only:
-        _fetch(source, folder.name, [_WEIGHTS])
+        _fetch(source, folder.name, _WEIGHTS)
         if not any(folder.rglob("model*.safetensors")):
             _fetch(source, folder.name, _WEIGHTS_ELSE)
     elif path is None and layout.query_folder is not None:
         table = layout.query_folder.relative_to(folder)
-        _fetch(source, folder.name, [str(table / name) for name in ("model.safetensors", "pytorch_model.bin")])
+        _fetch(source, folder.name, str(table / "model.safetensors"), str(table / "pytorch_model.bin"))
     return layout
 
 
@@ -127,7 +128,7 @@ def _file_of(source: str, name: str, revision: str | None) -> Path | None:
         return None  # whoever loads the model says what is wrong with it
 
 
-def _fetch(source: str, revision: str | None, patterns: Sequence[str]) -> Path:
+def _fetch(source: str, revision: str | None, *patterns: str) -> Path:
     """The folder in the Hub's cache that has the files of a repository whose paths match."""
     try:
         return Path(snapshot_download(source, revision=revision, allow_patterns=list(patterns)))
@@ -248,7 +249,5 @@ def document_side_fingerprint(layout: SavedLayout) -> str:
     for path in sorted(layout.document_folder.iterdir()):
         if path.suffix in (".json", ".safetensors", ".bin", ".txt", ".model"):
             with path.open("rb") as file:
-                digest.update(path.name.encode())
-                while block := file.read(1 << 24):
-                    digest.update(block)
+                digest.update(f"{path.name} {hashlib.file_digest(file, xxhash.xxh3_64).hexdigest()}".encode())
     return digest.hexdigest()

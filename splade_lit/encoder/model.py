@@ -225,20 +225,16 @@ class AsymmetricSparseEncoder(nn.Module):
             tokens_per_batch: documents of like length go in batches of so many tokens; chosen by device if not given.
         """
         budget = tokens_per_batch or _TOKENS_PER_BATCH.get(self.device.type, 4096)
+
+        def encode(batch: Sequence[np.ndarray]) -> csr_array:
+            return as_csr(self.document(Tokens.from_lists(batch).to(self.device)))
+
         with evaluation_mode(self), torch.no_grad():
-            return encode_by_length(
-                lambda batch: as_csr(self.document(Tokens.from_lists(batch).to(self.device))),
-                token_ids,
-                self.vocab_size,
-                budget,
-                self._limit(max_active_dims),
-                on_batch,
-            )
+            return encode_by_length(encode, token_ids, budget, self._limit(max_active_dims), on_batch)
 
     def similarity(self, embeddings_1: Vectors, embeddings_2: Vectors) -> Tensor:
         """Dot products, dense float32 `[rows 1, rows 2]` on the device of the first set."""
-        product = as_csr(embeddings_1) @ as_csr(embeddings_2).T
-        scores = torch.from_numpy(product.toarray())
+        scores = torch.from_numpy((as_csr(embeddings_1) @ as_csr(embeddings_2).T).toarray())
         return scores.to(embeddings_1.device) if isinstance(embeddings_1, Tensor) else scores
 
     def sparsity(self, embeddings: Vectors) -> dict[str, float]:
@@ -310,8 +306,8 @@ class AsymmetricSparseEncoder(nn.Module):
     ) -> Any:
         if to_csr:
             return matrix
-        target = torch.device("cpu") if to_cpu else torch.device(device or self.device)
-        tensor = csr_to_torch(matrix).to(target) if sparse else torch.from_numpy(matrix.toarray()).to(target)
+        tensor = csr_to_torch(matrix) if sparse else torch.from_numpy(matrix.toarray())
+        tensor = tensor.to("cpu" if to_cpu else device or self.device)
         if isinstance(inputs, str):
             return tensor[0]
         if not to_tensor:

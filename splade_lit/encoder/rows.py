@@ -12,7 +12,6 @@ _DOCUMENTS_PER_BATCH = 512
 def encode_by_length(
     encode: Callable[[list[np.ndarray]], csr_array],
     token_ids: Sequence[np.ndarray],
-    vocab_size: int,
     tokens_per_batch: int,
     max_active_dims: int | None,
     on_batch: Callable[[int], None] | None,
@@ -20,23 +19,21 @@ def encode_by_length(
     """Vectors `[documents, vocab]` in the order given, from batches of documents of like length.
 
     Args:
-        encode: gives the vectors of a batch.
+        encode: gives the vectors of a batch, which may be empty.
         token_ids: one array a document.
-        vocab_size: dims of a vector.
         tokens_per_batch: tokens of a batch, as if padded, at most (or one document).
         max_active_dims: see `keep_largest`.
         on_batch: called with the number of documents of each batch.
     """
-    lengths = np.array([max(len(ids), 1) for ids in token_ids], np.int64)
-    order = np.argsort(-lengths, kind="stable")
-    parts, start = [csr_array((0, vocab_size), dtype=np.float32)], 0
+    order = np.argsort([-len(ids) for ids in token_ids], kind="stable")
+    parts, start = [encode([])], 0
     while start < len(order):
-        size = min(max(tokens_per_batch // lengths[order[start]], 1), _DOCUMENTS_PER_BATCH)
-        rows = order[start : start + size]
-        parts.append(keep_largest(encode([token_ids[row] for row in rows]), max_active_dims))
+        size = tokens_per_batch // max(len(token_ids[order[start]]), 1)
+        batch = [token_ids[row] for row in order[start : start + min(max(size, 1), _DOCUMENTS_PER_BATCH)]]
+        parts.append(keep_largest(encode(batch), max_active_dims))
+        start += len(batch)
         if on_batch is not None:
-            on_batch(len(rows))
-        start += size
+            on_batch(len(batch))
     return csr_array(vstack(parts, format="csr")[np.argsort(order)])
 
 

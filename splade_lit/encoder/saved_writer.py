@@ -56,42 +56,33 @@ def write_saved(parts: EncoderParts, folder: str | Path) -> None:
         raise UserError(f"{target} is in use and holds no saved asymmetric model; give a new or an empty folder.")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    except OSError as error:
-        raise UserError(
-            f"The model cannot be saved in {target.parent} ({error.strerror}); choose another folder."
-        ) from None
-    try:
-        _write(parts, scratch)
-        for path in (scratch, *scratch.rglob("*")):  # temporary folders and safetensors' files are their owner's alone
-            path.chmod(0o755 if path.is_dir() else 0o644)
-        _take_place(scratch, target)
-    except (OSError, SafetensorError) as error:  # safetensors tells of a full disk with an exception of its own
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
+            new = Path(scratch, "new")
+            new.mkdir()
+            _write(parts, new)
+            for path in (new, *new.rglob("*")):  # safetensors' files are made for their owner alone
+                path.chmod(0o755 if path.is_dir() else 0o644)
+            _take_place(new, Path(scratch, "old"), target)
+    except (OSError, SafetensorError) as error:  # safetensors has an exception of its own for a full disk
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise UserError(
-            f"The model cannot be saved to {target} ({reason}); what was there before is untouched."
+            f"The model cannot be saved to {target} ({reason}), and what was there before is untouched; "
+            "free space or choose another folder."
         ) from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _take_place(scratch: Path, target: Path) -> None:
-    if not target.exists():
-        scratch.rename(target)
-        return
-    for kept in target.iterdir():
-        if not (scratch / kept.name).exists() and not kept.name.startswith(("query_", "document_")):
-            (shutil.copytree if kept.is_dir() else shutil.copy2)(kept, scratch / kept.name)
-    old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
+def _take_place(new: Path, old: Path, target: Path) -> None:
+    if target.exists():
+        for kept in target.iterdir():
+            if not (new / kept.name).exists() and not kept.name.startswith(("query_", "document_")):
+                (shutil.copytree if kept.is_dir() else shutil.copy2)(kept, new / kept.name)
+        target.rename(old)
     try:
-        target.rename(old / target.name)
-        try:
-            scratch.rename(target)
-        except OSError:
-            (old / target.name).rename(target)
-            raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
+        new.rename(target)
+    except BaseException:
+        if old.exists():
+            old.rename(target)
+        raise
 
 
 def _write(parts: EncoderParts, folder: Path) -> None:

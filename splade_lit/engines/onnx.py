@@ -118,16 +118,14 @@ class OnnxDocumentEncoder:
 
         `on_batch` is called with the number of documents of each batch.
         """
-        settings = self.vocab_size, _TOKENS_PER_BATCH, self.max_active_dims
-        return encode_by_length(self._run, token_ids, *settings, on_batch)
+        return encode_by_length(self._run, token_ids, _TOKENS_PER_BATCH, self.max_active_dims, on_batch)
 
     def _run(self, token_ids: Sequence[np.ndarray]) -> csr_array:
-        shape = (len(token_ids), max(1, *map(len, token_ids)))
-        inputs = {"input_ids": np.full(shape, self._padding_id, np.int64), "attention_mask": np.zeros(shape, np.int64)}
-        for row, ids in enumerate(token_ids):
-            inputs["input_ids"][row, : len(ids)] = ids
-            inputs["attention_mask"][row, : len(ids)] = 1
-        outputs = self._session.run(None, inputs)
+        tokens = Tokens.from_lists(token_ids)
+        if not len(tokens.input_ids):  # a graph wants a token at least
+            return csr_array((len(tokens), self.vocab_size), dtype=np.float32)
+        inputs = tokens.padded(self._padding_id)
+        outputs = self._session.run(None, {name: tensor.numpy() for name, tensor in inputs.items()})
         if len(outputs) == 1:
             return as_csr(outputs[0])
         indices, values = outputs

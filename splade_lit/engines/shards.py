@@ -90,7 +90,7 @@ def write_corpus_vectors(
             for number, shard in enumerate(_parts(corpus, shard_documents)):
                 path = folder / f"shard-{number:05d}.npz"
                 num_documents += len(shard)
-                fingerprint = _documents_fingerprint(shard)
+                fingerprint = xxhash.xxh3_64_hexdigest(json.dumps(shard).encode())
                 if path.exists():
                     if _shard_fingerprint(path) == fingerprint:
                         progress.skip(len(shard))
@@ -160,14 +160,6 @@ def _read_header(folder: Path) -> Header | None:
 def _parts(documents: Iterable[tuple[str, str]], size: int) -> Iterator[list[tuple[str, str]]]:
     remaining = iter(documents)
     return iter(lambda: list(islice(remaining, size)), [])
-
-
-def _documents_fingerprint(documents: Sequence[tuple[str, str]]) -> str:
-    digest = xxhash.xxh3_64()
-    for document in documents:
-        for part in document:
-            digest.update(part.encode("utf-8", "surrogatepass") + b"\0")
-    return digest.hexdigest()
 
 
 def _shard_fingerprint(path: Path) -> str | None:

@@ -173,12 +173,8 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
             part.training = True
 
 
-def probe(model: PreTrainedModel, padding_id: int) -> dict[str, Tensor]:
-    """Keyword arguments of a masked-LM for two short documents of unequal length, padded."""
-    return dict(zip(("input_ids", "attention_mask"), _probe_tokens(model, padding_id).padded(padding_id), strict=True))
-
-
-def _probe_tokens(model: PreTrainedModel, padding_id: int) -> Tokens:
+def probe(model: PreTrainedModel, padding_id: int) -> Tokens:
+    """Two short documents of unequal length."""
     ids = [id for id in range(int(model.config.vocab_size) - 1, 0, -1) if id != padding_id][:13]
     return Tokens.from_lists([ids[:9], ids[9:]]).to(model.device)
 
@@ -195,9 +191,9 @@ def packing_is_exact(model: PreTrainedModel, padding_id: int) -> bool:
 
     The model's attention must already be `ATTENTION_NAME`. A model that refuses the packed call is not exact.
     """
-    tokens = _probe_tokens(model, padding_id)
+    tokens = probe(model, padding_id)
     with evaluation_mode(model):
-        padded = model(**probe(model, padding_id)).logits
+        padded = model(**tokens.padded(padding_id)).logits
         try:
             packed = model(**packed_inputs(tokens, position_offset(model))).logits[0]
         except (TypeError, RuntimeError, ValueError, IndexError):

@@ -1,5 +1,7 @@
 """Which activations of the body are kept for the backward pass, and which are computed again there."""
 
+import ctypes
+import platform
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -10,20 +12,20 @@ from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from splade_lit.encoder.body.memory import return_free_memory
-
 Recompute = Literal["nothing", "cheap", "layers"]
 
 _PRODUCTS = {torch.ops.aten.mm.default: 0, torch.ops.aten.addmm.default: 1}
+_malloc_trim = ctypes.CDLL(None).malloc_trim if platform.libc_ver()[0] == "glibc" else None
 
 
 def set_recompute(model: nn.Module, recompute: Recompute) -> None:
-    """Set which activations a model computes again in the backward pass.
+    """Set which activations a model of transformers computes again in the backward pass; it is changed in place.
 
-    The last layer always keeps its activations: its backward pass comes first, at the peak of memory either way.
+    Only its `GradientCheckpointingLayer`s take part. The last one always keeps its activations: its backward pass comes
+    first, at the peak of memory either way.
 
     Args:
-        model: a model of transformers, changed in place. Only its `GradientCheckpointingLayer`s take part.
+        model: the model.
         recompute: "nothing"; "cheap" for elementwise operations and the widening product of the feed-forward part,
             while attention and products with a narrow result are kept (Korthikanti et al. 2023, "Reducing activation
             recomputation in large transformer models"); "layers" for whole layers (Chen et al. 2016, "Training deep
@@ -57,6 +59,16 @@ def _after_trimming(inner: AbstractContextManager) -> Iterator[None]:
     return_free_memory()
     with inner:
         yield
+
+
+def return_free_memory() -> None:
+    """Give free pages back to the system, where the C library is glibc.
+
+    glibc keeps freed blocks of up to 32 MiB. Activations of many sizes leave holes between blocks in use; together the
+    holes can grow larger than the blocks.
+    """
+    if _malloc_trim is not None:
+        _malloc_trim(0)
 
 
 def _policy(context: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:

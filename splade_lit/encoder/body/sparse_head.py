@@ -105,13 +105,36 @@ class _SpladePool(torch.autograd.Function):
         offsets, pooling, activation = ctx.settings
         inputs = list(zip((hidden, weight, bias), ctx.needs_input_grad[:3], strict=True))
         grads = [torch.zeros_like(x, dtype=pooled.dtype) if needed else None for x, needed in inputs]
-        # NaN flows too, so that a broken step shows in the gradients.
-        flowing = (grad_pooled != 0) & ~(pooled <= 0)
+        grad_hidden, grad_weight, grad_bias = grads
         with torch.autocast(hidden.device.type, enabled=False):
+            # NaN flows too, so that a broken step shows in the gradients.
+            flowing = (grad_pooled != 0) & ~(pooled <= 0)
             if pooling == "max":
-                _add_gradients_of_maxima(grads, grad_pooled, flowing, hidden, weight, pooled, offsets, activation)
+                together = hidden.device.type in _BATCHED_DEVICES and len(hidden)
+                find_winners = winners_together if together else winners_by_document
+                for documents, dims, rows, vectors in find_winners(hidden, weight, offsets, flowing, pooled.dtype):
+                    slope = grad_pooled[documents, dims] * _slope_from_value(pooled[documents, dims], activation)
+                    if grad_hidden is not None:
+                        grad_hidden.index_add_(0, rows, slope[:, None] * vectors)
+                    if grad_weight is not None:
+                        grad_weight.index_add_(0, dims, slope[:, None] * hidden[rows])
+                    if grad_bias is not None:
+                        grad_bias.index_add_(0, dims, slope)
             else:
-                _add_gradients_of_sums(grads, grad_pooled, flowing, hidden, weight, bias, offsets, activation)
+                for i, rows, dims in active_columns(flowing, offsets):
+                    states, vectors = hidden[rows], weight[dims]
+                    logits = (states @ vectors.T).to(pooled.dtype)
+                    if bias is not None:
+                        logits += bias[dims]
+                    slopes = grad_pooled[i, dims] * _slope_from_logit(logits, activation)
+                    if grad_bias is not None:
+                        grad_bias.index_add_(0, dims, slopes.sum(0))
+                    # In half precision the products run in half as well; their sums over documents stay fp32.
+                    slopes = slopes.to(hidden.dtype)
+                    if grad_hidden is not None:
+                        grad_hidden[rows] += slopes @ vectors
+                    if grad_weight is not None:
+                        grad_weight.index_add_(0, dims, (slopes.T @ states).to(grad_weight.dtype))
         results = (None if grad is None else grad.to(x.dtype) for grad, (x, _) in zip(grads, inputs, strict=True))
         return (*results, None, None, None, None)
 
@@ -155,56 +178,6 @@ def _tiles(hidden: Tensor, weight: Tensor, tile_columns: int | None) -> Iterator
         right = min(left + columns, vocab)
         logits = memory[: tokens * (right - left)].view(tokens, right - left)
         yield left, right, torch.mm(hidden, weight[left:right].T, out=logits)
-
-
-def _add_gradients_of_maxima(
-    grads: list[Tensor | None],
-    grad_pooled: Tensor,
-    flowing: Tensor,
-    hidden: Tensor,
-    weight: Tensor,
-    pooled: Tensor,
-    offsets: tuple[int, ...],
-    activation: Activation,
-) -> None:
-    grad_hidden, grad_weight, grad_bias = grads
-    together = hidden.device.type in _BATCHED_DEVICES and len(hidden)
-    find_winners = winners_together if together else winners_by_document
-    for documents, dims, rows, vectors in find_winners(hidden, weight, offsets, flowing, pooled.dtype):
-        slope = grad_pooled[documents, dims] * _slope_from_value(pooled[documents, dims], activation)
-        if grad_hidden is not None:
-            grad_hidden.index_add_(0, rows, slope[:, None] * vectors)
-        if grad_weight is not None:
-            grad_weight.index_add_(0, dims, slope[:, None] * hidden[rows])
-        if grad_bias is not None:
-            grad_bias.index_add_(0, dims, slope)
-
-
-def _add_gradients_of_sums(
-    grads: list[Tensor | None],
-    grad_pooled: Tensor,
-    flowing: Tensor,
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    offsets: tuple[int, ...],
-    activation: Activation,
-) -> None:
-    grad_hidden, grad_weight, grad_bias = grads
-    for i, rows, columns in active_columns(flowing, offsets):
-        states, vectors = hidden[rows], weight[columns]
-        logits = (states @ vectors.T).to(grad_pooled.dtype)
-        if bias is not None:
-            logits += bias[columns]
-        grad_logits = grad_pooled[i, columns] * _slope_from_logit(logits, activation)
-        if grad_bias is not None:
-            grad_bias.index_add_(0, columns, grad_logits.sum(0))
-        # In half precision the products run in half as well; their sums over documents stay fp32.
-        grad_logits = grad_logits.to(hidden.dtype)
-        if grad_hidden is not None:
-            grad_hidden[rows] += grad_logits @ vectors
-        if grad_weight is not None:
-            grad_weight.index_add_(0, columns, (grad_logits.T @ states).to(grad_weight.dtype))
 
 
 def _activate(x: Tensor, activation: Activation) -> Tensor:
