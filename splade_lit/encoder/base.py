@@ -27,7 +27,8 @@ def read_base(
     activation: Activation | None = None,
     packed: bool = True,
     dropout: float | None = None,
-    **loading: Any,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
 ) -> EncoderParts:
     """Put a query table and a document encoder on a base model.
 
@@ -36,24 +37,15 @@ def read_base(
     free one, goes on with all that it has: body, head, bias, table, prompts, and what is not given here. For a plain
     base model that is the limits of its tokenizer, "max" and "relu".
 
-    Args:
-        source: Hub id, folder, or `package:NAME/FOLDER`.
-        idf: "ones", "model" (the table of the base model), the path of an idf.json, or an array `[vocab]`; "model"
-            where the base model has a table, else "ones", if not given.
-        freeze_idf: keep the query weights as they are in training.
-        max_query_tokens: tokens a query is cut to.
-        max_document_tokens: tokens a document is cut to, special tokens included.
-        pooling: "max" or "sum" over tokens.
-        activation: "relu" or "log1p_relu".
-        packed: run the body without padding where the model allows it.
-        dropout: dropout of the model in training, everywhere; that of its config.json if not given.
-        **loading: `revision`, on the Hub, and `trust_remote_code`, to run code that comes with the model.
+    Settings are those of the same names of `splade_lit.training.module.SpladeModule`, which documents them; `idf` may be
+    an array `[vocab]` too, but not "corpus". `revision` is that of the base model on the Hub.
 
     Raises:
         UserError: the model or its tokenizer cannot be loaded, or has no table where `idf` asks for its own.
     """
     name = idf if isinstance(idf, str) else None
-    if find_inference_free(source, loading.get("revision")) is not None:
+    loading: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    if find_inference_free(source, revision) is not None:
         base = read_saved(source, packed=packed, dropout=dropout, **loading)
     elif name == "model":
         raise UserError(f"{source} has no query table to go on from; set idf to ones, corpus or an idf.json.")

@@ -4,7 +4,6 @@ import copy
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -115,11 +114,6 @@ class MlmDocumentEncoder(nn.Module):
     def max_positions(self) -> int:
         """Tokens that the model has positions for."""
         return int(getattr(self.model.config, "max_position_embeddings", 1 << 30)) - self._first_position
-
-    @property
-    def config(self) -> Any:
-        """The transformers configuration of the model."""
-        return self.model.config
 
     def add_bias(self) -> None:
         """Give the decoder a bias of zeros, if it has none, that is saved with the model.

@@ -30,21 +30,16 @@ _WEIGHTS, _WEIGHTS_ELSE = "*.safetensors", "*pytorch_model*.bin"
 
 @dataclass(frozen=True)
 class SavedLayout:
-    """Where the files of a saved model lie and what its settings are, whatever its form.
+    """Where the files of a saved model lie, whatever its form, and its settings: see `AsymmetricSparseEncoder`.
 
     Attributes:
         source: the folder or Hub id as it was given.
         document_folder: the masked-language model and its tokenizer.
-        max_query_tokens: tokens of a query that are looked at: the tokenizer's limit; where it has none, how many
-            positions the model has.
+        max_query_tokens: the tokenizer's limit; where it has none, how many positions the model has.
         query_folder: query weights and tokenizer; None for a masked-language model alone.
         idf_json: query weights as a JSON file, if that is their form.
         frozen: whether training keeps the query weights as they are.
-        pooling: how logits are pooled over tokens.
-        activation: what is done to pooled logits.
-        max_document_tokens: tokens of a document that are read; None where the files do not say.
-        prompts: texts put before every query and document, by name.
-        max_active_dims: weights of a vector that are kept; all if None.
+        max_document_tokens: None where the files do not say.
     """
 
     source: str
@@ -100,15 +95,19 @@ def find_inference_free(source: str | Path, revision: str | None = None) -> Save
     Raises:
         UserError: it is one, but not of a form read here.
     """
-    modules = _file_of(str(source), "modules.json", revision)
-    if modules is None:
-        return find_saved(source, revision) if _file_of(str(source), "idf.json", revision) else None
-    try:
-        kinds = [module["type"] for module in json.loads(modules.read_text(encoding="utf-8"))]
-        is_router = len(kinds) == 1 and kinds[0].endswith("Router")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None  # of no use to a base model either
-    return find_saved(source, revision) if is_router else None
+    source = str(source)
+    if (modules := _file_of(source, "modules.json", revision)) is None:
+        has_table = _file_of(source, "idf.json", revision) is not None
+    else:
+        try:
+            has_table = _is_router(read_json(modules, kind=list))
+        except (UserError, KeyError, TypeError, AttributeError):
+            has_table = False  # of no use to a base model either
+    return find_saved(source, revision) if has_table else None
+
+
+def _is_router(modules: Sequence[dict[str, Any]]) -> bool:
+    return [module["type"].endswith("Router") for module in modules] == [True]
 
 
 def _local_path(source: str) -> Path | None:
@@ -147,7 +146,7 @@ def _read_layout(folder: Path, source: str) -> SavedLayout:
         idf_json = folder / "idf.json"
         return SavedLayout(source, folder, _query_limit(folder), idf_json=idf_json if idf_json.is_file() else None)
     modules = read_json(folder / "modules.json", kind=list)
-    if [module["type"].endswith("Router") for module in modules] != [True]:
+    if not _is_router(modules):
         kinds = ", ".join(module["type"].rpartition(".")[2] for module in modules) or "no modules"
         raise UserError(
             f"{source} is made of {kinds}; only asymmetric models (a Router of query and document) are read."
@@ -155,38 +154,33 @@ def _read_layout(folder: Path, source: str) -> SavedLayout:
     root = folder / modules[0]["path"]
     names = ("router_config.json", "config.json")
     router = read_json(next((root / name for name in names if (root / name).is_file()), root / names[0]))
-    structure, types = router["structure"], router["types"]
-    query = _route(source, root, structure.get("query", []), types, [_QUERY_CLASSES])
-    document = _route(source, root, structure.get("document", []), types, [_DOCUMENT_CLASSES, ("SpladePooling",)])
-    query_config = read_json(query[0] / "config.json")
-    pooling = read_json(document[1] / "config.json")
+    folders: list[Path] = []
+    for route, expected in (("query", [_QUERY_CLASSES]), ("document", [_DOCUMENT_CLASSES, ("SpladePooling",)])):
+        names = router["structure"].get(route, [])
+        found = [router["types"][name].rpartition(".")[2] for name in names]
+        if len(found) != len(expected) or any(kind not in kinds for kind, kinds in zip(found, expected, strict=True)):
+            wanted = " and ".join(kinds[0] for kinds in expected)
+            raise UserError(f"{source} has a route of {', '.join(found) or 'nothing'}; only {wanted} is read.")
+        folders += [root / name if (root / name).is_dir() else root for name in names]
+    query, document, pooling_folder = folders
+    query_config, pooling = read_json(query / "config.json"), read_json(pooling_folder / "config.json")
     model_config = read_json(folder / "config_sentence_transformers.json", missing={})
-    limits = read_json(document[0] / "sentence_bert_config.json", missing={})
+    limits = read_json(document / "sentence_bert_config.json", missing={})
     return SavedLayout(
         source=source,
-        document_folder=document[0],
-        query_folder=query[0],
-        idf_json=_idf_json(folder, query[0], query_config.get("path")),
+        document_folder=document,
+        query_folder=query,
+        idf_json=_idf_json(folder, query, query_config.get("path")),
         frozen=bool(query_config.get("frozen", False)),
         pooling=_choice(pooling, "pooling_strategy", "max", "sum"),
         activation=_choice(pooling, "activation_function", "relu", "log1p_relu"),
-        max_query_tokens=_token_limit(query[0]) or _query_limit(document[0]),
+        max_query_tokens=_token_limit(query) or _query_limit(document),
         max_document_tokens=(
-            _limit(limits, "document_length") or _limit(limits, "max_seq_length") or _token_limit(document[0])
+            _limit(limits, "document_length") or _limit(limits, "max_seq_length") or _token_limit(document)
         ),
         prompts={name: text or "" for name, text in (model_config.get("prompts") or {}).items()},
         max_active_dims=_limit(model_config, "max_active_dims"),
     )
-
-
-def _route(
-    source: str, root: Path, names: Sequence[str], types: dict[str, str], expected: Sequence[tuple[str, ...]]
-) -> list[Path]:
-    found = [types[name].rpartition(".")[2] for name in names]
-    if len(found) != len(expected) or any(kind not in kinds for kind, kinds in zip(found, expected, strict=True)):
-        wanted = " and ".join(kinds[0] for kinds in expected)
-        raise UserError(f"{source} has a route of {', '.join(found) or 'nothing'}; only {wanted} is read.")
-    return [root / name if (root / name).is_dir() else root for name in names]
 
 
 def _idf_json(folder: Path, query_folder: Path, path: str | None) -> Path | None:

@@ -64,7 +64,7 @@ class AsymmetricSparseEncoder(nn.Module):
             raise ValueError(f"query side has {len(query.idf_weights)} dims, document side {document.vocab_size}")
         limit, positions = int(tokenizer.model_max_length), document.max_positions
         if limit >= NO_LIMIT:  # the tokenizer has none
-            limit = min(getattr(document.config, "max_position_embeddings", NO_LIMIT), NO_LIMIT)
+            limit = min(getattr(document.model.config, "max_position_embeddings", NO_LIMIT), NO_LIMIT)
         special_tokens = tokenizer.num_special_tokens_to_add()
         max_document_tokens = max_document_tokens or min(limit, positions)
         if not special_tokens < max_document_tokens <= positions:
@@ -286,10 +286,6 @@ class AsymmetricSparseEncoder(nn.Module):
             return product
         sparse = csr_to_torch(product).to(embeddings_2.device)
         return sparse[0] if embeddings_2.ndim == 1 else sparse
-
-    def forward(self, tokens: Tokens) -> Tensor:
-        """Dense document vectors (`encode_document` is what users want)."""
-        return self.document(tokens)
 
     def _limit(self, max_active_dims: int | None) -> int | None:
         return self.max_active_dims if max_active_dims is None else max_active_dims

@@ -4,8 +4,8 @@
     side.encode(["sort a table by a column"])  # the vectors of `AsymmetricSparseEncoder.encode_query`, as CSR
     side.terms("sort a table by a column")     # token to weight, the form that search engines take
 
-It loads in a fraction of a second. Where a tokenizer is one that only transformers can build (there is no
-tokenizer.json, or tokenizer_config.json says something else than it does), transformers builds it.
+It loads in a fraction of a second, unless only transformers can build the tokenizer: there is no tokenizer.json, or
+tokenizer_config.json says something else than it does.
 """
 
 import json
@@ -113,34 +113,25 @@ def check_query_tokenizer(layout: SavedLayout, engine: Tokenizer) -> None:
 
 def _load_tokenizer(folder: Path) -> EngineTokenizer:
     """The tokenizer that `AsymmetricSparseEncoder.load` takes."""
-    if (engine := _engine(folder)) is None:
-        from splade_lit.encoder.masked_lm import load_tokenizer
+    path, config = folder / "tokenizer.json", read_json(folder / "tokenizer_config.json", missing={})
+    try:
+        if path.is_file() and _is_taken_as_it_is(engine := Tokenizer.from_file(str(path)), config):
+            side = (engine.truncation or {}).get("direction", "right")
+            return EngineTokenizer(engine, config.get("truncation_side", side))
+    except Exception as error:  # tokenizers raises bare exceptions
+        raise UserError(f"The tokenizer in {folder} is damaged or no fast one; fetch the model again.") from error
+    from splade_lit.encoder.masked_lm import load_tokenizer
 
-        built = load_tokenizer(str(folder))
-        return EngineTokenizer(built.backend_tokenizer, built.truncation_side)
-    config = read_json(folder / "tokenizer_config.json", missing={})
-    side = (engine.truncation or {}).get("direction", "right")
-    return EngineTokenizer(engine, config.get("truncation_side", side))
+    built = load_tokenizer(str(folder))
+    return EngineTokenizer(built.backend_tokenizer, built.truncation_side)
 
 
 def _has_tokenizer(folder: Path) -> bool:
     return any((folder / name).is_file() for name in _TOKENIZER_FILES)
 
 
-def _engine(folder: Path) -> Tokenizer | None:
-    """The engine of a tokenizer.json; None where transformers would make another one of it."""
-    path, config = folder / "tokenizer.json", read_json(folder / "tokenizer_config.json", missing={})
-    if not path.is_file():
-        return None
-    try:
-        engine = Tokenizer.from_file(str(path))
-        return engine if _is_taken_as_it_is(engine, config) else None
-    except Exception as error:  # tokenizers raises bare exceptions
-        raise UserError(f"The tokenizer in {folder} is damaged or no fast one; fetch the model again.") from error
-
-
 def _is_taken_as_it_is(engine: Tokenizer, config: dict[str, Any]) -> bool:
-    """Whether transformers gives the ids of tokenizer.json: many classes build parts of it from their own settings."""
+    """Whether transformers gives the ids of tokenizer.json. Many classes build parts of it from their own settings."""
     named = [config.get(name) for name in _NAMED_TOKENS] + list(config.get("additional_special_tokens") or [])
     contents = [token["content"] if isinstance(token, dict) else token for token in named if token is not None]
     special = {token.content for token in engine.get_added_tokens_decoder().values() if token.special}

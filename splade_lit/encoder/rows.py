@@ -18,12 +18,8 @@ def encode_by_length(
 ) -> csr_array:
     """Vectors `[documents, vocab]` in the order given, from batches of documents of like length.
 
-    Args:
-        encode: gives the vectors of a batch, which may be empty.
-        token_ids: one array a document.
-        tokens_per_batch: tokens of a batch, as if padded, at most (or one document).
-        max_active_dims: see `keep_largest`.
-        on_batch: called with the number of documents of each batch.
+    A batch has `tokens_per_batch` tokens, as if padded, at most (or one document). `encode` gives its vectors, also
+    those of an empty batch; `on_batch` is called with the number of its documents.
     """
     order = np.argsort([-len(ids) for ids in token_ids], kind="stable")
     parts, start = [encode([])], 0
@@ -40,9 +36,7 @@ def encode_by_length(
 def look_up(weights: np.ndarray, token_ids: Sequence[np.ndarray]) -> csr_array:
     """Query vectors `[queries, vocab]`: float32 values, int32 indices, zeros left out.
 
-    Args:
-        weights: the query weights, float32 `[vocab]`.
-        token_ids: distinct ascending token ids of each query, as `tokenize_queries` gives them.
+    `weights` is float32 `[vocab]`; each query is its distinct ascending token ids, as `tokenize_queries` gives them.
     """
     indices = np.concatenate(token_ids).astype(np.int32) if len(token_ids) else np.empty(0, np.int32)
     values = weights[indices]

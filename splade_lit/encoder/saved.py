@@ -64,12 +64,5 @@ def read_saved(
     weights = read_table(layout, tokenizer.get_vocab(), document.vocab_size)
     # Some files promise more tokens than the model has positions.
     max_document_tokens = layout.max_document_tokens and min(layout.max_document_tokens, document.max_positions)
-    return EncoderParts(
-        IdfQueryEncoder(weights, layout.frozen),
-        document,
-        tokenizer,
-        layout.max_query_tokens,
-        max_document_tokens,
-        layout.prompts,
-        layout.max_active_dims,
-    )
+    query, limits = IdfQueryEncoder(weights, layout.frozen), (layout.max_query_tokens, max_document_tokens)
+    return EncoderParts(query, document, tokenizer, *limits, layout.prompts, layout.max_active_dims)

@@ -56,14 +56,13 @@ def untrained_encoder(settings: Mapping[str, Any]) -> AsymmetricSparseEncoder:
 def set_start(
     encoder: AsymmetricSparseEncoder, corpus: TrainingCorpus, idf: str | None, active_dims: int | None
 ) -> str | None:
-    """Set first query weights and decoder bias, the same for the same corpus.
+    """Set first query weights and decoder bias of an encoder, in place; the same for the same corpus.
 
     Args:
-        encoder: changed in place.
+        encoder: as `untrained_encoder` gives it.
         corpus: the training documents.
-        idf: `corpus` takes the IDF of the training documents; else the weights stay as they are.
-        active_dims: mean active dims of a document to start from; grafted heads start from 200 if not given, other
-            models as they are.
+        idf: "corpus" takes the IDF of the training documents; else the weights stay as they are.
+        active_dims: mean active dims of a document to start from; if not given, 200 for a grafted head, else no change.
 
     Returns:
         One line of warning where documents start dense, dead or all alike, else None.

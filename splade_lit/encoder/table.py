@@ -3,16 +3,12 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from splade_lit.core.errors import UserError
 from splade_lit.encoder.layout import SavedLayout
-
-# What readers of weights make of files that are something else.
-_DAMAGES = (SafetensorError, KeyError, TypeError, AttributeError, RuntimeError, ValueError, EOFError, UnpicklingError)
 
 
 def read_table(layout: SavedLayout, vocabulary: Mapping[str, int], vocab_size: int) -> np.ndarray:
@@ -55,20 +51,15 @@ def _read_weights(folder: Path) -> np.ndarray:
             import torch
 
             return torch.load(pickled, map_location="cpu", weights_only=True)["weight"].float().numpy()
-    except _DAMAGES:
-        raise UserError(f"The query weights in {folder} are damaged; fetch the model again.") from None
+    except Exception as error:  # safetensors and pickle raise types of their own for files that they cannot read
+        raise UserError(f"The query weights in {folder} are damaged; fetch the model again.") from error
     raise UserError(f"{folder} has no weights (model.safetensors); fetch the model again.")
 
 
 def idf_from_json(path: str | Path, vocabulary: Mapping[str, int], vocab_size: int) -> np.ndarray:
     """IDF weights from a JSON object of token to weight, the form that OpenSearch's models publish as `idf.json`.
 
-    Tokens that the file leaves out get 0; entries that are no token of the vocabulary are left out.
-
-    Args:
-        path: the file.
-        vocabulary: the id of each token.
-        vocab_size: length of the table.
+    `vocabulary` has the id of each token. Tokens that the file leaves out get 0; entries that are no token are ignored.
 
     Raises:
         UserError: the file is missing, is not such a JSON object, or shares no token with the tokenizer.

@@ -40,8 +40,7 @@ def as_csr(vectors: Vectors) -> csr_array:
     dense = vectors.detach()
     rows, columns = dense.nonzero(as_tuple=True)
     counts = torch.bincount(rows, minlength=len(dense)).cpu().numpy()
-    pointers = np.zeros(len(dense) + 1, np.int32)
-    np.cumsum(counts, out=pointers[1:])
+    pointers = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
     values = dense[rows, columns].float().cpu().numpy()
     return csr_array((values, columns.to(torch.int32).cpu().numpy(), pointers), shape=tuple(dense.shape))
 

@@ -190,15 +190,12 @@ def _write_settings(encoder: AsymmetricSparseEncoder, folder: Path, values: Valu
     weights = encoder.idf_weights.detach().float().tolist()
     table = {token: weight for token, weight in zip(tokens, weights, strict=True) if weight and token is not None}
     settings = {
-        "vocab_size": encoder.vocab_size,
-        "max_query_tokens": encoder.max_query_tokens,
-        "max_document_tokens": encoder.max_document_tokens,
-        "max_active_dims": encoder.max_active_dims,
-        "prompts": dict(encoder.prompts),
-        "padding_id": encoder.document.padding_id,
-        "pooling": encoder.document.pooling,
-        "activation": encoder.document.activation,
-        "values": values,
+        **{
+            name: getattr(encoder, name)
+            for name in ("vocab_size", "max_query_tokens", "max_document_tokens", "max_active_dims")
+        },
+        **{name: getattr(encoder.document, name) for name in ("padding_id", "pooling", "activation")},
+        **{"prompts": dict(encoder.prompts), "values": values},
     }
     for name, content in (("idf.json", table), ("config.json", settings)):
         (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -72,18 +72,9 @@ def dropout_attention(
 ) -> Tensor:
     """Attention inside each document with dropout on its weights, which the backward pass computes again.
 
-    Args:
-        query: `[1, heads, tokens, head_dim]` on a CPU, as `key` and `value`.
-        key: see query.
-        value: see query.
-        lengths: tokens of each document.
-        dropout: probability that a weight is dropped.
-        scaling: factor on the scores.
-        sliding_window: tokens attend to those less than this many positions away.
-        seed: of the masks.
-
-    Returns:
-        `[1, tokens, heads, head_dim]`.
+    `query`, `key` and `value` are `[1, heads, tokens, head_dim]` on a CPU, `lengths` the tokens of each document. With
+    a `sliding_window` tokens attend to those less than so many positions away. The result is
+    `[1, tokens, heads, head_dim]`.
     """
     _, heads, tokens, head_dim = query.shape
     output = query.new_empty(1, tokens, heads, head_dim)
