@@ -37,8 +37,8 @@ def read_base(
     free one, goes on with all that it has: body, head, bias, table, prompts, and what is not given here. For a plain
     base model that is the limits of its tokenizer, "max" and "relu".
 
-    Settings are those of the same names of `splade_lit.training.module.SpladeModule`, which documents them; `idf` may be
-    an array `[vocab]` too, but not "corpus". `revision` is that of the base model on the Hub.
+    Settings are documented under the same names in `splade_lit.training.module.SpladeModule`. `idf` may be an array
+    `[vocab]` too, but not "corpus"; `revision` is that of the base model on the Hub.
 
     Raises:
         UserError: the model or its tokenizer cannot be loaded, or has no table where `idf` asks for its own.

@@ -24,11 +24,9 @@ def check_saved(
     saved = AsymmetricSparseEncoder.load(
         folder, device=encoder.device, packed=encoder.document.packed, trust_remote_code=trust_remote_code
     )
-    # Each as it reads after "it differs in".
-    settings = {
-        **{name: name for name in ("max_query_tokens", "max_document_tokens", "prompts", "max_active_dims")},
-        **{"pooling": "document.pooling", "activation": "document.activation", "frozen query weights": "query.frozen"},
-    }
+    settings = {name: name for name in ("max_query_tokens", "max_document_tokens", "prompts", "max_active_dims")}
+    settings |= {name: f"document.{name}" for name in ("pooling", "activation")}
+    settings["frozen query weights"] = "query.frozen"
     differing = [name for name, path in settings.items() if attrgetter(path)(encoder) != attrgetter(path)(saved)]
     if not hasattr(encoder.document.model, "merge_and_unload"):  # adapters are saved merged into the weights
         here, there = encoder.state_dict(), saved.state_dict()

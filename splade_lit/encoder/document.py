@@ -40,7 +40,6 @@ class MlmDocumentEncoder(nn.Module):
     Attributes:
         model: the body and the head up to the decoder.
         decoder: `nn.Linear` from hidden states to the vocabulary, tied to the input embeddings if the model says so.
-        packed: whether the body runs without padding.
         grafted: whether the head was put on a model that had none, and its bias is worth calibrating.
     """
 

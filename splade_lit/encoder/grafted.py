@@ -44,15 +44,10 @@ def calibrate_bias(encoder: MlmDocumentEncoder, sample: Tokens, active_dims: int
     """Set the decoder bias so that a document of the sample has about `active_dims` active dims on average.
 
     The mean over documents of each dim's largest logit is taken away (what all documents share says nothing), then one
-    threshold for all dims.
-
-    Args:
-        encoder: changed in place; a decoder without a bias gets one.
-        sample: documents like those of the training corpus; a few hundred do.
-        active_dims: mean active dims to start from.
+    threshold for all dims. A few hundred documents like those of the training corpus do.
 
     Raises:
-        UserError: the model has no place for a bias.
+        UserError: the decoder has no bias, and the model has no place for one.
     """
     encoder.add_bias()
     encoder.decoder.bias.zero_()

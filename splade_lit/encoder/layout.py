@@ -56,12 +56,9 @@ class SavedLayout:
 
 
 def find_saved(source: str | Path, revision: str | None = None, queries_only: bool = False) -> SavedLayout:
-    """The layout of a saved model in a folder or on the Hub.
+    """The layout of a saved model: a folder, a Hub id, or `package:NAME/FOLDER`.
 
-    Args:
-        source: a folder, a Hub id, or `package:NAME/FOLDER`.
-        revision: branch, tag or commit on the Hub.
-        queries_only: fetch from the Hub what encoding queries takes, and no weights of the masked-language model.
+    With `queries_only` the Hub is asked for no weights of the masked-language model.
 
     Raises:
         UserError: there is no such model, or it is not of a form read here.
@@ -89,8 +86,6 @@ def find_saved(source: str | Path, revision: str | None = None, queries_only: bo
 
 def find_inference_free(source: str | Path, revision: str | None = None) -> SavedLayout | None:
     """The layout of a source if it is a model with a query table; None for any other, such as a plain base model.
-
-    Arguments are those of `find_saved`.
 
     Raises:
         UserError: it is one, but not of a form read here.

@@ -34,11 +34,9 @@ _WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
 
 
 def load_tokenizer(source: str, **settings: Any) -> PreTrainedTokenizerBase:
-    """The tokenizer of a base model or a saved model, or one in a folder of its own.
+    """The fast tokenizer of a base model, a saved model, or a folder of its own; `source` is as for `find_saved`.
 
-    Args:
-        source: Hub id, folder, or `package:NAME/FOLDER`.
-        **settings: `revision` and `trust_remote_code`, as `AutoTokenizer` takes them.
+    `settings` are `revision` and `trust_remote_code`, as `AutoTokenizer` takes them.
 
     Raises:
         UserError: there is none, or it is not a fast one.
@@ -75,12 +73,9 @@ def _choose_padding(tokenizer: PreTrainedTokenizerBase, source: str) -> None:
 def load_masked_lm(
     source: str, tokenizer: PreTrainedTokenizerBase, dropout: float | None = None, **settings: Any
 ) -> tuple[PreTrainedModel, bool]:
-    """A masked-language model in fp32 whose vocabulary has the size of the tokenizer's.
+    """A masked-language model in fp32 with the tokenizer's vocabulary, and whether its head had to be grafted.
 
     `source` and `settings` are those of `load_tokenizer`; `dropout` replaces all those of the model's config.json.
-
-    Returns:
-        The model, and whether its head had to be grafted because the checkpoint has none.
 
     Raises:
         UserError: the model cannot be loaded.

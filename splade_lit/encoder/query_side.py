@@ -34,13 +34,7 @@ _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token"
 
 @dataclass(frozen=True)
 class QuerySide:
-    """Looks queries up in a table of weights.
-
-    Attributes:
-        weights: the query weights, float32 `[vocab]`.
-        tokenisation: tokenizer, limit and prompts.
-        max_active_dims: keep this many largest weights of each vector; all if None.
-    """
+    """Looks queries up in a table of weights, float32 `[vocab]`, and keeps `max_active_dims` of each (all if None)."""
 
     weights: np.ndarray
     tokenisation: Tokenisation
@@ -70,11 +64,9 @@ class QuerySide:
 
 
 def load_query_side(source: str | Path, *, revision: str | None = None) -> QuerySide:
-    """Read tokenizer and table of a saved model; the Hub is asked for no more.
+    """Read tokenizer and table of a saved model: a folder, a Hub id, or `package:NAME/FOLDER`.
 
-    Args:
-        source: a folder, a Hub id, or `package:NAME/FOLDER`.
-        revision: branch, tag or commit on the Hub.
+    `revision` is a branch, tag or commit on the Hub, which is asked for no more than this takes.
 
     Raises:
         UserError: there is no such model, it is not of a form read here, or its files are damaged.

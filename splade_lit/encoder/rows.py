@@ -68,10 +68,9 @@ def keep_largest(matrix: csr_array, max_active_dims: int | None) -> csr_array:
         return matrix
     if max_active_dims < 1:
         raise ValueError(f"max_active_dims must be at least 1, got {max_active_dims}")
-    kept = []
-    for start, end in pairwise(matrix.indptr):
-        order = np.argsort(-np.abs(matrix.data[start:end]), kind="stable")[:max_active_dims]
-        kept.append(start + np.sort(order))
-    pointers = np.concatenate([[0], np.cumsum([len(row) for row in kept])]).astype(np.int32)
-    index = np.concatenate(kept) if kept else np.empty(0, np.int64)
+    counts = np.diff(matrix.indptr)
+    rows = np.repeat(np.arange(len(counts)), counts)
+    order = np.lexsort((-np.abs(matrix.data), rows))
+    index = np.sort(order[np.arange(len(order)) - matrix.indptr[rows] < max_active_dims])
+    pointers = np.concatenate([[0], np.cumsum(np.minimum(counts, max_active_dims))]).astype(np.int32)
     return csr_array((matrix.data[index], matrix.indices[index], pointers), shape=matrix.shape)

@@ -131,11 +131,7 @@ def _write(parts: EncoderParts, folder: Path) -> None:
 
 
 def _without_adapters(model: Any) -> Any:
-    """The model itself, or a copy with the adapters of peft merged, so that training can go on.
-
-    Raises:
-        UserError: an adapter changes the input embeddings alone where decoder and input embeddings are one.
-    """
+    """The model itself, or a copy with the adapters of peft merged, so that training can go on."""
     if not hasattr(model, "merge_and_unload"):
         return model
     decoder = model.get_output_embeddings().weight

@@ -56,13 +56,10 @@ def untrained_encoder(settings: Mapping[str, Any]) -> AsymmetricSparseEncoder:
 def set_start(
     encoder: AsymmetricSparseEncoder, corpus: TrainingCorpus, idf: str | None, active_dims: int | None
 ) -> str | None:
-    """Set first query weights and decoder bias of an encoder, in place; the same for the same corpus.
+    """Set first query weights and decoder bias of an untrained encoder, in place; the same for the same corpus.
 
-    Args:
-        encoder: as `untrained_encoder` gives it.
-        corpus: the training documents.
-        idf: "corpus" takes the IDF of the training documents; else the weights stay as they are.
-        active_dims: mean active dims of a document to start from; if not given, 200 for a grafted head, else no change.
+    With `idf` "corpus" the weights are the IDF of the training documents, else they stay. Documents start from
+    `active_dims` on average; if not given, grafted heads from 200 and others as they are.
 
     Returns:
         One line of warning where documents start dense, dead or all alike, else None.

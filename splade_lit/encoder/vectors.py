@@ -31,18 +31,16 @@ def as_csr(vectors: Vectors) -> csr_array:
         raise TypeError(f"expected a tensor, an array, a sparse matrix or a list of them, got {type(vectors).__name__}")
     if vectors.ndim not in (1, 2):
         raise ValueError(f"expected [vocab] or [rows, vocab], got {tuple(vectors.shape)}")
-    if vectors.ndim == 1:
-        vectors = vectors.unsqueeze(0)
+    vectors = vectors.detach() if vectors.ndim == 2 else vectors.detach().unsqueeze(0)
     if vectors.layout is not torch.strided:
-        coo = vectors.detach().to_sparse_coo().coalesce().cpu()
+        coo = vectors.to_sparse_coo().coalesce().cpu()
         rows, columns = coo.indices().numpy()
         return _tidy(csr_array((coo.values().float().numpy(), (rows, columns)), shape=tuple(coo.shape)))
-    dense = vectors.detach()
-    rows, columns = dense.nonzero(as_tuple=True)
-    counts = torch.bincount(rows, minlength=len(dense)).cpu().numpy()
+    rows, columns = vectors.nonzero(as_tuple=True)
+    counts = torch.bincount(rows, minlength=len(vectors)).cpu().numpy()
     pointers = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
-    values = dense[rows, columns].float().cpu().numpy()
-    return csr_array((values, columns.to(torch.int32).cpu().numpy(), pointers), shape=tuple(dense.shape))
+    values = vectors[rows, columns].float().cpu().numpy()
+    return csr_array((values, columns.to(torch.int32).cpu().numpy(), pointers), shape=tuple(vectors.shape))
 
 
 def _tidy(matrix: csr_array) -> csr_array:

@@ -79,9 +79,7 @@ class PooledModel(nn.Module):
 class OnnxDocumentEncoder:
     """An exported model in onnxruntime; it can be evaluated like any encoder.
 
-    Args:
-        folder: folder that `export_onnx` wrote.
-        file: which of its graphs to run.
+    `folder` is one that `export_onnx` wrote, `file` the graph to run.
 
     Raises:
         UserError: onnxruntime is missing, or the folder is not a whole export.
@@ -309,14 +307,10 @@ def _write_int8(source: Path, target: Path) -> None:
 
 
 def to_int8(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Blocks of the rows of a matrix as whole numbers from -127 to 127, with their scales.
+    """Blocks of the rows of a float32 matrix as whole numbers from -127 to 127, and the scale of each.
 
-    Args:
-        matrix: float32 `[rows, columns]`.
-
-    Returns:
-        int8 `[blocks, size]` and float32 `[blocks, 1]`, whose product has the elements of `matrix` in their order. A
-        block has 32 to 64 elements of a row, or the whole row where its length has no such divisor.
+    int8 `[blocks, size]` times float32 `[blocks, 1]` has the elements of the matrix in their order. A block has 32 to
+    64 elements of a row, or the whole row where its length has no such divisor.
 
     >>> to_int8(np.array([[1, -2], [0, 0]], np.float32))[0].tolist()
     [[64, -127], [0, 0]]

@@ -21,15 +21,12 @@ _malloc_trim = ctypes.CDLL(None).malloc_trim if platform.libc_ver()[0] == "glibc
 def set_recompute(model: nn.Module, recompute: Recompute) -> None:
     """Set which activations a model of transformers computes again in the backward pass; it is changed in place.
 
+    "nothing"; "cheap" for elementwise operations and the widening product of the feed-forward part, while attention and
+    products with a narrow result are kept (Korthikanti et al. 2023, "Reducing activation recomputation in large
+    transformer models"); "layers" for whole layers (Chen et al. 2016, "Training deep nets with sublinear memory cost").
+
     Only its `GradientCheckpointingLayer`s take part. The last one always keeps its activations: its backward pass comes
     first, at the peak of memory either way.
-
-    Args:
-        model: the model.
-        recompute: "nothing"; "cheap" for elementwise operations and the widening product of the feed-forward part,
-            while attention and products with a narrow result are kept (Korthikanti et al. 2023, "Reducing activation
-            recomputation in large transformer models"); "layers" for whole layers (Chen et al. 2016, "Training deep
-            nets with sublinear memory cost").
     """
     if recompute == "nothing":
         return
