@@ -12,7 +12,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from command_runs import environment
 from conftest import tiny_masked_lm
+from hub_stand_in import Repository, serve
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import BPE
@@ -165,6 +167,19 @@ def test_queries_alone_are_enough(tiny_tokenizer, tmp_path, queries):
     shutil.rmtree(tmp_path / "model" / DOCUMENT)
     ours = load_query_side(tmp_path / "model").encode(queries)
     np.testing.assert_array_equal(ours.toarray(), encoder.encode_query(queries, convert_to_csr=True).toarray())
+
+
+def test_a_hub_id_is_looked_up_without_the_weights_of_the_transformer(tiny_tokenizer, tmp_path):
+    make_model(tiny_tokenizer).save(tmp_path / "model")
+    code = "from splade_lit import load_query_side; print(load_query_side('someone/tiny').terms('the song'))"
+    with serve([Repository.of_folder("models", "someone/tiny", tmp_path / "model")]) as hub:
+        for offline in "01":  # the second time from the cache
+            changes = {"HF_HOME": str(tmp_path / "hub"), "HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": offline}
+            settings = {"env": environment(**changes), "capture_output": True, "text": True, "check": True}
+            done = subprocess.run([sys.executable, "-c", code], **settings)
+            assert done.stdout == f"{load_query_side(tmp_path / 'model').terms('the song')}\n"
+    assert hub.asked(f"GET .*/{QUERY}/model.safetensors")
+    assert not hub.asked(f"/{DOCUMENT}/model.safetensors")
 
 
 def test_unknown_prompts_are_told(tiny_tokenizer, tmp_path):
