@@ -37,9 +37,7 @@ class Tokenisation:
     prompts: Mapping[str, str] = field(default_factory=dict)
 
     def queries(self, texts: Sequence[str], prompt_name: str = "query", prompt: str | None = None) -> list[np.ndarray]:
-        """The distinct token ids of each query; see `tokenize_queries`.
-
-        `prompt_name` names the prompt that is put before each; `prompt` is the prompt itself, in place of a name.
+        """The distinct token ids of each query with a prompt before it: that of a name, or `prompt` itself.
 
         Raises:
             ValueError: there is no prompt of this name.

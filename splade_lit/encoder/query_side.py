@@ -43,10 +43,7 @@ class QuerySide:
     def encode(self, texts: str | Sequence[str], prompt_name: str = "query", prompt: str | None = None) -> csr_array:
         """Vectors `[queries, vocab]` of one query or several: float32 weights of the tokens present, int32 indices.
 
-        `prompt_name` names the prompt that is put before each; `prompt` is the prompt itself, in place of a name.
-
-        Raises:
-            ValueError: there is no prompt of this name.
+        The prompt is as of `Tokenisation.queries`.
         """
         token_ids = self.tokenisation.queries([texts] if isinstance(texts, str) else texts, prompt_name, prompt)
         return keep_largest(look_up(self.weights, token_ids), self.max_active_dims)
@@ -133,11 +130,9 @@ def _is_taken_as_it_is(engine: Tokenizer, config: dict[str, Any]) -> bool:
         return config.get("pad_token") is not None  # else one is chosen when the model is loaded
     normalizer, pre_tokenizer = engine.normalizer, engine.pre_tokenizer
     if isinstance(normalizer, BertNormalizer):
-        return (normalizer.lowercase, normalizer.strip_accents, normalizer.handle_chinese_chars) == (
-            config.get("do_lower_case", True),
-            config.get("strip_accents"),
-            config.get("tokenize_chinese_chars", True),
-        )
+        settings = (("do_lower_case", True), ("strip_accents", None), ("tokenize_chinese_chars", True))
+        parts = [normalizer.lowercase, normalizer.strip_accents, normalizer.handle_chinese_chars]
+        return parts == [config.get(name, default) for name, default in settings]
     return not isinstance(pre_tokenizer, ByteLevel) or (
         pre_tokenizer.add_prefix_space == config.get("add_prefix_space", False)
     )

@@ -41,12 +41,8 @@ def read_saved(
 ) -> EncoderParts:
     """Read the parts of an encoder from a folder or from the Hub.
 
-    Args:
-        source: a folder, a Hub id, or `package:NAME/FOLDER`.
-        revision: branch, tag or commit on the Hub.
-        packed: run documents without padding where the model allows it.
-        dropout: dropout of the model in training, everywhere; that of its config.json if not given.
-        trust_remote_code: run code that comes with the model.
+    `source` is a folder, a Hub id, or `package:NAME/FOLDER`; `revision` is a branch, tag or commit on the Hub. `packed`
+    and `dropout` are as of `splade_lit.training.module.SpladeModule`; `trust_remote_code` runs code of the model.
 
     Raises:
         UserError: there is no such model, it is not of a form read here, or its files are damaged.

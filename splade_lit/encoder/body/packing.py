@@ -69,7 +69,9 @@ def packed_attention(
     if query.is_cuda:
         if torch.is_autocast_enabled("cuda"):  # which does not act on kernels that are called directly
             query, key, value = (x.to(torch.get_autocast_dtype("cuda")) for x in (query, key, value))
-        if _flash_applies(query):
+        is_half = query.dtype in (torch.float16, torch.bfloat16)
+        is_ampere = torch.cuda.get_device_capability(query.device) >= (8, 0)
+        if is_half and is_ampere and query.shape[-1] % 8 == 0 and query.shape[-1] <= 256:
             return _flash_attention(query, key, value, offsets, dropout, scaling, sliding_window), None
         if query.dtype == torch.float32 and query.shape[-1] % 8 == 0 and sliding_window is None:
             # torch's kernel for single precision; attention of jagged tensors calls it in the same way.
@@ -88,16 +90,6 @@ def packed_attention(
         mask = None if outside is None else ~outside
         outputs.append(scaled_dot_product_attention(q, k, v, mask, dropout_p=dropout, scale=scaling))
     return torch.cat(outputs, dim=2).transpose(1, 2), None
-
-
-def _flash_applies(query: Tensor) -> bool:
-    # CUDA from Ampere on, half precision.
-    return (
-        query.dtype in (torch.float16, torch.bfloat16)
-        and query.shape[-1] % 8 == 0
-        and query.shape[-1] <= 256
-        and torch.cuda.get_device_capability(query.device) >= (8, 0)
-    )
 
 
 @lru_cache(maxsize=4)  # all layers of a batch share it
