@@ -21,8 +21,11 @@ from splade_lit.core.sources import resolve_source
 
 # As transformers, whose tokenizers say 10^30 where they have none.
 NO_LIMIT = 1_000_000
-_QUERY_CLASSES = ("SparseStaticEmbedding", "IDF")
-_DOCUMENT_CLASSES = ("MLMTransformer", "Transformer")
+# The modules of each route, under the names that releases gave them.
+_ROUTES: dict[str, list[tuple[str, ...]]] = {
+    "query": [("SparseStaticEmbedding", "IDF")],
+    "document": [("MLMTransformer", "Transformer"), ("SpladePooling",)],
+}
 # Files of a Hub repository; weights in torch's own form are fetched only where there are no others.
 _TEXTS = ("*.json", "*.txt", "*.model", "README.md")
 _WEIGHTS, _WEIGHTS_ELSE = "*.safetensors", "*pytorch_model*.bin"
@@ -147,10 +150,10 @@ def _read_layout(folder: Path, source: str) -> SavedLayout:
             f"{source} is made of {kinds}; only asymmetric models (a Router of query and document) are read."
         )
     root = folder / modules[0]["path"]
-    names = ("router_config.json", "config.json")
-    router = read_json(next((root / name for name in names if (root / name).is_file()), root / names[0]))
+    there = [name for name in ("router_config.json", "config.json") if (root / name).is_file()]
+    router = read_json(root / (there or ["router_config.json"])[0])
     folders: list[Path] = []
-    for route, expected in (("query", [_QUERY_CLASSES]), ("document", [_DOCUMENT_CLASSES, ("SpladePooling",)])):
+    for route, expected in _ROUTES.items():
         names = router["structure"].get(route, [])
         found = [router["types"][name].rpartition(".")[2] for name in names]
         if len(found) != len(expected) or any(kind not in kinds for kind, kinds in zip(found, expected, strict=True)):
