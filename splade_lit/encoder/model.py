@@ -38,9 +38,8 @@ class AsymmetricSparseEncoder(nn.Module):
         query: table of query weights.
         document: document encoder over the same vocabulary.
         tokenizer: fast tokenizer of both sides.
-        max_query_tokens: queries are cut after this many tokens; the tokenizer's own limit if not given.
-        max_document_tokens: documents are cut to this many tokens, special tokens included; the tokenizer's own limit
-            if not given.
+        max_query_tokens: queries are cut after this many tokens; the tokenizer's limit if not given.
+        max_document_tokens: documents are cut to this many, special tokens included; likewise if not given.
         prompts: texts put before every query and document, under the names "query" and "document".
         max_active_dims: keep this many largest weights of each vector; all if not given.
 

@@ -39,11 +39,9 @@ def look_up(weights: np.ndarray, token_ids: Sequence[np.ndarray]) -> csr_array:
     `weights` is float32 `[vocab]`; each query is its distinct ascending token ids, as `tokenize_queries` gives them.
     """
     indices = np.concatenate(token_ids).astype(np.int32) if len(token_ids) else np.empty(0, np.int32)
-    values = weights[indices]
-    pointers = np.concatenate([[0], np.cumsum([len(ids) for ids in token_ids], dtype=np.int32)]).astype(np.int32)
-    matrix = csr_array((values, indices, pointers), shape=(len(token_ids), len(weights)))
-    if (values == 0).any():
-        matrix.eliminate_zeros()
+    pointers = np.cumsum([0, *map(len, token_ids)], dtype=np.int32)
+    matrix = csr_array((weights[indices], indices, pointers), shape=(len(token_ids), len(weights)))
+    matrix.eliminate_zeros()
     return matrix
 
 

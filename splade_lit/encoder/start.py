@@ -1,11 +1,13 @@
 """What a training corpus decides before the first step: query weights and decoder bias."""
 
 from collections.abc import Mapping
+from inspect import signature
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from splade_lit.core.tokens import Tokens
+from splade_lit.encoder.base import read_base
 from splade_lit.encoder.body.packing import evaluation_mode
 from splade_lit.encoder.grafted import START_ACTIVE_DIMS, calibrate_bias, start_warning
 from splade_lit.encoder.model import AsymmetricSparseEncoder
@@ -13,11 +15,6 @@ from splade_lit.encoder.query import idf_from_document_frequencies
 
 CORPUS_IDF = "corpus"
 SAMPLE_DOCUMENTS = 256  # training documents that the start is chosen by
-
-_BASE_SETTINGS = (
-    *("freeze_idf", "max_query_tokens", "max_document_tokens", "pooling", "activation"),
-    *("packed", "dropout", "trust_remote_code"),
-)
 
 
 @runtime_checkable
@@ -41,13 +38,10 @@ def untrained_encoder(settings: Mapping[str, Any]) -> AsymmetricSparseEncoder:
     Raises:
         UserError: the base model or the IDF table cannot be loaded, or the decoder has no place for a start bias.
     """
-    idf = settings["idf"]
-    encoder = AsymmetricSparseEncoder.from_base(
-        settings["base_model"],
-        idf="ones" if idf == CORPUS_IDF else idf,
-        revision=settings.get("base_revision"),
-        **{name: settings[name] for name in _BASE_SETTINGS if name in settings},
-    )
+    names = signature(read_base).parameters
+    chosen = {name: value for name, value in settings.items() if name in names}
+    idf, revision = "ones" if settings["idf"] == CORPUS_IDF else settings["idf"], settings.get("base_revision")
+    encoder = AsymmetricSparseEncoder.from_base(settings["base_model"], **chosen | {"idf": idf, "revision": revision})
     if settings.get("start_active_dims") is not None or encoder.document.grafted:
         encoder.document.add_bias()
     return encoder

@@ -247,22 +247,20 @@ def _check(encoder: AsymmetricSparseEncoder, folder: Path, int8: bool) -> None:
     longest = encoder.max_document_tokens
     # Padding is no token of a text: models of the RoBERTa family count positions without it.
     words = np.setdiff1d(np.arange(encoder.vocab_size), [encoder.document.padding_id])
-    exported = OnnxDocumentEncoder(folder)
-    rounded = OnnxDocumentEncoder(folder, INT8_MODEL) if int8 else None
+    graphs = [OnnxDocumentEncoder(folder, name) for name in (MODEL, INT8_MODEL)[: 1 + int8]]
     lost = total = 0.0
     for lengths in (*_CHECKED_LENGTHS, (longest, 2)):
         ids = [generator.choice(words, size=min(length, longest)) for length in lengths]
         with evaluation_mode(encoder), torch.no_grad():
             expected = encoder.document(Tokens.from_lists(ids)).numpy()
-        found = exported._run(ids).toarray()
+        found, *rounded = (graph._run(ids).toarray() for graph in graphs)
         if not np.allclose(found, expected, rtol=TOLERANCE, atol=TOLERANCE):
             raise UserError(
                 f"The exported graph differs from PyTorch by {np.abs(found - expected).max():.2g}, so it is not "
                 "written; try another release of torch or onnxruntime."
             )
-        if rounded is not None:
-            lost += np.square(rounded._run(ids).toarray() - expected).sum()
-            total += np.square(expected).sum()
+        lost += sum(np.square(vectors - expected).sum() for vectors in rounded)
+        total += np.square(expected).sum()
     if lost > INT8_TOLERANCE**2 * total:
         raise UserError(
             f"With 8-bit weights the vectors of this model change by {np.sqrt(lost / total):.0%}, so nothing is "

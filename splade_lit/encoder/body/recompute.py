@@ -59,10 +59,9 @@ def _after_trimming(inner: AbstractContextManager) -> Iterator[None]:
 
 
 def return_free_memory() -> None:
-    """Give free pages back to the system, where the C library is glibc.
+    """Give free pages back to the system, where the C library is glibc, which keeps freed blocks of up to 32 MiB.
 
-    glibc keeps freed blocks of up to 32 MiB. Activations of many sizes leave holes between blocks in use; together the
-    holes can grow larger than the blocks.
+    Activations of many sizes leave holes between blocks in use; together they can grow larger than the blocks.
     """
     if _malloc_trim is not None:
         _malloc_trim(0)
