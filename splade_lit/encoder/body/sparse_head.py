@@ -121,8 +121,8 @@ class _SpladePool(torch.autograd.Function):
                     if grad_bias is not None:
                         grad_bias.index_add_(0, dims, slope)
             else:
-                for i, rows, dims in active_columns(flowing, offsets):
-                    states, vectors = hidden[rows], weight[dims]
+                for i, own_rows, dims in active_columns(flowing, offsets):
+                    states, vectors = hidden[own_rows], weight[dims]
                     logits = (states @ vectors.T).to(pooled.dtype)
                     if bias is not None:
                         logits += bias[dims]
@@ -132,7 +132,7 @@ class _SpladePool(torch.autograd.Function):
                     # In half precision the products run in half as well; their sums over documents stay fp32.
                     slopes = slopes.to(hidden.dtype)
                     if grad_hidden is not None:
-                        grad_hidden[rows] += slopes @ vectors
+                        grad_hidden[own_rows] += slopes @ vectors
                     if grad_weight is not None:
                         grad_weight.index_add_(0, dims, (slopes.T @ states).to(grad_weight.dtype))
         results = (None if grad is None else grad.to(x.dtype) for grad, (x, _) in zip(grads, inputs, strict=True))
