@@ -98,7 +98,7 @@ def _times(settings: dict[str, Any], task: RetrievalTask) -> MeasuredTimes:
     limits = {name: model[name] for name in ("max_query_tokens", "max_document_tokens")}
     documents = list(itertools.islice(task.corpus.values(), _TIMED_DOCUMENTS))
     _say(f"timing     a few steps are trained to tell how long the run will take: {_TIMED_SECONDS} s at most")
-    with tempfile.TemporaryDirectory() as folder, _quiet_data():
+    with tempfile.TemporaryDirectory() as folder, _only_progress():
         write_beir(task, Path(folder))
         changes = {"max_pairs": _TIMED_PAIRS, "num_eval_pairs": 0, "held_out_tasks": [folder]}
         machine = {name: trainer[name] for name in ("accelerator", "devices", "precision", "gradient_clip_val")}
@@ -112,14 +112,16 @@ def _times(settings: dict[str, Any], task: RetrievalTask) -> MeasuredTimes:
 
 
 @contextmanager
-def _quiet_data() -> Iterator[None]:
-    """No lines on the pairs of the timing, which are not those of the run; progress is shown."""
-    log = logging.getLogger("splade_lit.data")
-    log.setLevel(logging.WARNING)
+def _only_progress() -> Iterator[None]:
+    """No lines of the log on model and pairs of the timing; its progress is shown."""
+    logs = [logging.getLogger(name) for name in ("splade_lit.data", "splade_lit.encoder")]
     try:
+        for log in logs:
+            log.setLevel(logging.WARNING)
         yield
     finally:
-        log.setLevel(logging.NOTSET)
+        for log in logs:
+            log.setLevel(logging.NOTSET)
 
 
 def _expected(times: MeasuredTimes, settings: dict[str, Any], num_corpus: int) -> str:
