@@ -18,6 +18,7 @@ from splade_lit.command_line.arguments import CommandParser, at_least
 from splade_lit.command_line.exit_codes import run_command
 from splade_lit.core.errors import UserError
 from splade_lit.core.files import check_writable
+from splade_lit.evaluation.metric_names import METRICS
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -48,11 +49,7 @@ def _parser() -> CommandParser:
         help="other systems: figures as .json or .csv, of queries as .jsonl, rankings as .trec or a folder of them",
     )
     parser.add_argument("--output", type=Path, default=Path("compare.html"), help="the page (%(default)s)")
-    parser.add_argument(
-        "--metric",
-        default="ndcg@10",
-        help="the figure that counts: ndcg@10, mrr@10, recall@10 or map@100 (%(default)s)",
-    )
+    parser.add_argument("--metric", choices=METRICS, default="ndcg@10", help="the figure that counts (%(default)s)")
     parser.add_argument("--set", help="set or group that counts, such as NanoNQ (default: that of most systems)")
     parser.add_argument("--tasks", nargs="+", help="tasks to search and to judge rankings by (default: the runs' own)")
     parser.add_shared("--nanobeir-source", "--nanobeir-revision")

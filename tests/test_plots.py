@@ -75,7 +75,7 @@ FIGURES = [
     (lambda: plots.pruning_curve(CURVE, 0.4), "Documents cut to 14 of 80 active dims keep 99.0% of nDCG@10"),
     (lambda: plots.pruning_curve(CURVE[-1:]), "No cut keeps 99% of nDCG@10: all 80 active dims count"),
     (
-        lambda: plots.table_change(CHANGE, TOKENS, [*RISES, *FALLS]),
+        lambda: plots.table_change(CHANGE, [*RISES, *FALLS]),
         "raised 67% of the query weights that training queries hold and lowered 33%",
     ),
     (lambda: plots.biggest_moves(RISES, FALLS), r"“\$” has risen most, “a\$b\$c” has fallen most"),

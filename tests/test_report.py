@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from splade_lit.evaluation.paired_tests import differences, holm, paired_tests
-from splade_lit.evaluation.per_query import METRICS, QueryFigures
+from splade_lit.evaluation.metric_names import METRICS
+from splade_lit.evaluation.paired_tests import Difference, differences, holm, paired_tests
+from splade_lit.evaluation.per_query import QueryFigures
 from splade_lit.report.captioned_charts import trade_offs
-from splade_lit.report.charts import Interval, Line, Point, Series, curves, intervals, scatter, sorted_bars
+from splade_lit.report.charts import Line, Point, Series, curves, intervals, scatter, sorted_bars
 from splade_lit.report.comparison import QUANTITIES, Comparison, compare, pareto_front, with_one_bm25
 from splade_lit.report.page import finding
 from splade_lit.report.scales import log_ticks, make_scale, ticks
@@ -99,8 +100,9 @@ def test_all_pairs_are_corrected_together():
     }
     pairs = differences(systems, frozenset({"t"}), "ndcg@10")
     assert len(pairs) == 3
-    assert [pair.holm_t for pair in pairs] == pytest.approx(holm([pair.p_t for pair in pairs]))
-    assert [pair.holm_random for pair in pairs] == pytest.approx(holm([pair.p_random for pair in pairs]))
+    alone = [paired_tests(pair.values) for pair in pairs]
+    assert [pair.p_t for pair in pairs] == pytest.approx(holm([p_t for p_t, _ in alone]))
+    assert [pair.p_random for pair in pairs] == pytest.approx(holm([p_random for _, p_random in alone]))
     assert any(pair.significant for pair in pairs)
 
 
@@ -195,14 +197,17 @@ def texts_of(chart: str) -> list[str]:
 
 
 def test_charts_are_well_formed_whatever_the_names_are():
-    points = [Point(Series(n), 10.0**n, 0.5, f"{EVIL} {n}", n < 2) for n in range(4)]
+    points = [Point(Series(n), EVIL, 10.0**n, 0.5, f"{EVIL} {n}", n < 2) for n in range(4)]
     chart = scatter(points, EVIL, EVIL, [(Series(9, reference=True), 0.4, EVIL)])
     assert texts_of(chart) == [EVIL, *(f"{EVIL} {n}" for n in range(4))]
     assert ", logarithmic" in chart
     line = Line(Series(0), EVIL, [(n, n * 0.5) for n in range(1000)])
     assert len(texts_of(curves([line], EVIL, EVIL))) == 300
     assert f"{EVIL}, step 999: 499.5" in texts_of(curves([line], EVIL, EVIL))
-    assert texts_of(intervals([Interval(EVIL, EVIL, 0.1, -0.1, 0.3, True)], EVIL)) == [EVIL]
+    pair = Difference(EVIL, "b", [("t", "1"), ("t", "2")], ["", ""], np.array([0.2, 0.2]), 1.0, 1.0)
+    assert texts_of(intervals([(Series(0), pair)], EVIL)) == [
+        f"{EVIL} minus b: +0.2000, 95 % interval +0.2000 to +0.2000"
+    ]
     assert texts_of(sorted_bars([0.2, 0.0, -0.3], ["a", "b", EVIL], EVIL)) == ["a", EVIL]
     ET.fromstring(sorted_bars([0.1] * 300 + [0.0] * 300 + [-0.2], [EVIL] * 601, EVIL))
 

@@ -15,7 +15,7 @@ from scipy.sparse import csr_array, random_array
 
 from splade_lit.core.errors import UserError
 from splade_lit.evaluation import exact_search as search
-from splade_lit.evaluation.exact_search import SearchIndex, exact_search, string_order
+from splade_lit.evaluation.exact_search import SearchIndex, TopK, string_order
 
 
 def sparse(rows: int, vocab: int, density: float, seed: int) -> csr_array:
@@ -28,6 +28,10 @@ def whole_numbers(rows: int, vocab: int, density: float, seed: int, low: int = 1
     vectors = sparse(rows, vocab, density, seed)
     vectors.data = np.random.default_rng(seed).integers(low, 3, vectors.nnz).astype(np.float32)
     return vectors
+
+
+def exact_search(queries: csr_array, corpus: csr_array, k: int, tie_order: np.ndarray | None = None) -> TopK:
+    return SearchIndex(corpus, tie_order).search(queries, k)
 
 
 def sorted_scores(queries: csr_array, corpus: csr_array, k: int, tie_order: np.ndarray) -> np.ndarray:
@@ -140,7 +144,7 @@ import numpy as np
 from scipy.sparse import csr_array
 from splade_lit.evaluation import exact_search as search
 print(search.__file__)
-print(search.exact_search(csr_array(np.eye(3)), csr_array(np.eye(3)), 1).documents.ravel().tolist())
+print(search.SearchIndex(csr_array(np.eye(3))).search(csr_array(np.eye(3)), 1).documents.ravel().tolist())
 """
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, env=environment, check=False

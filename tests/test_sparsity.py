@@ -28,6 +28,7 @@ def test_counts_by_hand() -> None:
     assert statistics.row_sizes.tolist() == [1, 1, 1, 0]
     assert statistics.num_rows == 3
     assert statistics.active_dims == 1.0
+    assert statistics.sorted_row_sizes.tolist() == [0, 1, 2]
     assert statistics.sparsity_ratio == pytest.approx(2 / 3)
     assert statistics.dead_dims_ratio == pytest.approx(1 / 3)
     assert statistics.most_frequent(2) == [(0, pytest.approx(2 / 3)), (2, pytest.approx(1 / 3))]
@@ -59,13 +60,6 @@ def test_parts_add_up() -> None:
     np.testing.assert_array_equal(together.row_sizes, whole.row_sizes)
 
 
-def test_histogram_is_numpys() -> None:
-    counts, edges = SparsityStatistics.of(DOCUMENTS).histogram(bins=6)
-    expected_counts, expected_edges = np.histogram(np.diff(DOCUMENTS.indptr), bins=6)
-    np.testing.assert_array_equal(counts, expected_counts)
-    np.testing.assert_array_equal(edges, expected_edges)
-
-
 def test_nothing_to_count() -> None:
     empty = SparsityStatistics.of(csr_array((0, 5), dtype=np.float32))
     assert (empty.active_dims, empty.sparsity_ratio, empty.dead_dims_ratio) == (0.0, 1.0, 1.0)
@@ -94,7 +88,7 @@ def test_batches_and_devices_add_up() -> None:
     """What torchmetrics does between devices is to add the states, as declared."""
     one, other = SparsityMetrics(40), SparsityMetrics(40)
     one.update(QUERIES[:3], DOCUMENTS[:50])
-    one.update(documents=DOCUMENTS[50:60])
+    one.update(QUERIES[:0], DOCUMENTS[50:60])
     other.update(QUERIES[3:], DOCUMENTS[60:])
     whole = RetrievalSparsity(SparsityStatistics.of(QUERIES), SparsityStatistics.of(DOCUMENTS)).metrics
     one.merge_state(other)

@@ -18,7 +18,8 @@ from splade_lit.core.text import check_ids, read_qrels, read_trec_run, trec_run_
 from splade_lit.data.corpus import load_corpus
 from splade_lit.data.pairs import load_pairs
 from splade_lit.data.tasks import RetrievalTask, load_task
-from splade_lit.evaluation.per_query import METRICS, QueryFigures, read_per_query, write_per_query
+from splade_lit.evaluation.metric_names import METRICS
+from splade_lit.evaluation.per_query import QueryFigures, read_per_query, write_per_query
 from splade_lit.own_data.held_out import write_beir
 
 HOSTILE = st.one_of(

@@ -39,7 +39,7 @@ def _seismic(queries: Any, corpus: Any, k: int) -> Callable[[], Any]:
     from seismic import SeismicDataset, SeismicIndex, get_seismic_string
 
     from splade_lit.encoder.rows import split_rows
-    from splade_lit.evaluation.exact_search import exact_search
+    from splade_lit.evaluation.exact_search import SearchIndex
 
     def strings(numbers: Any) -> Any:
         return np.array([str(number) for number in numbers], dtype=get_seismic_string())
@@ -54,7 +54,7 @@ def _seismic(queries: Any, corpus: Any, k: int) -> Callable[[], Any]:
         "query_values": [weights for _, weights in split_rows(queries)],
         "k": k,
     }
-    top = exact_search(queries, corpus, k)
+    top = SearchIndex(corpus).search(queries, k)
     exact = [set(found[scores > 0].tolist()) for found, scores in zip(top.documents, top.scores, strict=True)]
 
     def run(query_cut: int, heap_factor: float) -> Any:

@@ -22,16 +22,7 @@ def row_sizes(vectors: csr_array) -> Int64[np.ndarray, " rows"]:
 
 @dataclass(frozen=True)
 class LengthBin:
-    """Documents of like length.
-
-    Attributes:
-        shortest: tokens of the shortest.
-        longest: tokens of the longest.
-        num_documents: how many there are.
-        p10: active dims that a tenth of them stays within.
-        median: active dims that half of them stays within.
-        p90: active dims that nine tenths of them stay within.
-    """
+    """Documents of like length, in tokens, and active dims that 10, 50 and 90 % of them stay within."""
 
     shortest: int
     longest: int
@@ -44,14 +35,9 @@ class LengthBin:
 def active_dims_by_length(
     lengths: Int64[np.ndarray, " documents"], sizes: Int64[np.ndarray, " documents"], bins: int = 8
 ) -> list[LengthBin]:
-    """Quantiles of active dims by document length, in bins of about as many documents each.
+    """Quantiles of active dims (`sizes`) by document length, in bins of about as many documents each.
 
     Documents of one length stay in one bin, so there may be fewer bins.
-
-    Args:
-        lengths: tokens of each document.
-        sizes: active dims of each document.
-        bins: how many bins at most.
 
     >>> active_dims_by_length(np.array([5, 9]), np.array([10, 40]), bins=2)[1]
     LengthBin(shortest=9, longest=9, num_documents=1, p10=40.0, median=40.0, p90=40.0)
@@ -64,9 +50,9 @@ def active_dims_by_length(
     cuts = np.unique(np.searchsorted(ordered, ordered[np.arange(bins) * len(ordered) // bins]))
     result = []
     for rows in np.split(order, cuts[1:]):
-        p10, median, p90 = (float(quantile) for quantile in np.quantile(sizes[rows], (0.1, 0.5, 0.9)))
-        shortest, longest = int(lengths[rows].min()), int(lengths[rows].max())
-        result.append(LengthBin(shortest, longest, len(rows), p10, median, p90))
+        shortest, longest = int(lengths[rows[0]]), int(lengths[rows[-1]])
+        quantiles = np.quantile(sizes[rows], (0.1, 0.5, 0.9)).tolist()
+        result.append(LengthBin(shortest, longest, len(rows), *quantiles))
     return result
 
 
@@ -89,13 +75,9 @@ def postings_per_query(sparsity: RetrievalSparsity) -> float:
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """Quality at a limit of active dims.
+    """nDCG@10 where a document keeps `max_active_dims` weights at most (None: all), with its mean active dims.
 
-    Attributes:
-        max_active_dims: weights of a document that were kept at most; None for all.
-        active_dims: mean active dims of a document.
-        ndcg: nDCG@10.
-        flops: mean number of dims that a query and a document have in common.
+    `flops` is the mean number of dims that a query and a document have in common.
     """
 
     max_active_dims: int | None
@@ -105,15 +87,7 @@ class CurvePoint:
 
 
 def pruning_curve(encoded: EncodedTask, limits: Sequence[int] = LIMITS) -> list[CurvePoint]:
-    """Cut documents to their largest weights, and measure again at each limit.
-
-    Args:
-        encoded: the task.
-        limits: largest numbers of active dims; those that cut no document are left out.
-
-    Returns:
-        A point a limit, in ascending order, and one for the whole vectors.
-    """
+    """Quality at each limit of active dims that cuts a document, in ascending order, and that of the whole vectors."""
     largest = int(row_sizes(encoded.documents).max(initial=0))
     points = []
     for limit in [*sorted(limit for limit in limits if limit < largest), None]:

@@ -16,13 +16,7 @@ from splade_lit.evaluation.task_evaluation import Encoder, TokenisedTask
 
 @dataclass(frozen=True)
 class EncodedTask:
-    """A task with its vectors.
-
-    Attributes:
-        tokenised: the task and its token ids.
-        queries: `[queries, vocab]`.
-        documents: `[documents, vocab]`.
-    """
+    """A task and its token ids with its vectors, `[queries, vocab]` and `[documents, vocab]`."""
 
     tokenised: TokenisedTask
     queries: csr_array
@@ -53,30 +47,25 @@ class EncodedTask:
         """In how many queries and in how many documents each dim is active."""
         return RetrievalSparsity(SparsityStatistics.of(self.queries), SparsityStatistics.of(self.documents))
 
+    def is_relevant(self, query_id: str, document_id: str) -> bool:
+        """Whether a document answers a query."""
+        return self.task.qrels[query_id].get(document_id, 0) > 0
+
     def evaluate(self, documents: csr_array | None = None) -> TaskResult:
         """Figures and ranking of these document vectors, or of others in their place."""
         vectors = self.documents if documents is None else documents
         return evaluate_vectors(self.task, self.tokenised.query_ids, self.queries, self.document_ids, vectors)
 
 
-def encode_task(encoder: Encoder, task: RetrievalTask, max_documents: int | None = None, seed: int = 0) -> EncodedTask:
-    """Tokenise and encode a task.
-
-    Args:
-        encoder: the model.
-        task: the task.
-        max_documents: take a sample of the corpus, all judged documents among them; all of it if not given.
-        seed: seed of the sample.
+def encode_task(encoder: Encoder, task: RetrievalTask, max_documents: int | None = None) -> EncodedTask:
+    """Tokenise and encode a task, or a sample of its corpus that keeps all judged documents.
 
     Raises:
         UserError: no query has a relevant document.
     """
-    tokenised = TokenisedTask.of(task, encoder, max_documents, seed)
-    return EncodedTask(
-        tokenised,
-        encoder.encode_query_tokens(tokenised.queries),
-        encoder.encode_document_tokens(tokenised.documents),
-    )
+    tokenised = TokenisedTask.of(task, encoder, max_documents)
+    queries, documents = tokenised.queries, tokenised.documents
+    return EncodedTask(tokenised, encoder.encode_query_tokens(queries), encoder.encode_document_tokens(documents))
 
 
 def token_presence(token_ids: Sequence[np.ndarray], vocab_size: int) -> csr_array:
@@ -86,10 +75,10 @@ def token_presence(token_ids: Sequence[np.ndarray], vocab_size: int) -> csr_arra
     array([[1., 0., 1.],
            [0., 0., 0.]], dtype=float32)
     """
-    distinct = [np.unique(ids) for ids in token_ids]
-    pointers = np.concatenate([[0], np.cumsum([len(ids) for ids in distinct])]).astype(np.int32)
-    indices = np.concatenate([*distinct, np.empty(0, np.int32)]).astype(np.int32)
-    return csr_array((np.ones(len(indices), np.float32), indices, pointers), shape=(len(distinct), vocab_size))
+    rows = np.repeat(np.arange(len(token_ids)), [len(ids) for ids in token_ids])
+    columns = np.concatenate([*token_ids, np.empty(0, np.int64)]).astype(np.int64)
+    held = csr_array((np.ones(len(rows), bool), (rows, columns)), shape=(len(token_ids), vocab_size))
+    return held.astype(np.float32)
 
 
 def lexical_part(documents: csr_array, presence: csr_array) -> csr_array:
@@ -104,14 +93,9 @@ def lexical_part(documents: csr_array, presence: csr_array) -> csr_array:
 
 @dataclass(frozen=True)
 class MassSplit:
-    """Each document's weights, on terms of its text (lexical) and on others (expansion).
+    """Sums of the weights and numbers of the active dims of each document, by whether its text holds the term.
 
-    Attributes:
-        lexical_mass: sum of weights on terms of the text.
-        expansion_mass: sum of weights on other terms.
-        lexical_dims: active dims that are terms of the text.
-        expansion_dims: active dims that are not.
-        text_terms: distinct terms of the text.
+    What is on terms of the text is lexical, the rest expansion; `text_terms` counts the distinct terms of the text.
     """
 
     lexical_mass: Float64[np.ndarray, " documents"]
@@ -139,19 +123,9 @@ class MassSplit:
 
 
 def split_mass(documents: csr_array, presence: csr_array) -> MassSplit:
-    """Split the weights of documents by whether their text holds the term.
-
-    Args:
-        documents: `[documents, vocab]`.
-        presence: see `token_presence`, `[documents, vocab]`.
-    """
+    """Split the weights of documents `[documents, vocab]` by whether their text holds the term (`token_presence`)."""
     lexical = lexical_part(documents, presence)
-    lexical_mass = np.asarray(lexical.sum(axis=1), dtype=np.float64)
-    lexical_dims = np.diff(lexical.indptr).astype(np.int64)
-    return MassSplit(
-        lexical_mass=lexical_mass,
-        expansion_mass=np.maximum(np.asarray(documents.sum(axis=1), dtype=np.float64) - lexical_mass, 0.0),
-        lexical_dims=lexical_dims,
-        expansion_dims=np.diff(documents.indptr).astype(np.int64) - lexical_dims,
-        text_terms=np.diff(presence.indptr).astype(np.int64),
-    )
+    mass, lexical_mass = (vectors.sum(axis=1).astype(np.float64) for vectors in (documents, lexical))
+    dims, lexical_dims, text_terms = (np.diff(rows.indptr).astype(np.int64) for rows in (documents, lexical, presence))
+    expansion_mass = np.maximum(mass - lexical_mass, 0.0)
+    return MassSplit(lexical_mass, expansion_mass, lexical_dims, dims - lexical_dims, text_terms)

@@ -7,7 +7,6 @@ from transformers import PreTrainedTokenizerBase
 
 from splade_lit.analysis.encoded import EncodedTask
 from splade_lit.core.tokenisation import tokenize_documents
-from splade_lit.data.tasks import RetrievalTask
 from splade_lit.evaluation.metrics import DEPTH
 from splade_lit.evaluation.paired_tests import Difference, differences
 from splade_lit.evaluation.per_query import query_figures
@@ -32,12 +31,8 @@ _NO_LIMIT = 1 << 20
 class TermShare:
     """What a term of a query adds to the score of a document.
 
-    Attributes:
-        dim: of the term.
-        token: the term.
-        query_weight: its weight in the query.
-        document_weight: its weight in the document, 0 where it is not active.
-        in_text: whether the document's text holds it, as far as the model reads.
+    `document_weight` is 0 where the term is not active; `in_text` tells whether the document's text holds it, as far as
+    the model reads.
     """
 
     dim: int
@@ -55,11 +50,7 @@ class TermShare:
 def term_shares(encoded: EncodedTask, tokens: Sequence[str], query: int, document: int) -> list[TermShare]:
     """All terms of a query with what they add to the score of a document, the largest share first.
 
-    Args:
-        encoded: the task.
-        tokens: the token of each dim.
-        query: row of the query.
-        document: row of the document.
+    Query and document are given by their rows; `tokens` has the token of each dim.
     """
     row = encoded.queries[[query]]
     weights = encoded.documents[[document]].toarray()[0]
@@ -75,11 +66,7 @@ def term_shares(encoded: EncodedTask, tokens: Sequence[str], query: int, documen
 class Hit:
     """A document that was found.
 
-    Attributes:
-        document_id: which one.
-        score: its score.
-        relevant: whether it answers the query.
-        terms: the terms that made the score, the largest share first; those in parentheses are expansions.
+    `terms` are those that made its score, the largest share first; expansions are in parentheses.
     """
 
     document_id: str
@@ -89,35 +76,20 @@ class Hit:
 
 
 def hits(encoded: EncodedTask, result: TaskResult, tokens: Sequence[str], query_id: str, k: int = 5) -> list[Hit]:
-    """The best documents of a query with the terms that made their scores.
-
-    Args:
-        encoded: the task.
-        result: its evaluation.
-        tokens: the token of each dim.
-        query_id: which query.
-        k: how many documents at most; those that share no term are left out.
-    """
+    """The first k documents of a query with the terms that made their scores; those that share no term are left out."""
     query = encoded.tokenised.query_ids.index(query_id)
-    rows = {document_id: row for row, document_id in enumerate(encoded.document_ids)}
     found = []
     for document_id, score in list(result.run[query_id].items())[:k]:
-        shares = [term for term in term_shares(encoded, tokens, query, rows[document_id]) if term.share]
+        document = encoded.document_ids.index(document_id)
+        shares = [term for term in term_shares(encoded, tokens, query, document) if term.share]
         terms = [f"{term.token if term.in_text else f'({term.token})'} {term.share:.2f}" for term in shares]
         if shares:
-            found.append(Hit(document_id, score, _is_relevant(encoded.task, query_id, document_id), " + ".join(terms)))
+            found.append(Hit(document_id, score, encoded.is_relevant(query_id, document_id), " + ".join(terms)))
     return found
 
 
 def against_bm25(encoded: EncodedTask, ours: TaskResult, bm25: TaskResult, name: str = "ours") -> Difference:
-    """What one of us has above the other in nDCG@10, query by query, as `python -m splade_lit.compare` tests it.
-
-    Args:
-        encoded: the task.
-        ours: our evaluation of it.
-        bm25: BM25's.
-        name: what to call us.
-    """
+    """What we (`name`) or BM25 have above the other in nDCG@10, query by query, as `splade_lit.compare` tests it."""
     figures = {side: [query_figures(encoded.task, one.rank_metrics)] for side, one in ((name, ours), ("BM25", bm25))}
     (difference,) = differences(figures, frozenset({encoded.task.name}), "ndcg@10")
     return difference
@@ -154,96 +126,60 @@ class Outcome:
 
 
 def outcomes(
-    encoded: EncodedTask,
-    ours: TaskResult,
-    bm25: TaskResult,
-    tokens: Sequence[str],
-    tokenizer: PreTrainedTokenizerBase,
+    encoded: EncodedTask, ours: TaskResult, bm25: TaskResult, tokens: Sequence[str], tokenizer: PreTrainedTokenizerBase
 ) -> list[Outcome]:
     """The queries that we and BM25 rank differently well, our largest win first, each with the term that decides.
 
-    Args:
-        encoded: the task.
-        ours: our evaluation of it.
-        bm25: BM25's.
-        tokens: the token of each dim.
-        tokenizer: to read what the model does not of texts beyond its limit.
+    The tokenizer is there to read what is beyond the model's limit.
     """
     rows = {document_id: row for row, document_id in enumerate(encoded.document_ids)}
-    query_rows = {query_id: row for row, query_id in enumerate(encoded.tokenised.query_ids)}
-    bm25_ndcg = dict(zip(bm25.rank_metrics.query_ids, bm25.rank_metrics.per_query["ndcg@10"].tolist(), strict=True))
+    figures = [one.rank_metrics.per_query["ndcg@10"].tolist() for one in (ours, bm25)]
     found = []
-    for query_id, ndcg in zip(
-        ours.rank_metrics.query_ids, ours.rank_metrics.per_query["ndcg@10"].tolist(), strict=True
-    ):
-        winning, losing = (ours, bm25) if ndcg > bm25_ndcg[query_id] else (bm25, ours)
+    for query, (query_id, our_ndcg, bm25_ndcg) in enumerate(zip(encoded.tokenised.query_ids, *figures, strict=True)):
+        winning, losing = (ours, bm25) if our_ndcg > bm25_ndcg else (bm25, ours)
         relevant = _most_moved(encoded, query_id, winning.run[query_id], losing.run[query_id])
-        if ndcg == bm25_ndcg[query_id] or relevant is None:
+        if our_ndcg == bm25_ndcg or relevant is None:
             continue
-        rival = next((one for one in losing.run[query_id] if not _is_relevant(encoded.task, query_id, one)), None)
+        rival = next((one for one in losing.run[query_id] if not encoded.is_relevant(query_id, one)), None)
         term, cause = None, NO_TERM
         if rival is not None:
-            query = query_rows[query_id]
             pair = [term_shares(encoded, tokens, query, rows[one]) for one in (relevant, rival)]
-            term, cause = _win(*pair) if winning is ours else _loss(*pair)
-            if cause == MISSING and term in _beyond_limit(encoded, rows[relevant], tokens, tokenizer):
-                cause = CUT_OFF
-        found.append(
-            Outcome(query_id, encoded.task.queries[query_id], ndcg, bm25_ndcg[query_id], relevant, rival, term, cause)
-        )
+            term, cause = _deciding(*pair) if winning is ours else _deciding(*reversed(pair), loss=True)
+            if cause == MISSING:
+                (whole,) = tokenize_documents(tokenizer, [encoded.task.corpus[relevant]], _NO_LIMIT)
+                cause = CUT_OFF if term in {tokens[token_id] for token_id in whole.tolist()} else MISSING
+        text = encoded.task.queries[query_id]
+        found.append(Outcome(query_id, text, our_ndcg, bm25_ndcg, relevant, rival, term, cause))
     return sorted(found, key=lambda outcome: (-outcome.gain, outcome.query_id))
 
 
-def _win(relevant: Sequence[TermShare], rival: Sequence[TermShare]) -> tuple[str | None, str]:
-    """The term that puts the relevant document above its rival, and why."""
-    term, _ = _deciding(relevant, rival)
-    if term is None:
-        return None, NO_TERM
-    return term.token, WEIGHTS if term.in_text else EXPANSION
+def _deciding(upper: Sequence[TermShare], lower: Sequence[TermShare], loss: bool = False) -> tuple[str | None, str]:
+    """The term that puts the upper document above the lower one, as its share is larger by most, and the cause.
 
-
-def _loss(relevant: Sequence[TermShare], rival: Sequence[TermShare]) -> tuple[str | None, str]:
-    """The term that puts the rival above the relevant document, and why."""
-    term, other = _deciding(rival, relevant)
-    if term is None or other is None:
-        return None, NO_TERM
-    if other.document_weight == 0 and other.in_text:
-        return term.token, DROPPED
-    if not term.in_text:
-        return term.token, RIVAL_EXPANSION
-    return term.token, RIVAL_WEIGHTS if other.document_weight else MISSING
-
-
-def _deciding(upper: Sequence[TermShare], lower: Sequence[TermShare]) -> tuple[TermShare | None, TermShare | None]:
-    """The term whose share is larger by most in the upper document, in both; None if it is larger in none."""
+    The upper one is relevant, or, at a loss, it is the rival.
+    """
     below = {term.dim: term for term in lower}
-    best = max(upper, key=lambda term: term.share - below[term.dim].share, default=None)
-    if best is None or best.share <= below[best.dim].share:
-        return None, None
-    return best, below[best.dim]
+    term = max(upper, key=lambda term: term.share - below[term.dim].share, default=None)
+    if term is None or term.share <= below[term.dim].share:
+        return None, NO_TERM
+    other = below[term.dim]
+    if not loss:
+        cause = WEIGHTS if term.in_text else EXPANSION
+    elif other.document_weight == 0 and other.in_text:
+        cause = DROPPED
+    elif not term.in_text:
+        cause = RIVAL_EXPANSION
+    else:
+        cause = RIVAL_WEIGHTS if other.document_weight else MISSING
+    return term.token, cause
 
 
 def _most_moved(
     encoded: EncodedTask, query_id: str, winning: Mapping[str, float], losing: Mapping[str, float]
 ) -> str | None:
     """The relevant document that the winning ranking has further up by most; None if the corpus has none."""
-    ranks = [{document_id: rank for rank, document_id in enumerate(ranking)} for ranking in (winning, losing)]
+    up, down = ({document_id: rank for rank, document_id in enumerate(ranking)} for ranking in (winning, losing))
     relevant = [
-        document_id
-        for document_id, grade in encoded.task.qrels[query_id].items()
-        if grade > 0 and document_id in encoded.task.corpus
+        one for one in encoded.task.qrels[query_id] if encoded.is_relevant(query_id, one) and one in encoded.task.corpus
     ]
-    return max(relevant, key=lambda one: ranks[1].get(one, DEPTH) - ranks[0].get(one, DEPTH), default=None)
-
-
-def _is_relevant(task: RetrievalTask, query_id: str, document_id: str) -> bool:
-    return task.qrels[query_id].get(document_id, 0) > 0
-
-
-def _beyond_limit(
-    encoded: EncodedTask, document: int, tokens: Sequence[str], tokenizer: PreTrainedTokenizerBase
-) -> set[str]:
-    """Tokens of a document's whole text, wherever it was cut."""
-    text = encoded.task.corpus[encoded.document_ids[document]]
-    (token_ids,) = tokenize_documents(tokenizer, [text], _NO_LIMIT)
-    return {tokens[token_id] for token_id in token_ids.tolist()}
+    return max(relevant, key=lambda one: down.get(one, DEPTH) - up.get(one, DEPTH), default=None)

@@ -15,14 +15,7 @@ from splade_lit.evaluation.sparsity import SparsityStatistics
 
 @dataclass(frozen=True)
 class CorpusWeights:
-    """Query weights beside the frequencies of a corpus.
-
-    Attributes:
-        weights: query weight of each token.
-        document_frequencies: documents of the corpus whose text holds each token.
-        num_documents: documents of the corpus.
-        corpus: what to call it.
-    """
+    """The query weight of each token, and how many documents of a corpus, called `corpus`, hold it in their text."""
 
     weights: Float32[np.ndarray, " vocab"]
     document_frequencies: Int64[np.ndarray, " vocab"]
@@ -74,15 +67,7 @@ class TableChange:
 
 @dataclass(frozen=True)
 class Move:
-    """A query weight that learning has changed.
-
-    Attributes:
-        token: of which token.
-        before: at the start.
-        after: at the end.
-        queries: training queries that hold the token.
-        documents: training documents that hold it.
-    """
+    """The query weight of a token before and after learning; training queries and documents that hold the token."""
 
     token: str
     before: float
@@ -101,57 +86,40 @@ def table_change(subject: Subject) -> TableChange:
         UserError: there is no run, its training data cannot be read any more, or they are no longer the same.
     """
     data = training_data(subject)
+    vocab_size = subject.encoder.vocab_size
     change = TableChange(
         before=query_weights(initial_encoder(subject, data)),
         after=query_weights(subject.encoder),
-        query_frequencies=data.queries.document_frequencies(data.train_rows, subject.encoder.vocab_size),
-        document_frequencies=data.document_frequencies(subject.encoder.vocab_size),
+        query_frequencies=data.queries.document_frequencies(data.train_rows, vocab_size),
+        document_frequencies=data.document_frequencies(vocab_size),
         num_documents=data.num_documents,
     )
-    check_unmoved(change, subject.name)
-    return change
-
-
-def check_unmoved(change: TableChange, name: str) -> None:
-    """Check that tokens without a training query have kept their weight: the start is the one that the run had.
-
-    Raises:
-        UserError: they have not.
-    """
     unlearned = ~change.learned
     if not np.allclose(change.before[unlearned], change.after[unlearned], rtol=1e-4, atol=1e-6):
         raise UserError(
-            f"The query weights that {name} started from cannot be made again: its training data or its idf.json have "
-            "changed since."
+            f"The query weights that {subject.name} started from cannot be made again: its training data or its "
+            "idf.json have changed since."
         )
+    return change
 
 
 def biggest_moves(change: TableChange, tokens: Sequence[str], n: int) -> tuple[list[Move], list[Move]]:
-    """The n weights that have risen most and the n that have fallen most, the largest move first.
+    """The n weights that have risen most and the n that have fallen most, the largest move first; none that stayed.
 
     Args:
         change: the table before and after.
         tokens: the token of each dim.
-        n: how many of each; weights that have not moved are left out.
+        n: how many of each at most.
     """
     difference = change.after.astype(np.float64) - change.before
     order = np.argsort(-difference, kind="stable")
+    columns = change.before, change.after, change.query_frequencies, change.document_frequencies
 
-    def moves(dims: np.ndarray) -> list[Move]:
-        return [
-            Move(
-                tokens[dim],
-                float(change.before[dim]),
-                float(change.after[dim]),
-                int(change.query_frequencies[dim]),
-                int(change.document_frequencies[dim]),
-            )
-            for dim in dims
-        ]
+    def move(dim: int) -> Move:
+        return Move(tokens[dim], *(column[dim].item() for column in columns))
 
-    rises = [dim for dim in order[:n] if difference[dim] > 0]
-    falls = [dim for dim in order[::-1][:n] if difference[dim] < 0]
-    return moves(np.array(rises, dtype=np.int64)), moves(np.array(falls, dtype=np.int64))
+    rises = [move(dim) for dim in order[:n] if difference[dim] > 0]
+    return rises, [move(dim) for dim in order[::-1][:n] if difference[dim] < 0]
 
 
 def weights_in_corpus(subject: Subject, encoded: EncodedTask) -> CorpusWeights:

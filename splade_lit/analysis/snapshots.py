@@ -16,12 +16,7 @@ from splade_lit.runs.folder import MODEL, encoder_state, read_checkpoint
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A model at some point, and its vectors of the same documents.
-
-    Attributes:
-        label: what to call it: "start", "step 120", the name of another model.
-        documents: `[documents, vocab]`.
-    """
+    """Vectors of documents, `[documents, vocab]`, by a model at some point: "start", "step 120", another model."""
 
     label: str
     documents: csr_array
@@ -38,7 +33,7 @@ def run_snapshots(subject: Subject, texts: Sequence[str], max_checkpoints: int =
     Args:
         subject: the model with its run.
         texts: the documents.
-        max_checkpoints: how many checkpoints at most, evenly spaced, the last among them.
+        max_checkpoints: at most so many, evenly spaced, the last among them.
 
     Raises:
         UserError: there is no run, its base model or its data cannot be read any more, or a checkpoint does not fit.
@@ -46,7 +41,9 @@ def run_snapshots(subject: Subject, texts: Sequence[str], max_checkpoints: int =
     run = subject.required_run()
     snapshots = [snapshot_of("start", initial_encoder(subject, training_data(subject)), texts)]
     encoder = AsymmetricSparseEncoder.load(run.folder / MODEL)
-    for step, path in spaced(run.checkpoints(), max_checkpoints):
+    found = run.checkpoints()
+    ends = np.linspace(0, len(found), min(max_checkpoints, len(found)) + 1)[1:]
+    for step, path in (found[round(end) - 1] for end in ends):
         load_weights(encoder, path)
         snapshots.append(snapshot_of(f"step {step}", encoder, texts))
     if len(snapshots) == 1:
@@ -55,12 +52,7 @@ def run_snapshots(subject: Subject, texts: Sequence[str], max_checkpoints: int =
 
 
 def other_snapshot(subject: Subject, other: str | Path, texts: Sequence[str]) -> Snapshot:
-    """Another model as a snapshot.
-
-    Args:
-        subject: the model that it is compared with.
-        other: see `open_subject`.
-        texts: the documents.
+    """Another model (see `open_subject`) as a snapshot, to compare with that of a subject.
 
     Raises:
         UserError: there is no such model, or its vocabulary is another one.
@@ -69,18 +61,6 @@ def other_snapshot(subject: Subject, other: str | Path, texts: Sequence[str]) ->
     if second.tokens != subject.tokens:
         raise UserError(f"{other} has another vocabulary than {subject.name}; compare models of one tokenizer.")
     return snapshot_of(str(other), second.encoder, texts)
-
-
-def spaced(found: Sequence[tuple[int, Path]], count: int) -> list[tuple[int, Path]]:
-    """At most so many of them, evenly spaced, the last one among them.
-
-    >>> [step for step, _ in spaced([(step, Path()) for step in (10, 20, 30, 40, 50)], 2)]
-    [20, 50]
-    """
-    if len(found) <= count:
-        return list(found)
-    ends = np.linspace(0, len(found), count + 1)[1:]
-    return [found[round(end) - 1] for end in ends]
 
 
 def load_weights(encoder: AsymmetricSparseEncoder, path: Path) -> None:
@@ -98,16 +78,9 @@ def load_weights(encoder: AsymmetricSparseEncoder, path: Path) -> None:
 
 @dataclass(frozen=True)
 class TermChanges:
-    """What documents gain and lose from one snapshot to the next.
+    """What documents gain and lose from the snapshot labelled `before` to the one labelled `after`.
 
-    Attributes:
-        before: label of the first snapshot.
-        after: label of the second.
-        kept: terms of each document that are active in both.
-        gained: terms of each document that only the second has.
-        lost: terms of each document that only the first has.
-        gaining: documents that gain each term.
-        losing: documents that lose each term.
+    `kept`, `gained` and `lost` count terms of each document, `gaining` and `losing` the documents that do so by term.
     """
 
     before: str
@@ -120,27 +93,13 @@ class TermChanges:
 
 
 def term_changes(before: Snapshot, after: Snapshot) -> TermChanges:
-    """Compare which terms are active in the same documents.
-
-    Args:
-        before: first snapshot, `[documents, vocab]`.
-        after: second snapshot, of the same documents.
-    """
-    first, second = (_active(snapshot.documents) for snapshot in (before, after))
-    both = csr_array(first.multiply(second))
-    kept = _counts(both, axis=1)
-    gained, lost = _counts(second, axis=1) - kept, _counts(first, axis=1) - kept
-    shared = _counts(both, axis=0)
-    gaining, losing = _counts(second, axis=0) - shared, _counts(first, axis=0) - shared
+    """Compare which terms are active in two snapshots of the same documents."""
+    first, second = before.documents != 0, after.documents != 0
+    both = first.multiply(second)
+    kept, shared = both.sum(axis=1), both.sum(axis=0)
+    gained, lost = second.sum(axis=1) - kept, first.sum(axis=1) - kept
+    gaining, losing = second.sum(axis=0) - shared, first.sum(axis=0) - shared
     return TermChanges(before.label, after.label, kept, gained, lost, gaining, losing)
-
-
-def _active(vectors: csr_array) -> csr_array:
-    return csr_array((np.ones_like(vectors.data, dtype=np.int64), vectors.indices, vectors.indptr), shape=vectors.shape)
-
-
-def _counts(active: csr_array, axis: int) -> Int64[np.ndarray, " counts"]:
-    return np.asarray(active.sum(axis=axis), dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -163,23 +122,15 @@ class DocumentHistory:
 
 
 def document_history(snapshots: Sequence[Snapshot], row: int, tokens: Sequence[str], n: int = 20) -> DocumentHistory:
-    """How the terms of one document change.
+    """How the terms of one document (a row) change from the first snapshot to the last.
 
-    Args:
-        snapshots: in order.
-        row: of the document.
-        tokens: the token of each dim.
-        n: how many terms: half of them those that rise most from the first to the last snapshot, half those that fall.
+    Those n / 2 that rise most are shown, and those n / 2 that fall most.
     """
     weights = np.stack([snapshot.documents[[row]].toarray()[0] for snapshot in snapshots], axis=1)
     first, last = weights[:, 0], weights[:, -1]
     difference = last - first
     rises, falls = (np.argsort(sign * difference, kind="stable")[: n // 2] for sign in (-1, 1))
     dims = [*rises[difference[rises] > 0], *falls[difference[falls] < 0][::-1]]
-    return DocumentHistory(
-        labels=[snapshot.label for snapshot in snapshots],
-        terms=[tokens[dim] for dim in dims],
-        weights=weights[dims].astype(np.float32),
-        gained=int(((first == 0) & (last > 0)).sum()),
-        lost=int(((first > 0) & (last == 0)).sum()),
-    )
+    labels, terms = [snapshot.label for snapshot in snapshots], [tokens[dim] for dim in dims]
+    gained, lost = int(((first == 0) & (last > 0)).sum()), int(((first > 0) & (last == 0)).sum())
+    return DocumentHistory(labels, terms, weights[dims].astype(np.float32), gained, lost)

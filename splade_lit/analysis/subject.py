@@ -24,13 +24,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Subject:
-    """A model to look into.
-
-    Attributes:
-        name: what to call it.
-        encoder: the model.
-        run: the run that made it, None for a model on its own.
-    """
+    """A model to look into, with the run that made it, if there is one."""
 
     name: str
     encoder: AsymmetricSparseEncoder
@@ -39,8 +33,7 @@ class Subject:
     @property
     def tokens(self) -> list[str]:
         """The token of each dim."""
-        tokens = self.encoder.tokenizer.convert_ids_to_tokens(list(range(self.encoder.vocab_size)))
-        return [str(token) for token in tokens]
+        return list(self.encoder.tokenizer.convert_ids_to_tokens(list(range(self.encoder.vocab_size))))
 
     def required_run(self) -> Run:
         """The run.
@@ -91,11 +84,7 @@ def training_data(subject: Subject) -> PairsDataModule:
 
 
 def initial_encoder(subject: Subject, data: PairsDataModule) -> AsymmetricSparseEncoder:
-    """The model that a run started from.
-
-    Args:
-        subject: the model with its run.
-        data: what the run was trained on, see `training_data`.
+    """The model that a run started from, made again from its settings and its `training_data`.
 
     Raises:
         UserError: there is no run, or its base model cannot be read any more.

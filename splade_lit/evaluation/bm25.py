@@ -44,11 +44,7 @@ def bm25_result(
 def bm25_vectors(
     task: RetrievalTask, tokenizer: PreTrainedTokenizerBase | None = None, k1: float = 1.2, b: float = 0.75
 ) -> tuple[csr_array, csr_array]:
-    """Counts of the words of the judged queries, and weights of those of the documents; see `bm25_result`.
-
-    Raises:
-        UserError: no query has a relevant document, or no document has a word.
-    """
+    """Counts of the words of the judged queries, and weights of those of the documents; see `bm25_result`."""
     documents = _tokens(list(task.corpus.values()), tokenizer)
     if not any(documents):
         raise UserError(f"{task.name}: BM25 finds no word in any document; give texts.")
@@ -59,8 +55,11 @@ def bm25_vectors(
         shape=(len(documents), len(bm25.vocab_dict)),
     )
     queries = _tokens([task.queries[query_id] for query_id in judged_query_ids(task)], tokenizer)
-    counts = _word_counts([bm25.get_tokens_ids(words) for words in queries], len(bm25.vocab_dict))
-    return counts, weights.tocsr()
+    word_ids = [bm25.get_tokens_ids(words) for words in queries]
+    rows = np.repeat(np.arange(len(word_ids)), [len(ids) for ids in word_ids])
+    columns = np.array([word_id for ids in word_ids for word_id in ids], dtype=np.int64)
+    ones = np.ones(len(columns), np.float32)
+    return csr_array((ones, (rows, columns)), shape=(len(word_ids), weights.shape[1])), weights.tocsr()
 
 
 def best_bm25(
@@ -77,10 +76,8 @@ def best_bm25(
         chosen by: `bm25_words_ndcg@10` and `bm25_wordpieces_ndcg@10`, means over the tasks. Then the results that they
         are the means of, in the order of the tasks.
     """
-    results = {
-        "words": [bm25_result(task) for task in tasks],
-        "wordpieces": [bm25_result(task, tokenizer) for task in tasks],
-    }
+    tokenizers = {"words": None, "wordpieces": tokenizer}
+    results = {name: [bm25_result(task, one) for task in tasks] for name, one in tokenizers.items()}
     means = {name: float(np.mean([one.metrics["ndcg@10"] for one in each])) for name, each in results.items()}
     best = max(means, key=means.__getitem__)
     scores = ", ".join(f"{mean:.4f} over {tokens}" for tokens, mean in means.items())
@@ -109,20 +106,7 @@ def singular(word: str) -> str:
 
 def _tokens(texts: list[str], tokenizer: PreTrainedTokenizerBase | None) -> list[list[str]]:
     if tokenizer is None:
-        words = bm25s.tokenize(
-            texts,
-            stopwords="english",
-            stemmer=lambda vocabulary: [singular(word) for word in vocabulary],
-            return_ids=False,
-            show_progress=False,
-        )
-        return list(words)
+        settings = {"stopwords": "english", "return_ids": False, "show_progress": False}
+        return list(bm25s.tokenize(texts, stemmer=lambda words: [singular(word) for word in words], **settings))
     encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
     return [list(tokenizer.convert_ids_to_tokens(ids)) for ids in encoded]
-
-
-def _word_counts(word_ids: list[list[int]], vocab_size: int) -> csr_array:
-    rows = np.repeat(np.arange(len(word_ids)), [len(ids) for ids in word_ids])
-    columns = np.concatenate([np.asarray(ids, dtype=np.int64) for ids in word_ids])
-    ones = np.ones(len(columns), np.float32)
-    return csr_array((ones, (rows, columns)), shape=(len(word_ids), vocab_size))

@@ -7,6 +7,7 @@ long on one thread, 5.5 times as long as two threads here; torch's product with 
 its COO and CSR products 20 times as long.
 """
 
+import heapq
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -47,6 +48,11 @@ class SearchIndex:
 
     Raises:
         UserError: a value is not finite.
+
+    >>> index = SearchIndex(csr_array(np.array([[1.0, 0.0], [0.0, 3.0], [1.0, 1.0]])))
+    >>> top = index.search(csr_array(np.array([[2.0, 1.0]])), k=2)
+    >>> top.documents.tolist(), top.scores.tolist()
+    ([[1, 2]], [[3.0, 3.0]])
     """
 
     def __init__(self, corpus: csr_array, tie_order: Int[np.ndarray, " documents"] | None = None) -> None:
@@ -94,23 +100,13 @@ class SearchIndex:
         documents = np.empty((num_queries, k), np.int32)
         if scores.size == 0:
             return TopK(scores, documents)
-        query_starts = queries.indptr.astype(np.int64)
-        query_dims = queries.indices.astype(np.int64)
-        query_values = queries.data.astype(np.float32, copy=False)
+        starts, dims = queries.indptr.astype(np.int64), queries.indices.astype(np.int64)
+        vectors = dims, queries.data.astype(np.float32, copy=False)
+        index = self._starts, self._documents, self._values, self.num_documents
 
         def search_block(first: int) -> None:
-            last = min(first + _QUERIES_PER_JOB, num_queries)
-            _search(
-                query_starts[first : last + 1],
-                query_dims,
-                query_values,
-                self._starts,
-                self._documents,
-                self._values,
-                self.num_documents,
-                scores[first:last],
-                documents[first:last],
-            )
+            block = slice(first, first + _QUERIES_PER_JOB)
+            _search(starts[first : first + _QUERIES_PER_JOB + 1], *vectors, *index, scores[block], documents[block])
 
         # The first block runs here: it compiles the loops (once a machine), which must not happen in two threads.
         search_block(0)
@@ -121,23 +117,6 @@ class SearchIndex:
             with ThreadPoolExecutor(num_threads or torch.get_num_threads()) as pool:
                 list(pool.map(search_block, blocks))
         return TopK(scores, self._rows[documents])
-
-
-def exact_search(
-    queries: csr_array,
-    corpus: csr_array,
-    k: int,
-    tie_order: Int[np.ndarray, " documents"] | None = None,
-    num_threads: int | None = None,
-) -> TopK:
-    """The k documents with the largest dot product with each query; `SearchIndex` for more than one search.
-
-    >>> corpus = csr_array(np.array([[1.0, 0.0], [0.0, 3.0], [1.0, 1.0]]))
-    >>> top = exact_search(csr_array(np.array([[2.0, 1.0]])), corpus, k=2)
-    >>> top.documents.tolist(), top.scores.tolist()
-    ([[1, 2]], [[3.0, 3.0]])
-    """
-    return SearchIndex(corpus, tie_order).search(queries, k, num_threads)
 
 
 def string_order(ids: list[str]) -> Int[np.ndarray, " documents"]:
@@ -170,27 +149,6 @@ def _compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     return compile_function
 
 
-@_compiled()
-@no_type_check
-def _replace_worst(scores, documents, size, score, document):
-    """Put an entry in place of the root of a heap whose root is its worst: lowest score, then last document."""
-    hole = 0
-    while 2 * hole + 1 < size:
-        child = 2 * hole + 1
-        other = child + 1
-        if other < size and (
-            scores[other] < scores[child] or (scores[other] == scores[child] and documents[other] > documents[child])
-        ):
-            child = other
-        if scores[child] > score or (scores[child] == score and documents[child] <= document):
-            break
-        scores[hole] = scores[child]
-        documents[hole] = documents[child]
-        hole = child
-    scores[hole] = score
-    documents[hole] = document
-
-
 # Without NaN and signed zeros the maximum becomes vector instructions.
 @_compiled(fastmath={"nnan", "nsz"})
 @no_type_check
@@ -208,35 +166,20 @@ def _select(scores, maxima, num_documents, top_scores, top_documents):
     """Write the best of all scores, best first; of equal scores the lowest document."""
     k = len(top_scores)
     _block_maxima(scores, maxima)
-    _clear(top_scores, top_documents, num_documents)
-    floor = top_scores[0]
-    if len(maxima) > k:
-        # k blocks reach the k-th largest maximum, so no document below it is among the best k.
-        for block in range(len(maxima)):
-            if maxima[block] > top_scores[0]:
-                _replace_worst(top_scores, top_documents, k, maxima[block], block)
-        floor = top_scores[0]
-        _clear(top_scores, top_documents, num_documents)
+    # k blocks reach the k-th largest maximum, so no document below it is among the best k.
+    floor = np.partition(maxima, len(maxima) - k)[len(maxima) - k] if len(maxima) > k else np.float32(-np.inf)
+    # The root of the heap is the worst of the best: lowest score, then last document.
+    heap = [(np.float32(-np.inf), -num_documents) for _ in range(k)]
     for block in range(len(maxima)):
-        if maxima[block] >= floor and maxima[block] > top_scores[0]:
+        if maxima[block] >= floor and maxima[block] > heap[0][0]:
             for document in range(block * _BLOCK, min((block + 1) * _BLOCK, num_documents)):
                 # Documents come in tie order: an equal score never displaces an earlier document.
-                if scores[document] >= floor and scores[document] > top_scores[0]:
-                    _replace_worst(top_scores, top_documents, k, scores[document], document)
-    for size in range(k - 1, 0, -1):
-        score = top_scores[size]
-        document = top_documents[size]
-        top_scores[size] = top_scores[0]
-        top_documents[size] = top_documents[0]
-        _replace_worst(top_scores, top_documents, size, score, document)
-
-
-@_compiled()
-@no_type_check
-def _clear(top_scores, top_documents, num_documents):
-    for rank in range(len(top_scores)):
-        top_scores[rank] = -np.inf
-        top_documents[rank] = num_documents
+                if scores[document] >= floor and scores[document] > heap[0][0]:
+                    heapq.heapreplace(heap, (scores[document], -document))
+    for rank in range(k - 1, -1, -1):
+        score, document = heapq.heappop(heap)
+        top_scores[rank] = score
+        top_documents[rank] = -document
 
 
 @_compiled()

@@ -61,8 +61,7 @@ def rank_metrics(run: Run, qrels: Qrels, graded: bool = False) -> RankMetrics:
         for query_id, grades in ((query_id, qrels.get(query_id, {})) for query_id in run)
         if any(grade > 0 for grade in grades.values())
     }
-    gains = np.zeros((len(relevant), DEPTH))
-    ideal_gains = np.zeros((len(relevant), DEPTH))
+    gains, ideal_gains = np.zeros((2, len(relevant), DEPTH))
     for row, (query_id, grades) in enumerate(relevant.items()):
         ranking = sorted(run[query_id].items(), key=lambda hit: (-hit[1], hit[0]))[:DEPTH]
         gains[row, : len(ranking)] = [grades.get(document_id, 0) for document_id, _ in ranking]
@@ -70,50 +69,22 @@ def rank_metrics(run: Run, qrels: Qrels, graded: bool = False) -> RankMetrics:
         ideal_gains[row, : len(best)] = best
     num_relevant = np.array([len(grades) for grades in relevant.values()], dtype=np.int64)
     found = gains > 0
-    per_query = {f"accuracy@{k}": accuracy(found, k) for k in (1, 3, 5, 10)}
-    per_query |= {f"precision@{k}": precision(found, k) for k in (1, 3, 5, 10)}
-    per_query |= {f"recall@{k}": recall(found, num_relevant, k) for k in (1, 3, 5, 10)}
+    hits = {k: found[:, :k].sum(axis=1) for k in (1, 3, 5, 10)}
+    per_query = {f"accuracy@{k}": (count > 0).astype(np.float64) for k, count in hits.items()}
+    per_query |= {f"precision@{k}": count / k for k, count in hits.items()}
+    per_query |= {f"recall@{k}": count / num_relevant for k, count in hits.items()}
     per_query["ndcg@10"] = ndcg(gains, ideal_gains, 10)
     per_query["mrr@10"] = reciprocal_rank(found, 10)
     per_query["map@100"] = average_precision(found, num_relevant, 100)
     return RankMetrics(tuple(relevant), per_query)
 
 
-def accuracy(found: Bool[np.ndarray, "queries depth"], k: int) -> Float64[np.ndarray, " queries"]:
-    """Whether a relevant document is among the first k.
+def reciprocal_rank(found: Bool[np.ndarray, "queries depth"], k: int) -> Float64[np.ndarray, " queries"]:
+    """One over the rank of the first relevant document, 0 if it is not among the first k.
 
     Args:
         found: whether the document at each rank, best first, is relevant.
         k: the cut-off.
-
-    >>> accuracy(np.array([[False, True], [False, False]]), k=2)
-    array([1., 0.])
-    """
-    return np.asarray(found[:, :k].any(axis=1), dtype=np.float64)
-
-
-def precision(found: Bool[np.ndarray, "queries depth"], k: int) -> Float64[np.ndarray, " queries"]:
-    """The share of relevant documents among the first k; ranks that were not filled count as not relevant.
-
-    >>> precision(np.array([[False, True, True]]), k=2)
-    array([0.5])
-    """
-    return found[:, :k].sum(axis=1) / k
-
-
-def recall(
-    found: Bool[np.ndarray, "queries depth"], num_relevant: Int[np.ndarray, " queries"], k: int
-) -> Float64[np.ndarray, " queries"]:
-    """The share of all relevant documents that is among the first k.
-
-    >>> recall(np.array([[False, True, True]]), np.array([4]), k=3)
-    array([0.5])
-    """
-    return found[:, :k].sum(axis=1) / num_relevant
-
-
-def reciprocal_rank(found: Bool[np.ndarray, "queries depth"], k: int) -> Float64[np.ndarray, " queries"]:
-    """One over the rank of the first relevant document, 0 if it is not among the first k.
 
     >>> reciprocal_rank(np.array([[False, True, True], [False, False, False]]), k=10)
     array([0.5, 0. ])
@@ -138,7 +109,7 @@ def average_precision(
 
 
 def ndcg(
-    gains: Float64[np.ndarray, "queries depth"], ideal_gains: Float64[np.ndarray, "queries ideal"], k: int
+    gains: Float64[np.ndarray, "queries depth"], ideal_gains: Float64[np.ndarray, "queries depth"], k: int
 ) -> Float64[np.ndarray, " queries"]:
     """The discounted gain of the first k, as a share of that of the best ranking there could be.
 
@@ -150,11 +121,8 @@ def ndcg(
     >>> ndcg(np.array([[0.0, 3.0]]), np.array([[3.0, 0.0]]), k=10).round(3)
     array([0.631])
     """
-    return _dcg(gains[:, :k]) / _dcg(ideal_gains[:, :k])
-
-
-def _dcg(gains: Float64[np.ndarray, "queries depth"]) -> Float64[np.ndarray, " queries"]:
-    return gains @ (1 / np.log2(np.arange(gains.shape[1]) + 2))
+    discounts = 1 / np.log2(np.arange(gains[:, :k].shape[1]) + 2)
+    return (gains[:, :k] @ discounts) / (ideal_gains[:, :k] @ discounts)
 
 
 def without_queries(run: Run, left_out: Collection[str]) -> Run:
@@ -178,8 +146,8 @@ class RetrievalMetrics(Metric):
     Args:
         query_ids: the queries.
         document_ids: ids of the whole corpus in the order of strings, in which documents of equal score are ranked.
-        qrels: judgements, as in `rank_metrics`.
-        graded: as in `rank_metrics`.
+        qrels: judgements; they and `graded` are as in `rank_metrics`.
+        graded: whether nDCG uses the grades.
         left_out: queries in whose ranking the document of the same id is left out.
 
     >>> metrics = RetrievalMetrics(["q"], ["a", "b"], {"q": {"a": 1}})
@@ -208,14 +176,9 @@ class RetrievalMetrics(Metric):
         self.add_state("best", empty, dist_reduce_fx=_best)
 
     def update(self, scores: Float32[np.ndarray, "queries k"], documents: Int[np.ndarray, "queries k"]) -> None:
-        """Add the best documents of each query in a part of the corpus.
-
-        Args:
-            scores: their scores.
-            documents: their numbers in `document_ids`.
-        """
-        found = np.stack([scores.astype(np.float64), documents.astype(np.float64)], axis=-1)
-        self.best = _best([self.best, torch.from_numpy(found)])
+        """Add the best documents of each query in a part of the corpus, by their numbers in `document_ids`."""
+        found = torch.from_numpy(np.stack([scores, documents], axis=-1).astype(np.float64))
+        self.best = _best([self.best, found])
 
     def compute(self) -> dict[str, float]:
         """Metric name to its mean over the queries."""

@@ -23,16 +23,13 @@ class Difference:
     """What `first` has above `second`, over the queries that both were asked.
 
     Attributes:
-        first: name of a system.
-        second: name of another one.
+        first: name of the better system.
+        second: name of the other one.
         keys: the queries.
         queries: their texts.
         values: difference of each query.
-        interval: where the mean lies with a confidence of 95 %, by Student's t; None for fewer than two queries.
-        p_t: of the paired t-test, two-sided.
-        p_random: of the randomisation test, two-sided.
-        holm_t: `p_t` corrected for all pairs together.
-        holm_random: `p_random` corrected for all pairs together.
+        p_t: of the paired t-test, two-sided, corrected by Holm for all pairs together.
+        p_random: of the randomisation test, likewise.
     """
 
     first: str
@@ -40,16 +37,21 @@ class Difference:
     keys: list[Key]
     queries: list[str]
     values: np.ndarray
-    interval: tuple[float, float] | None
     p_t: float
     p_random: float
-    holm_t: float = 1.0
-    holm_random: float = 1.0
 
     @property
     def mean(self) -> float:
         """Mean of the differences."""
         return float(self.values.mean())
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Where the mean lies with a confidence of 95 %, by Student's t; None for fewer than two queries."""
+        if len(self.values) < 2:
+            return None
+        half = float(stats.t.ppf(0.975, len(self.values) - 1) * stats.sem(self.values))
+        return self.mean - half, self.mean + half
 
     @property
     def wins(self) -> int:
@@ -69,12 +71,12 @@ class Difference:
     @property
     def significant(self) -> bool:
         """Whether the randomisation test, corrected by Holm, has p below 0.05."""
-        return self.holm_random < ALPHA
+        return self.p_random < ALPHA
 
     @property
     def verdict(self) -> str:
         """Whether the difference is more than chance, with its p."""
-        return f"{'' if self.significant else 'not '}more than chance (p {p_value(self.holm_random)})"
+        return f"{'' if self.significant else 'not '}more than chance (p {p_value(self.p_random)})"
 
     def extremes(self, count: int) -> tuple[list[int], list[int]]:
         """Rows of the largest wins and of the largest losses, the largest first."""
@@ -91,16 +93,19 @@ def differences(systems: Mapping[str, Sequence[QueryFigures]], tasks: frozenset[
     Args:
         systems: name to figures of queries.
         tasks: those that count.
-        metric: which figure.
+        metric: the one that counts.
     """
     queries = {name: _by_query(each, tasks, metric) for name, each in systems.items()}
-    pairs = [
-        _difference(first, second, queries[first], queries[second])
-        for first, second in combinations(queries, 2)
-        if queries[first].keys() & queries[second].keys()
-    ]
+    pairs = []
+    for first, second in combinations(queries, 2):
+        if keys := [key for key in queries[first] if key in queries[second]]:
+            texts = [queries[first][key][0] for key in keys]
+            values = np.array([queries[first][key][1] - queries[second][key][1] for key in keys])
+            names = (first, second) if values.mean() >= 0 else (second, first)
+            values = values if values.mean() >= 0 else -values
+            pairs.append(Difference(*names, keys, texts, values, *paired_tests(values)))
     corrected = zip(pairs, holm([pair.p_t for pair in pairs]), holm([pair.p_random for pair in pairs]), strict=True)
-    return [replace(pair, holm_t=t, holm_random=random) for pair, t, random in corrected]
+    return [replace(pair, p_t=p_t, p_random=p_random) for pair, p_t, p_random in corrected]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -119,27 +124,17 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def paired_tests(values: np.ndarray) -> tuple[float, float]:
     """P values of two-sided tests that paired differences have mean 0; 1 for fewer than two, which tell nothing.
 
-    Args:
-        values: the differences.
-
-    Returns:
-        That of Student's paired t-test, and that of Fisher's randomisation test: signs of the differences are flipped
-        by chance 9,999 times, or in all ways where there are fewer.
+    First that of Student's paired t-test, then that of Fisher's randomisation test: signs of the differences are
+    flipped by chance 9,999 times, or in all ways where there are fewer.
     """
     if len(values) < 2 or not values.any():
         return 1.0, 1.0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # all differences equal: t is infinite, p is 0
         p_t = float(stats.ttest_1samp(values, 0.0).pvalue)
-    random = stats.permutation_test(
-        (values,),
-        lambda sample, axis: np.mean(sample, axis=axis),
-        permutation_type="samples",
-        n_resamples=RESAMPLES,
-        batch=500,
-        rng=np.random.default_rng(_SEED),
-    )
-    return p_t, float(random.pvalue)
+    rng = np.random.default_rng(_SEED)
+    settings = {"permutation_type": "samples", "n_resamples": RESAMPLES, "batch": 500, "rng": rng}
+    return p_t, float(stats.permutation_test((values,), np.mean, **settings).pvalue)
 
 
 def p_value(p: float) -> str:
@@ -149,20 +144,6 @@ def p_value(p: float) -> str:
     ('0.0001', '0.2000', '< 0.0001')
     """
     return f"{p:.4f}" if p >= 0.0001 else "< 0.0001"
-
-
-def _difference(
-    first: str, second: str, ours: Mapping[Key, tuple[str, float]], theirs: Mapping[Key, tuple[str, float]]
-) -> Difference:
-    keys = [key for key in ours if key in theirs]
-    values = np.array([ours[key][1] - theirs[key][1] for key in keys])
-    if values.mean() < 0:
-        first, second, values = second, first, -values
-    interval = None
-    if len(values) > 1:
-        half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
-        interval = (float(values.mean()) - half, float(values.mean()) + half)
-    return Difference(first, second, keys, [ours[key][0] for key in keys], values, interval, *paired_tests(values))
 
 
 def _by_query(figures: Sequence[QueryFigures], tasks: frozenset[str], metric: str) -> dict[Key, tuple[str, float]]:

@@ -7,29 +7,28 @@ A line a query of a task at a stage:
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from splade_lit.core.errors import UserError
 from splade_lit.core.files import replace_text
 from splade_lit.data.tasks import RetrievalTask
+from splade_lit.evaluation.metric_names import METRICS
 from splade_lit.evaluation.metrics import RankMetrics
 from splade_lit.evaluation.results import TaskResult
 
 PER_QUERY = "per_query.jsonl"
-METRICS = ("ndcg@10", "mrr@10", "recall@10", "map@100")
 
 
 @dataclass(frozen=True)
 class QueryFigures:
-    """Figures of the queries of a task, in one order.
+    """Figures of the queries of a task that have a relevant document, in one order.
 
     Attributes:
-        task: name of the task.
-        query_ids: the queries that have a relevant document.
+        task: its name.
+        query_ids: of the queries.
         queries: their texts.
         metrics: each of `METRICS` to one value a query.
     """
@@ -37,7 +36,7 @@ class QueryFigures:
     task: str
     query_ids: list[str]
     queries: list[str]
-    metrics: dict[str, list[float]] = field(default_factory=dict)
+    metrics: dict[str, list[float]]
 
     @property
     def means(self) -> dict[str, float]:
@@ -47,12 +46,9 @@ class QueryFigures:
 
 def query_figures(task: RetrievalTask, metrics: RankMetrics) -> QueryFigures:
     """The figures of a task that a file keeps, from its rank metrics."""
-    return QueryFigures(
-        task=task.name,
-        query_ids=list(metrics.query_ids),
-        queries=[task.queries[query_id] for query_id in metrics.query_ids],
-        metrics={name: metrics.per_query[name].tolist() for name in METRICS},
-    )
+    texts = [task.queries[query_id] for query_id in metrics.query_ids]
+    kept = {name: metrics.per_query[name].tolist() for name in METRICS}
+    return QueryFigures(task.name, list(metrics.query_ids), texts, kept)
 
 
 def figures_of_results(tasks: Sequence[RetrievalTask], results: Sequence[TaskResult]) -> list[QueryFigures]:
@@ -93,18 +89,17 @@ def read_per_query(path: Path) -> dict[str, list[QueryFigures]]:
         if not line.strip():
             continue
         try:
-            _add(stages, json.loads(line))
+            row = json.loads(line)
+            stage, task, query_id, query = (str(row[name]) for name in ("stage", "task", "query_id", "query"))
+            values = [float(row[name]) for name in METRICS]
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(
                 f"{path}, line {number}: not figures of a query as an evaluation writes them; move the file away."
             ) from error
+        new = QueryFigures(task, [], [], {name: [] for name in METRICS})
+        figures = stages.setdefault(stage, {}).setdefault(task, new)
+        figures.query_ids.append(query_id)
+        figures.queries.append(query)
+        for name, value in zip(METRICS, values, strict=True):
+            figures.metrics[name].append(value)
     return {stage: list(tasks.values()) for stage, tasks in stages.items()}
-
-
-def _add(stages: dict[str, dict[str, QueryFigures]], line: dict[str, Any]) -> None:
-    task = str(line["task"])
-    figures = stages.setdefault(str(line["stage"]), {}).setdefault(task, QueryFigures(task, [], []))
-    figures.query_ids.append(str(line["query_id"]))
-    figures.queries.append(str(line["query"]))
-    for name in METRICS:
-        figures.metrics.setdefault(name, []).append(float(line[name]))

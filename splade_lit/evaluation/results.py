@@ -1,15 +1,16 @@
 """From vectors of a retrieval task to its figures, under the names that sentence-transformers' evaluators give them."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.sparse import csr_array
 
 from splade_lit.core.distributed import merge, share
 from splade_lit.data.tasks import RetrievalTask
-from splade_lit.evaluation.exact_search import exact_search, string_order
+from splade_lit.evaluation.exact_search import SearchIndex, string_order
 from splade_lit.evaluation.metrics import DEPTH, RankMetrics, RetrievalMetrics, rank_metrics
 from splade_lit.evaluation.sparsity import RetrievalSparsity, SparsityMetrics, pooled_sparsity
 
@@ -71,7 +72,7 @@ def evaluate_vectors(
     order = string_order(list(document_ids))[rows]
     ranking = RetrievalMetrics(query_ids, sorted(document_ids), task.qrels, task.graded, task.left_out)
     sparsity = SparsityMetrics(queries.shape[1])
-    top = exact_search(queries, documents, DEPTH + 1, order)
+    top = SearchIndex(documents, order).search(queries, DEPTH + 1)
     ranking.update(top.scores, order[top.documents])
     sparsity.update(queries[share()], documents)
     for metric in (ranking, sparsity):
@@ -83,20 +84,18 @@ def evaluate_vectors(
 
 def _warn_of_unmatched(task: RetrievalTask, result: TaskResult) -> None:
     """Say where a relevant document that shares no term with its query is among the first ten by its id alone."""
+    run, query_ids = result.run, result.rank_metrics.query_ids
     credited = sum(
-        any(score == 0 and task.qrels[query_id].get(id, 0) > 0 for id, score in list(result.run[query_id].items())[:10])
-        for query_id in result.rank_metrics.query_ids
+        any(score == 0 and task.qrels[query_id].get(id, 0) > 0 for id, score in list(run[query_id].items())[:10])
+        for query_id in query_ids
     )
     if credited:
-        matched = {query_id: {id: s for id, s in hits.items() if s} for query_id, hits in result.run.items()}
+        matched = {query_id: {id: score for id, score in hits.items() if score} for query_id, hits in run.items()}
+        ndcg = rank_metrics(matched, task.qrels, task.graded).means["ndcg@10"], result.metrics["ndcg@10"]
         logger.warning(
             "%s: for %d of %d queries a relevant document counts as found that shares no term with the query: it "
             "scores 0 and comes early by its id, as in sentence-transformers. Without these nDCG@10 is %.4f, not %.4f.",
-            task.name,
-            credited,
-            len(result.rank_metrics.query_ids),
-            rank_metrics(matched, task.qrels, task.graded).means["ndcg@10"],
-            result.rank_metrics.means["ndcg@10"],
+            *(task.name, credited, len(query_ids), *ndcg),
         )
 
 
@@ -127,16 +126,12 @@ def flat_metrics(results: Sequence[TaskResult], one_vocabulary: bool = True) -> 
 
 def figure_names(tasks: Sequence[RetrievalTask]) -> set[str]:
     """The full names of all figures that `flat_metrics` gives of tasks, before they are measured."""
-    rank_names, sparsity_names = rank_metrics({}, {}).per_query, SparsityMetrics(1).statistics.metrics
+    figures = _named("", rank_metrics({}, {}).per_query, SparsityMetrics(1).compute())
     names = {task.name for task in tasks} | {f"{task.group}_mean" for task in tasks if task.group}
-    return {
-        full
-        for name in names
-        for full in _named(name, dict.fromkeys(rank_names, 0.0), dict.fromkeys(sparsity_names, 0.0))
-    }
+    return {f"{name}{figure}" for name in names for figure in figures}
 
 
-def _named(name: str, rank: dict[str, float], sparsity: dict[str, float]) -> dict[str, float]:
+def _named(name: str, rank: Mapping[str, Any], sparsity: Mapping[str, float]) -> dict[str, Any]:
     return {f"{name}_dot_{metric}": value for metric, value in rank.items()} | {
         f"{name}_{metric}": value for metric, value in sparsity.items()
     }

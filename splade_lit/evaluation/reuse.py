@@ -25,12 +25,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StageFigures:
-    """The figures of a stage of a run.
-
-    Attributes:
-        figures: means by full name, as `flat_metrics` gives them.
-        per_query: those of each query, by task.
-    """
+    """The figures of a stage of a run: means by full name, as `flat_metrics` gives them, and those of each query."""
 
     figures: dict[str, float]
     per_query: list[QueryFigures]

@@ -34,12 +34,8 @@ class SparsityStatistics:
         >>> SparsityStatistics.of(csr_array(np.array([[0.0, 2.0], [3.0, 4.0]]))).row_frequencies
         array([1, 2])
         """
-        active = vectors.data != 0
-        rows = np.repeat(np.arange(vectors.shape[0]), np.diff(vectors.indptr))[active]
-        return cls(
-            np.bincount(vectors.indices[active], minlength=vectors.shape[1]).astype(np.int64),
-            np.bincount(np.bincount(rows, minlength=vectors.shape[0]), minlength=vectors.shape[1] + 1).astype(np.int64),
-        )
+        sizes = np.bincount(vectors.count_nonzero(axis=1), minlength=vectors.shape[1] + 1)
+        return cls(vectors.count_nonzero(axis=0), sizes)
 
     def __add__(self, other: "SparsityStatistics") -> "SparsityStatistics":
         return SparsityStatistics(self.row_frequencies + other.row_frequencies, self.row_sizes + other.row_sizes)
@@ -66,31 +62,17 @@ class SparsityStatistics:
 
     @property
     def dead_dims_ratio(self) -> float:
-        """Share of the dims that are active in no row.
-
-        >>> SparsityStatistics.of(csr_array(np.array([[0.0, 2.0], [0.0, 4.0]]))).dead_dims_ratio
-        0.5
-        """
+        """Share of the dims that are active in no row."""
         return float((self.row_frequencies == 0).mean())
 
     @property
     def sorted_row_sizes(self) -> Int64[np.ndarray, " rows"]:
-        """Active dims of each row, ascending.
-
-        >>> SparsityStatistics.of(csr_array(np.array([[3.0, 4.0], [0.0, 2.0]]))).sorted_row_sizes
-        array([1, 2])
-        """
+        """Active dims of each row, ascending."""
         return np.repeat(np.arange(len(self.row_sizes)), self.row_sizes)
 
     def quantile(self, share: float) -> int:
         """The smallest number of active dims that at least this share of the rows stays within; 0.5 is the median."""
         return int(np.searchsorted(np.cumsum(self.row_sizes), share * self.num_rows))
-
-    def histogram(self, bins: int = 20) -> tuple[Int64[np.ndarray, " bins"], np.ndarray]:
-        """`numpy.histogram` of the rows' active dims: counts `[bins]` and edges `[bins + 1]`."""
-        sizes = np.flatnonzero(self.row_sizes)
-        counts, edges = np.histogram(sizes, bins=bins, weights=self.row_sizes[sizes])
-        return counts.astype(np.int64), edges
 
     def most_frequent(self, n: int) -> list[tuple[int, float]]:
         """The n dims that are active in most rows, with the share of the rows; of equal ones the lower dim first.
@@ -114,9 +96,7 @@ def expected_flops(queries: SparsityStatistics, corpus: SparsityStatistics) -> f
     0.5
     """
     # torch's float32, as in sentence-transformers: the same digits.
-    shares = [
-        torch.from_numpy(side.row_frequencies.astype(np.float32)) / max(side.num_rows, 1) for side in (queries, corpus)
-    ]
+    shares = (torch.from_numpy(side.row_frequencies).float() / max(side.num_rows, 1) for side in (queries, corpus))
     return float(torch.dot(*shares))
 
 
@@ -140,23 +120,18 @@ class RetrievalSparsity:
 
 
 def pooled_sparsity(tasks: Sequence[RetrievalSparsity]) -> dict[str, float]:
-    """The figures of several tasks together, every query and document counted once.
+    """The figures of several tasks over one vocabulary, one at least, together: every query and document counts once.
 
-    Args:
-        tasks: at least one, all over one vocabulary.
+    They are means of the tasks' figures, as in sentence-transformers: figures of the sums differ in the eighth digit.
     """
-    queries = sum((task.queries for task in tasks[1:]), tasks[0].queries)
-    corpus = sum((task.corpus for task in tasks[1:]), tasks[0].corpus)
-    weights = {
-        "query": [task.queries.num_rows for task in tasks],
-        "corpus": [task.corpus.num_rows for task in tasks],
-    }
-    # Means of the tasks' figures, as sentence-transformers takes them: figures of the sums differ in the eighth digit.
+    figures = [task.metrics for task in tasks]
+    rows = {"query": [task.queries.num_rows for task in tasks], "corpus": [task.corpus.num_rows for task in tasks]}
     pooled = {
-        name: float(np.average([task.metrics[name] for task in tasks], weights=weights[name.partition("_")[0]]))
-        for name in tasks[0].metrics
+        name: float(np.average([one[name] for one in figures], weights=rows[name.partition("_")[0]]))
+        for name in figures[0]
         if name != "avg_flops"
     }
+    queries, corpus = (sum(side[1:], side[0]) for side in ([t.queries for t in tasks], [t.corpus for t in tasks]))
     return pooled | {"avg_flops": expected_flops(queries, corpus)}
 
 
@@ -168,20 +143,19 @@ class SparsityMetrics(Metric):
     """
 
     full_state_update = False
+    queries: Tensor
+    corpus: Tensor
 
     def __init__(self, vocab_size: int) -> None:
         super().__init__()
-        for side in ("queries", "corpus"):
-            self.add_state(f"{side}_frequencies", torch.zeros(vocab_size, dtype=torch.int64), dist_reduce_fx="sum")
-            self.add_state(f"{side}_sizes", torch.zeros(vocab_size + 1, dtype=torch.int64), dist_reduce_fx="sum")
+        for side in ("queries", "corpus"):  # rows in which each dim is active, then rows of each size
+            self.add_state(side, torch.zeros(2 * vocab_size + 1, dtype=torch.int64), dist_reduce_fx="sum")
 
-    def update(self, queries: csr_array | None = None, documents: csr_array | None = None) -> None:
-        """Add queries, documents or both, each `[rows, vocab]`."""
-        for side, vectors in (("queries", queries), ("corpus", documents)):
-            if vectors is not None:
-                statistics = SparsityStatistics.of(vectors)
-                self._state(f"{side}_frequencies").add_(torch.from_numpy(statistics.row_frequencies).to(self.device))
-                self._state(f"{side}_sizes").add_(torch.from_numpy(statistics.row_sizes).to(self.device))
+    def update(self, queries: csr_array, documents: csr_array) -> None:
+        """Add queries and documents, each `[rows, vocab]`."""
+        for state, vectors in ((self.queries, queries), (self.corpus, documents)):
+            counts = SparsityStatistics.of(vectors)
+            state += torch.from_numpy(np.concatenate([counts.row_frequencies, counts.row_sizes]))
 
     def compute(self) -> dict[str, float]:
         """The figures so far, under sentence-transformers' names."""
@@ -190,15 +164,5 @@ class SparsityMetrics(Metric):
     @property
     def statistics(self) -> RetrievalSparsity:
         """The counts so far, of this process alone unless the metric is merged (`core.distributed.merge`)."""
-        queries, corpus = (
-            SparsityStatistics(
-                self._state(f"{side}_frequencies").cpu().numpy(), self._state(f"{side}_sizes").cpu().numpy()
-            )
-            for side in ("queries", "corpus")
-        )
-        return RetrievalSparsity(queries, corpus)
-
-    def _state(self, name: str) -> Tensor:
-        state = getattr(self, name)
-        assert isinstance(state, Tensor)
-        return state
+        sides = (np.split(state.numpy(), [len(state) // 2]) for state in (self.queries, self.corpus))
+        return RetrievalSparsity(*(SparsityStatistics(*counts) for counts in sides))

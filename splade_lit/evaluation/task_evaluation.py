@@ -50,21 +50,13 @@ class TokenisedTask:
     documents: list[np.ndarray]
 
     @classmethod
-    def of(
-        cls, task: RetrievalTask, encoder: Encoder, max_corpus_documents: int | None = None, seed: int = 0
-    ) -> "TokenisedTask":
-        """Tokenise a task for an encoder.
-
-        Args:
-            task: the task.
-            encoder: gives tokenizer, prompts and limits.
-            max_corpus_documents: evaluate on a sample of the corpus, see `sample_corpus`; on all of it if not given.
-            seed: seed of the sample.
+    def of(cls, task: RetrievalTask, encoder: Encoder, max_corpus_documents: int | None = None) -> "TokenisedTask":
+        """Tokenise a task, or a sample of it (see `sample_corpus`), with an encoder's tokenizer, prompts and limits.
 
         Raises:
             UserError: no query has a relevant document.
         """
-        task = sample_corpus(task, max_corpus_documents, seed) if max_corpus_documents is not None else task
+        task = sample_corpus(task, max_corpus_documents) if max_corpus_documents is not None else task
         query_ids = judged_query_ids(task)
         queries = encoder.tokenisation.queries([task.queries[query_id] for query_id in query_ids])
         return cls(task, query_ids, queries, encoder.tokenisation.documents(list(task.corpus.values())))
@@ -76,9 +68,7 @@ def judged_query_ids(task: RetrievalTask) -> tuple[str, ...]:
     Raises:
         UserError: there are none.
     """
-    judged = tuple(
-        query_id for query_id in task.queries if any(grade > 0 for grade in task.qrels.get(query_id, {}).values())
-    )
+    judged = tuple(one for one in task.queries if any(grade > 0 for grade in task.qrels.get(one, {}).values()))
     if not judged:
         raise UserError(f"{task.name}: no query has a relevant document; check that its qrels name the queries' ids.")
     return judged
@@ -97,10 +87,10 @@ def sample_corpus(task: RetrievalTask, max_documents: int, seed: int = 0) -> Ret
 
 
 def without_own_documents(tasks: Sequence[RetrievalTask], setting: bool | None) -> list[RetrievalTask]:
-    """The tasks as a setting has it, and a line on each whose queries are documents too.
+    """The tasks, and a line in the log on each whose queries are documents too.
 
     Args:
-        tasks: the tasks.
+        tasks: any tasks.
         setting: leave the document with a query's own id out of its ranking; as each task has it if not given.
     """
     if setting is not None:
@@ -121,8 +111,8 @@ def evaluate_task(
 
     Args:
         encoder: the model.
-        task: the task; `TokenisedTask` spares tokenising it again.
-        show_progress_bar: tell how far the corpus is encoded (see `WorkProgress`).
+        task: a `TokenisedTask` is not tokenised again.
+        show_progress_bar: show how much of the corpus is encoded.
 
     Raises:
         UserError: no query has a relevant document, or the model's vectors are not finite.
@@ -131,14 +121,8 @@ def evaluate_task(
     name, mine = tokenised.task.name, tokenised.documents[share()]
     with WorkProgress(f"encoding {name}", "documents", len(mine), show=show_progress_bar and rank() == 0) as progress:
         documents = encoder.encode_document_tokens(mine, on_batch=progress.advance)
-    return evaluate_vectors(
-        tokenised.task,
-        tokenised.query_ids,
-        encoder.encode_query_tokens(tokenised.queries),
-        list(tokenised.task.corpus),
-        documents,
-        share(),
-    )
+    queries, document_ids = encoder.encode_query_tokens(tokenised.queries), list(tokenised.task.corpus)
+    return evaluate_vectors(tokenised.task, tokenised.query_ids, queries, document_ids, documents, share())
 
 
 def evaluate_tasks(

@@ -1,72 +1,56 @@
 """Systems side by side: on which set, by which figure, and what is to be said about them."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from splade_lit.core.errors import UserError
+from splade_lit.evaluation.metric_names import METRICS
 from splade_lit.evaluation.paired_tests import Difference, differences
-from splade_lit.evaluation.per_query import METRICS
+from splade_lit.report.charts import Series
 from splade_lit.report.measure import Searched
 from splade_lit.report.system import System, is_group, members, sets_of
-
-METRIC_NAMES = dict(zip(METRICS, ("nDCG@10", "MRR@10", "recall@10", "MAP@100"), strict=True))
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """A cost of a system: less is better.
+    """A figure of a system and how it is shown.
 
     Attributes:
+        figure: its plain name, see `System.figure`.
         name: short, for the head of a column.
-        title: how the title of a chart begins.
+        digits: decimals shown.
+        title: how the title of a chart of this cost begins.
         unit: of a value in a sentence.
         label: with the unit, for an axis.
-        digits: decimals shown.
-        value: of a system on a set, None if not known.
     """
 
+    figure: str
     name: str
-    title: str
-    unit: str
-    label: str
     digits: int
-    value: Callable[[System, str], float | None]
+    title: str = ""
+    unit: str = ""
+    label: str = ""
 
     def show(self, value: float | None) -> str:
         """The value as text."""
         return "-" if value is None else f"{value:,.{self.digits}f}"
 
-
-def _index_mb(system: System, one: str) -> float | None:
-    return system.search.index_bytes / 1e6 if system.search else None
-
-
-def _query_ms(system: System, one: str) -> float | None:
-    return system.search.median_ms if system.search else None
+    def of(self, system: System, one: str) -> str:
+        """The value of a system on a set as text."""
+        return self.show(system.figure(one, self.figure))
 
 
-def _minutes(system: System, one: str) -> float | None:
-    seconds = system.run.training_seconds if system.run else None
-    return None if seconds is None else seconds / 60
-
-
-def _grams(system: System, one: str) -> float | None:
-    return 1000 * system.run.footprint.total.emissions_kg if system.run and system.run.footprint else None
-
-
-def _figure(name: str) -> Callable[[System, str], float | None]:
-    return lambda system, one: system.figure(one, name)
-
-
-QUERY_DIMS = Quantity("query dims", "Query dims", "dims", "active dims of a query", 1, _figure("query_active_dims"))
+QUALITIES = {metric: Quantity(metric, name, 4) for metric, name in METRICS.items()}
+QUERY_DIMS = Quantity("query_active_dims", "query dims", 1)
+# Costs: less is better.
 QUANTITIES = (
-    Quantity("doc dims", "Active dims", "dims", "active dims of a document", 1, _figure("corpus_active_dims")),
-    Quantity("FLOPS", "Expected FLOPS", "FLOPS", "expected FLOPS: dims that match", 2, _figure("avg_flops")),
-    Quantity("query ms", "Query time", "ms", "median time of a query (ms)", 3, _query_ms),
-    Quantity("index MB", "Index size", "MB", "exact index (MB)", 2, _index_mb),
-    Quantity("train min", "Training time", "min", "training time (minutes)", 1, _minutes),
-    Quantity("g CO2eq", "Emissions", "g", "emissions of the run (g CO2eq)", 2, _grams),
+    Quantity("corpus_active_dims", "doc dims", 1, "Active dims", "dims", "active dims of a document"),
+    Quantity("avg_flops", "FLOPS", 2, "Expected FLOPS", "FLOPS", "expected FLOPS: dims that match"),
+    Quantity("search_ms", "query ms", 3, "Query time", "ms", "median time of a query (ms)"),
+    Quantity("index_mb", "index MB", 2, "Index size", "MB", "exact index (MB)"),
+    Quantity("training_minutes", "train min", 1, "Training time", "min", "training time (minutes)"),
+    Quantity("emissions_g", "g CO2eq", 2, "Emissions", "g", "emissions of the run (g CO2eq)"),
 )
 
 
@@ -95,7 +79,12 @@ class Comparison:
     @property
     def metric_name(self) -> str:
         """The metric as people write it."""
-        return METRIC_NAMES[self.metric]
+        return METRICS[self.metric]
+
+    @property
+    def series(self) -> dict[str, Series]:
+        """How each system is drawn, by its name."""
+        return {one.name: Series(number, reference=one.kind == "bm25") for number, one in enumerate(self.systems)}
 
     def quality(self, system: System) -> float | None:
         """The figure of a system that counts."""
@@ -111,13 +100,11 @@ class Comparison:
 
         BM25 whose cost is not known costs nothing here, so that what ranks below it is on no front; nor is BM25 then.
         """
-        costs = [quantity.value(system, self.headline) for system in self.systems]
-        least = [
-            0.0 if cost is None and system.kind == "bm25" else cost
-            for cost, system in zip(costs, self.systems, strict=True)
-        ]
+        costs = [system.figure(self.headline, quantity.figure) for system in self.systems]
+        free = [cost is None and system.kind == "bm25" for cost, system in zip(costs, self.systems, strict=True)]
+        least = [0.0 if is_free else cost for cost, is_free in zip(costs, free, strict=True)]
         on_front = pareto_front(least, [self.quality(system) for system in self.systems])
-        return [is_best and cost is not None for is_best, cost in zip(on_front, costs, strict=True)]
+        return [is_best and not is_free for is_best, is_free in zip(on_front, free, strict=True)]
 
 
 def pareto_front(costs: Sequence[float | None], qualities: Sequence[float | None]) -> list[bool]:
@@ -128,15 +115,14 @@ def pareto_front(costs: Sequence[float | None], qualities: Sequence[float | None
     >>> pareto_front([10, 20, 20, 30, None], [0.3, 0.5, 0.4, 0.5, 0.9])
     [True, True, False, False, False]
     """
-    points = list(zip(costs, qualities, strict=True))
+    points = [
+        None if cost is None or quality is None else (cost, quality)
+        for cost, quality in zip(costs, qualities, strict=True)
+    ]
+    known = [point for point in points if point]
     return [
-        cost is not None
-        and quality is not None
-        and not any(
-            c is not None and q is not None and c <= cost and q >= quality and (c < cost or q > quality)
-            for c, q in points
-        )
-        for cost, quality in points
+        point is not None and not any(c <= point[0] and q >= point[1] and (c, q) != point for c, q in known)
+        for point in points
     ]
 
 
@@ -159,37 +145,21 @@ def compare(
     searched: Searched | None = None,
     notes: Sequence[str] = (),
 ) -> Comparison:
-    """Put systems side by side.
-
-    Args:
-        systems: with different names (see `with_one_bm25`).
-        headline: see `headline_of`.
-        metric: one of `METRICS`.
-        searched: what search was measured on.
-        notes: what a reader must know already.
-    """
+    """Put systems of different names (see `with_one_bm25`) side by side; the other arguments are `Comparison`'s."""
     shared = frozenset().union(*(members(system, headline) for system in systems))
     per_query = {system.name: system.per_query for system in systems if system.per_query}
     untested = [system.name for system in systems if headline in system.figures and not system.per_query]
-    more = [note for system in systems for note in system.notes] + _differing_groups(systems, headline)
+    notes = [*notes, *(note for system in systems for note in system.notes), *_differing_groups(systems, headline)]
     if untested and headline:
-        more.append(f"No figures of single queries, so no tests: {', '.join(untested)}.")
-    return Comparison(
-        list(systems),
-        headline,
-        metric,
-        starts_of(systems),
-        differences(per_query, shared, metric),
-        searched,
-        list(dict.fromkeys([*notes, *more])),
-    )
+        notes.append(f"No figures of single queries, so no tests: {', '.join(untested)}.")
+    tested = differences(per_query, shared, metric)
+    return Comparison(list(systems), headline, metric, starts_of(systems), tested, searched, list(dict.fromkeys(notes)))
 
 
 def with_one_bm25(groups: Sequence[Sequence[System]]) -> list[System]:
     """All systems, with BM25 once where its rankings are equal, else once for each run that it belongs to.
 
-    Args:
-        groups: what each folder or file gave: the system and, perhaps, BM25 on its sets.
+    Each folder or file gives a group: the system and, perhaps, BM25 on its sets.
     """
     kept = _once((group[0].name, bm25) for group in groups for bm25 in group[1:])
     if len(kept) > 1:
@@ -208,12 +178,15 @@ def starts_of(systems: Sequence[System]) -> list[System]:
 
 
 def _once(owned: Iterable[tuple[str, System]]) -> list[tuple[list[str], System]]:
-    """Each of the systems once, with the names of all that it belongs to."""
+    """Each of the systems once, with the names of all that it belongs to and the sets of all that are the same."""
     kept: list[tuple[list[str], System]] = []
     for owner, system in owned:
         for number, (owners, other) in enumerate(kept):
             if _is_same(other, system):
-                kept[number] = ([*owners, owner], _merged(other, system))
+                known = {figures.task for figures in other.per_query}
+                per_query = [*other.per_query, *(one for one in system.per_query if one.task not in known)]
+                both = replace(other, figures={**system.figures, **other.figures}, per_query=per_query)
+                kept[number] = ([*owners, owner], both)
                 break
         else:
             kept.append(([owner], system))
@@ -236,21 +209,11 @@ def _is_same(one: System, other: System) -> bool:
     )
 
 
-def _merged(one: System, other: System) -> System:
-    """The system with the sets of both."""
-    have = {figures.task for figures in one.per_query}
-    more = [figures for figures in other.per_query if figures.task not in have]
-    return replace(one, figures={**other.figures, **one.figures}, per_query=[*one.per_query, *more])
-
-
 def _differing_groups(systems: Sequence[System], headline: str) -> list[str]:
-    if not is_group(headline):
-        return []
     by_members: dict[frozenset[str], list[str]] = {}
     for system in systems:
-        if headline in system.figures and (of := members(system, headline)):
+        if is_group(headline) and headline in system.figures and (of := members(system, headline)):
             by_members.setdefault(of, []).append(system.name)
-    if len(by_members) < 2:
-        return []
-    parts = [f"{len(of)} sets in {', '.join(names)}" for of, names in by_members.items()]
-    return [f"{headline} is not the same mean everywhere, so its figures do not compare: {'; '.join(parts)}."]
+    parts = "; ".join(f"{len(of)} sets in {', '.join(names)}" for of, names in by_members.items())
+    note = f"{headline} is not the same mean everywhere, so its figures do not compare: {parts}."
+    return [note] if len(by_members) > 1 else []

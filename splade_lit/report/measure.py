@@ -9,13 +9,13 @@ import torch
 from scipy.sparse import csr_array
 
 from splade_lit.core.errors import UserError
+from splade_lit.core.sources import NANOBEIR_ID
 from splade_lit.data.tasks import RetrievalTask, load_tasks
 from splade_lit.encoder.model import AsymmetricSparseEncoder
 from splade_lit.evaluation.bm25 import bm25_vectors
 from splade_lit.evaluation.exact_search import SearchIndex
 from splade_lit.evaluation.task_evaluation import judged_query_ids, sample_corpus
-from splade_lit.report.system import SearchCost, System
-from splade_lit.runs.config import Evaluation
+from splade_lit.report.system import System
 
 _TOP = 10
 _QUERIES = 200
@@ -48,26 +48,32 @@ def measure(
     task = sample_corpus(task, max_documents)
     ids = judged_query_ids(task)[:_QUERIES]
     task = replace(task, queries={query_id: task.queries[query_id] for query_id in ids})
-    vectors: dict[int, tuple[csr_array, csr_array]] = {}
+    vectors: dict[str, tuple[csr_array, csr_array]] = {}
     tokenizer = None
-    for number, system in enumerate(systems):
+    for system in systems:
         if system.model is not None:
             encoder = AsymmetricSparseEncoder.load(str(system.model), device=device)
             tokenizer = tokenizer or encoder.tokenizer
-            vectors[number] = _encode(encoder, task)
-    for number, system in enumerate(systems):
+            vectors[system.name] = (
+                encoder.encode_query(list(task.queries.values()), convert_to_csr=True),
+                encoder.encode_document(list(task.corpus.values()), convert_to_csr=True),
+            )
+    for system in systems:
         if system.kind == "bm25" and (tokenizer is not None or system.stage == "words"):
-            vectors[number] = bm25_vectors(task, None if system.stage == "words" else tokenizer)
+            vectors[system.name] = bm25_vectors(task, None if system.stage == "words" else tokenizer)
     costs = dict(zip(vectors, search_costs(list(vectors.values())), strict=True))
-    measured = [replace(system, search=costs.get(number)) for number, system in enumerate(systems)]
+    measured = [replace(system, search=costs.get(system.name, {})) for system in systems]
     return measured, Searched(task.name, len(task.corpus), len(ids))
 
 
-def search_costs(vectors: Sequence[tuple[csr_array, csr_array]]) -> list[SearchCost]:
-    """Bytes of an index of documents, and time of a query, for each pair of queries and documents.
+def search_costs(vectors: Sequence[tuple[csr_array, csr_array]]) -> list[dict[str, float]]:
+    """Size of an index of documents, `index_mb`, and median time of a query, `search_ms`, for each pair of vectors.
 
-    Each query of each system is searched five times, a round of all systems after another, so that other work on the
-    machine meets all of them alike.
+    Each query of each system is searched five times on one thread, a round of all systems after another, so that other
+    work on the machine meets all of them alike.
+
+    Args:
+        vectors: queries and documents of each system.
     """
     indexes = [SearchIndex(documents) for _, documents in vectors]
     rows = [[queries[[row]] for row in range(queries.shape[0])] for queries, _ in vectors]
@@ -81,33 +87,20 @@ def search_costs(vectors: Sequence[tuple[csr_array, csr_array]]) -> list[SearchC
                 index.search(query, _TOP, num_threads=1)
                 seconds.append(time.perf_counter() - start)
     return [
-        SearchCost(index.nbytes, 1000 * float(np.median(seconds)), 1000 * float(np.quantile(seconds, 0.95)))
+        {"index_mb": index.nbytes / 1e6, "search_ms": 1000 * float(np.median(seconds))}
         for index, seconds in zip(indexes, times, strict=True)
     ]
-
-
-def tasks_of(evaluation: Evaluation) -> list[RetrievalTask]:
-    """The tasks that a run was evaluated on.
-
-    Raises:
-        UserError: they are not at hand.
-    """
-    source = {} if evaluation.nanobeir_source is None else {"nanobeir_source": evaluation.nanobeir_source}
-    return load_tasks(evaluation.tasks, nanobeir_revision=evaluation.nanobeir_revision, **source)
 
 
 def find_tasks(systems: Sequence[System]) -> tuple[list[RetrievalTask], list[str]]:
     """The tasks of the runs that are at hand, each once, and a sentence for each run whose tasks are not."""
     tasks: dict[str, RetrievalTask] = {}
     notes = []
-    for evaluation in dict.fromkeys(one for system in systems if system.run for one in system.run.evaluations):
+    for one in dict.fromkeys(evaluation for system in systems if system.run for evaluation in system.run.evaluations):
         try:
-            tasks = {task.name: task for task in tasks_of(evaluation)} | tasks
+            found = load_tasks(one.tasks, one.nanobeir_source or NANOBEIR_ID, one.nanobeir_revision)
         except UserError as error:
-            notes.append(f"Tasks {', '.join(evaluation.tasks)} are not at hand: {error}")
+            notes.append(f"Tasks {', '.join(one.tasks)} are not at hand: {error}")
+        else:
+            tasks = {task.name: task for task in found} | tasks
     return list(tasks.values()), notes
-
-
-def _encode(encoder: AsymmetricSparseEncoder, task: RetrievalTask) -> tuple[csr_array, csr_array]:
-    texts = list(task.queries.values()), list(task.corpus.values())
-    return encoder.encode_query(texts[0], convert_to_csr=True), encoder.encode_document(texts[1], convert_to_csr=True)

@@ -1,7 +1,7 @@
 """Reading what other systems left: metrics as JSON or CSV, figures of queries, rankings in TREC's run format."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 from splade_lit.core.errors import UserError
 from splade_lit.core.text import read_trec_run
 from splade_lit.data.tasks import RetrievalTask
+from splade_lit.evaluation.metric_names import METRICS
 from splade_lit.evaluation.metrics import rank_metrics, without_queries
 from splade_lit.evaluation.per_query import QueryFigures, query_figures, read_per_query
 from splade_lit.report.system import FINAL, System, bm25_of, systems_of_run
@@ -44,7 +45,9 @@ def read_results(path: Path, name: str, tasks: Sequence[RetrievalTask]) -> list[
     if path.suffix == ".csv":
         return [System(name, "other", figures=by_set(_read_evaluator_csv(path)))]
     if path.suffix == ".jsonl":
-        return [_of_queries(path, name)]
+        if not (stages := read_per_query(path)):
+            raise UserError(f"{path} holds no figures of queries.")
+        return [_of_figures(name, stages[_final(stages)])]
     if path.suffix in _TREC:
         return [_of_rankings([path], name, tasks)]
     raise UserError(f"{path}: a file {path.suffix or 'without an ending'} is not known; give {_KINDS}.")
@@ -64,7 +67,7 @@ def _of_json(path: Path, name: str) -> list[System]:
     return [System(name, "other", figures=figures), *(bm25_of(stages, {}) if final != "bm25" else [])]
 
 
-def _final(stages: dict[str, Any]) -> str:
+def _final(stages: Mapping[str, Any]) -> str:
     """The stage that a system is shown at."""
     return next((stage for stage in FINAL if stage in stages), next(reversed(stages), ""))
 
@@ -83,13 +86,6 @@ def _read_evaluator_csv(path: Path) -> dict[str, float]:
         )
     group = "NanoBEIR_" if path.stem.startswith("NanoBEIR_evaluation_") else ""
     return {f"{group}{found['name']}_{column.replace('dot-', 'dot_').lower()}": last[column] for column in last}
-
-
-def _of_queries(path: Path, name: str) -> System:
-    stages = read_per_query(path)
-    if not stages:
-        raise UserError(f"{path} holds no figures of queries.")
-    return _of_figures(name, stages[_final(stages)], ())
 
 
 def _of_rankings(paths: Sequence[Path], name: str, tasks: Sequence[RetrievalTask]) -> System:
@@ -112,19 +108,16 @@ def _of_rankings(paths: Sequence[Path], name: str, tasks: Sequence[RetrievalTask
             )
         asked = without_queries({query_id: run.get(query_id, {}) for query_id in task.queries}, task.left_out)
         figures.append(query_figures(task, rank_metrics(asked, task.qrels, task.graded)))
-    groups = {
-        group: [task.name for task in tasks if task.group == group]
-        for group in dict.fromkeys(task.group for task in tasks if task.group is not None)
-    }
-    return _of_figures(name, figures, notes, groups)
+    return _of_figures(name, figures, tasks, notes)
 
 
 def _of_figures(
-    name: str, figures: Sequence[QueryFigures], notes: Sequence[str], groups: dict[str, list[str]] | None = None
+    name: str, figures: Sequence[QueryFigures], tasks: Sequence[RetrievalTask] = (), notes: Sequence[str] = ()
 ) -> System:
+    """The system with the means of its tasks, and those of the groups of tasks that it has whole."""
     means = {one.task: one.means for one in figures}
-    for group, names in (groups or {}).items():
-        if set(names) <= set(means):
-            parts = [means[one] for one in names]
-            means[f"{group}_mean"] = {key: float(np.mean([part[key] for part in parts])) for key in parts[0]}
+    for group in dict.fromkeys(task.group for task in tasks if task.group is not None):
+        names = [task.name for task in tasks if task.group == group]
+        if set(names) <= means.keys():
+            means[f"{group}_mean"] = {key: float(np.mean([means[one][key] for one in names])) for key in METRICS}
     return System(name, "other", figures=means, per_query=list(figures), notes=tuple(notes))

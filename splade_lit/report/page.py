@@ -1,31 +1,13 @@
 """A comparison as one HTML page that needs nothing else: style and charts are inside, and there is no script."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-
 from splade_lit.evaluation.paired_tests import Difference
 from splade_lit.report import captioned_charts as charts
 from splade_lit.report import rows as tables
-from splade_lit.report.charts import legend_mark
+from splade_lit.report.charts import PAGES, legend_mark, short
 from splade_lit.report.comparison import Comparison
 from splade_lit.report.system import System
 
 _EXTREMES = 5
-
-
-@dataclass(frozen=True)
-class Pair:
-    """The queries that a pair of systems differs at."""
-
-    summary: str
-    chart: charts.CaptionedChart
-    first: str
-    second: str
-    wins: list[tuple[str, str, str]]
-    losses: list[tuple[str, str, str]]
 
 
 def html(comparison: Comparison, machine: str) -> str:
@@ -35,20 +17,12 @@ def html(comparison: Comparison, machine: str) -> str:
         comparison: what it shows.
         machine: where search was measured.
     """
-    environment = Environment(
-        loader=PackageLoader("splade_lit.report"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
-    series = charts.series_of(comparison)
-    page = environment.get_template("report.html").render(
-        style=Markup(environment.get_template("report.css").render()),
+    pairs = [(pair, charts.pair_chart(pair, comparison), pair.extremes(_EXTREMES)) for pair in comparison.differences]
+    page = PAGES.get_template("report.html").render(
         comparison=comparison,
         finding=finding(comparison),
         machine=machine,
-        marks=[*(legend_mark(series[system.name]) for system in comparison.systems), *("" for _ in comparison.starts)],
+        marks=[*map(legend_mark, comparison.series.values()), *("" for _ in comparison.starts)],
         quality=tables.quality_rows(comparison),
         cost=tables.cost_rows(comparison),
         sets=tables.set_rows(comparison),
@@ -56,7 +30,7 @@ def html(comparison: Comparison, machine: str) -> str:
         trade_offs=charts.trade_offs(comparison),
         curves=charts.learning_curves(comparison),
         tests_chart=charts.tests_chart(comparison),
-        pairs=[_pair(pair, comparison) for pair in comparison.differences],
+        pairs=pairs,
     )
     return page.rstrip() + "\n"
 
@@ -77,7 +51,7 @@ def finding(comparison: Comparison) -> str:
     pairs = [comparison.difference(best, rival) for rival in rivals]
     leads = bool(pairs) and pairs[0] is not None and pairs[0].significant and pairs[0].first == best.name
     verb = "ranks best on" if leads else "has the highest figure on" if rivals else "on"
-    parts = [f"{charts.short(best.name)} {verb} {task}: {comparison.metric_name} {quality:.4f}"]
+    parts = [f"{short(best.name)} {verb} {task}: {comparison.metric_name} {quality:.4f}"]
     parts += [_lead(comparison, best, rival, pair) for rival, pair in zip(rivals, pairs, strict=True)]
     start = best.before.get(comparison.headline, {}).get(comparison.metric)
     ending = "" if start is None or best.stage == "before" else f"; {start:.4f} before training"
@@ -87,21 +61,7 @@ def finding(comparison: Comparison) -> str:
 def _lead(comparison: Comparison, best: System, rival: System, pair: Difference | None) -> str:
     ahead = (comparison.quality(best) or 0.0) - (comparison.quality(rival) or 0.0)
     verdict = pair.verdict if pair else "not tested"
-    if (
-        pair and pair.significant and pair.first != best.name
-    ):  # the mean of a group counts its sets alike, large or small
+    # The mean of a group counts its sets alike, large or small.
+    if pair and pair.significant and pair.first != best.name:
         verdict = "though below it query by query"
-    return f"{ahead:.4f} above {charts.short(rival.name)}, {verdict}"
-
-
-def _pair(pair: Difference, comparison: Comparison) -> Pair:
-    wins, losses = pair.extremes(_EXTREMES)
-
-    def listed(rows: Sequence[int]) -> list[tuple[str, str, str]]:
-        return [
-            (charts.short_query(pair.queries[row]), "/".join(pair.keys[row]), f"{pair.values[row]:+.4f}")
-            for row in rows
-        ]
-
-    summary = f"{charts.short(pair.first)} against {charts.short(pair.second)}: {pair.mean:+.4f}"
-    return Pair(summary, charts.pair_chart(pair, comparison), pair.first, pair.second, listed(wins), listed(losses))
+    return f"{ahead:.4f} above {short(rival.name)}, {verdict}"

@@ -1,6 +1,6 @@
 """The figures of a comparison as rows of text, for the terminal and for the page."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from rich.box import SIMPLE
@@ -8,11 +8,10 @@ from rich.console import JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
+from splade_lit.evaluation.metric_names import METRICS
 from splade_lit.evaluation.paired_tests import p_value
-from splade_lit.report.comparison import METRIC_NAMES, QUANTITIES, QUERY_DIMS, Comparison
-from splade_lit.report.system import sets_of
-
-_FRONT = "*"
+from splade_lit.report.comparison import QUALITIES, QUANTITIES, QUERY_DIMS, Comparison, Quantity
+from splade_lit.report.system import System, sets_of
 
 
 @dataclass(frozen=True)
@@ -25,50 +24,36 @@ class Rows:
     names: int = 1
 
 
-def quality_rows(comparison: Comparison, metrics: Sequence[str] = tuple(METRIC_NAMES)) -> Rows:
+def quality_rows(comparison: Comparison, metrics: Iterable[str] = METRICS) -> Rows:
     """Each system and each start: quality and sparsity on the headline.
 
     `*` marks the systems that are on the Pareto front of active dims.
     """
-    shown = (QUERY_DIMS, *QUANTITIES[:2])
+    shown = [*(QUALITIES[metric] for metric in metrics), QUERY_DIMS, *QUANTITIES[:2]]
     front = [*comparison.front(QUANTITIES[0]), *(False for _ in comparison.starts)]
     rows = [
-        [
-            system.name,
-            system.stage or "-",
-            *(_quality(system.figure(comparison.headline, metric)) for metric in metrics),
-            *(quantity.show(quantity.value(system, comparison.headline)) for quantity in shown),
-            _FRONT if on_front else "",
-        ]
+        [system.name, system.stage or "-", *_cells(system, comparison, shown), "*" if on_front else ""]
         for system, on_front in zip([*comparison.systems, *comparison.starts], front, strict=True)
     ]
-    columns = [
-        "system",
-        "stage",
-        *(METRIC_NAMES[metric] for metric in metrics),
-        *(quantity.name for quantity in shown),
-        "front",
-    ]
-    return Rows(comparison.headline, columns, rows, names=2)
+    return Rows(comparison.headline, ["system", "stage", *(one.name for one in shown), "front"], rows, names=2)
 
 
 def cost_rows(comparison: Comparison) -> Rows:
     """Each system: what search and training cost, as far as it is known."""
-    rows = [
-        [system.name, *(quantity.show(quantity.value(system, comparison.headline)) for quantity in QUANTITIES[2:])]
-        for system in comparison.systems
-    ]
-    return Rows("cost", ["system", *(quantity.name for quantity in QUANTITIES[2:])], rows)
+    shown = QUANTITIES[2:]
+    rows = [[system.name, *_cells(system, comparison, shown)] for system in comparison.systems]
+    return Rows("cost", ["system", *(one.name for one in shown)], rows)
+
+
+def _cells(system: System, comparison: Comparison, shown: Sequence[Quantity]) -> list[str]:
+    return [quantity.of(system, comparison.headline) for quantity in shown]
 
 
 def set_rows(comparison: Comparison) -> Rows:
     """The metric of each system on each set."""
-    sets = sets_of(comparison.systems)
-    rows = [
-        [system.name, *(_quality(system.figure(one, comparison.metric)) for one in sets)]
-        for system in comparison.systems
-    ]
-    return Rows(comparison.metric_name, ["system", *sets], rows)
+    quality, sets = QUALITIES[comparison.metric], sets_of(comparison.systems)
+    rows = [[system.name, *(quality.of(system, one) for one in sets)] for system in comparison.systems]
+    return Rows(quality.name, ["system", *sets], rows)
 
 
 def test_rows(comparison: Comparison) -> Rows:
@@ -80,17 +65,13 @@ def test_rows(comparison: Comparison) -> Rows:
             f"{pair.mean:+.4f}",
             f"{pair.interval[0]:+.4f} to {pair.interval[1]:+.4f}" if pair.interval else "-",
             f"{pair.wins}/{pair.ties}/{pair.losses}",
-            p_value(pair.holm_t),
-            p_value(pair.holm_random),
+            p_value(pair.p_t),
+            p_value(pair.p_random),
         ]
         for pair in comparison.differences
     ]
     columns = ["system", "against", "mean", "95 % interval", "won, equal, lost", "p (t-test)", "p (randomisation)"]
     return Rows(f"differences in {comparison.metric_name}, query by query", columns, rows, names=2)
-
-
-def _quality(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
 
 
 def terminal_table(rows: Rows) -> Table:

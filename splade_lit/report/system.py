@@ -10,24 +10,8 @@ from splade_lit.runs.run import Run
 from splade_lit.runs.stages import Stages, by_set, over_wordpieces
 
 Kind = Literal["run", "bm25", "other"]
-BM25 = "BM25"
 # The stages that are final figures: of a run, and of `evaluate`.
 FINAL = ("after", "model")
-
-
-@dataclass(frozen=True)
-class SearchCost:
-    """What an exact search took here.
-
-    Attributes:
-        index_bytes: memory of the index.
-        median_ms: of the times of the queries, one thread, text to vector not included.
-        p95_ms: time that 95 of 100 queries stay below.
-    """
-
-    index_bytes: int
-    median_ms: float
-    p95_ms: float
 
 
 @dataclass(frozen=True)
@@ -41,7 +25,7 @@ class System:
         figures: set or group (`NanoNQ`, `NanoBEIR_mean`) to plain name (`ndcg@10`, `corpus_active_dims`) to figure.
         per_query: figures of single queries, a task each.
         run: the run that it is the model of, if there is one.
-        search: cost of search, where it was measured.
+        search: what an exact search took here, where it was measured: `index_mb` and `search_ms`, see `search_costs`.
         notes: what a reader must know of its figures, a sentence each.
     """
 
@@ -51,7 +35,7 @@ class System:
     figures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     per_query: Sequence[QueryFigures] = ()
     run: Run | None = None
-    search: SearchCost | None = None
+    search: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property
@@ -74,17 +58,21 @@ class System:
         return self.run.log.points(metric) if self.run else []
 
     def figure(self, one: str, name: str) -> float | None:
-        """A figure of a set, None if it is not known."""
-        return self.figures.get(one, {}).get(name)
+        """A figure of a set, or what search or training cost; None if it is not known."""
+        return self.figures.get(one, {}).get(name, self._costs.get(name))
+
+    @property
+    def _costs(self) -> dict[str, float]:
+        costs = dict(self.search)
+        if self.run and self.run.training_seconds is not None:
+            costs["training_minutes"] = self.run.training_seconds / 60
+        if self.run and self.run.footprint:
+            costs["emissions_g"] = 1000 * self.run.footprint.total.emissions_kg
+        return costs
 
 
 def systems_of_run(run: Run, name: str) -> list[System]:
-    """The system of a run and, if it was evaluated, BM25 on the same sets.
-
-    Args:
-        run: the run.
-        name: how the system is shown.
-    """
+    """The system of a run, shown by this name, and, if it was evaluated, BM25 on the same sets."""
     stage, figures, notes = _figures_of(run, name)
     system = System(name, "run", stage, figures, run.per_query.get(stage, []), run, notes=notes)
     return [system, *bm25_of(run.stages, run.per_query)]
@@ -95,7 +83,7 @@ def bm25_of(stages: Stages, per_query: Mapping[str, Sequence[QueryFigures]]) -> 
     if "bm25" not in stages:
         return []
     over = "WordPieces" if over_wordpieces(stages["bm25"]) else "words"
-    return [System(BM25, "bm25", over, by_set(stages["bm25"]), per_query.get("bm25", ()))]
+    return [System("BM25", "bm25", over, by_set(stages["bm25"]), per_query.get("bm25", ()))]
 
 
 def _figures_of(run: Run, name: str) -> tuple[str, dict[str, dict[str, float]], tuple[str, ...]]:

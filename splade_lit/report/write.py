@@ -11,14 +11,14 @@ from rich.text import Text
 from splade_lit.command_line.devices import pick_device
 from splade_lit.core.errors import UserError
 from splade_lit.core.files import replace_text
-from splade_lit.data.tasks import RetrievalTask, load_tasks
-from splade_lit.evaluation.per_query import METRICS
+from splade_lit.data.tasks import load_tasks
+from splade_lit.evaluation.metric_names import METRICS
 from splade_lit.report.comparison import QUANTITIES, Comparison, compare, headline_of, with_one_bm25
 from splade_lit.report.measure import find_tasks, measure
 from splade_lit.report.other_systems import needs_tasks, read_results
 from splade_lit.report.page import finding, html
 from splade_lit.report.rows import cost_rows, quality_rows, set_rows, terminal_table, test_rows
-from splade_lit.report.system import System, members, printable, sets_of, systems_of_run
+from splade_lit.report.system import members, printable, sets_of, systems_of_run
 from splade_lit.runs.machine import hardware
 from splade_lit.runs.run import read_run
 
@@ -26,16 +26,11 @@ _WIDTH = 120  # columns of the tables where no terminal says
 
 
 def write_report(settings: Namespace) -> None:
-    """Read, measure, print the tables and write the page.
-
-    Args:
-        settings: options of `python -m splade_lit.compare`.
+    """Read, measure, print the tables and write the page, with the options of `python -m splade_lit.compare`.
 
     Raises:
         UserError: a folder or file is none of what is compared, or the page cannot be written.
     """
-    if settings.metric not in METRICS:
-        raise UserError(f"--metric is {settings.metric}, but must be {', '.join(METRICS[:-1])} or {METRICS[-1]}.")
     device = pick_device(settings.device)
     nanobeir = settings.nanobeir_source, settings.nanobeir_revision
     tasks = load_tasks(settings.tasks, *nanobeir) if settings.tasks else None
@@ -46,11 +41,15 @@ def write_report(settings: Namespace) -> None:
         tasks, notes = find_tasks([group[0] for group in groups])
     groups += [read_results(path, name, tasks or []) for name, path in _named(settings.results)]
     systems = with_one_bm25(groups)
-    _check_names(systems)
+    names = [system.name for system in systems]
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"two systems are called {repeated[0]!r}; name one with --results NAME=PATH.")
     headline = headline_of(systems, settings.set)
     searched = None
     if measured and tasks:
-        task = _task_to_search(systems, tasks, headline)
+        # The task that the charts are about, or the first one of their group, or the first one there is.
+        of_group = frozenset().union(*(members(system, headline) for system in systems))
+        task = next((task for task in tasks if task.name in of_group), tasks[0])
         systems, searched = measure(systems, task, settings.search_documents, device)
         if searched.num_documents > settings.search_documents:
             notes.append(
@@ -58,7 +57,7 @@ def write_report(settings: Namespace) -> None:
                 f"{settings.search_documents:,}: all documents that have a judgement are kept."
             )
     comparison = compare(systems, headline, settings.metric, searched, notes)
-    replace_text(settings.output, html(comparison, _machine()))
+    replace_text(settings.output, html(comparison, hardware([]).cpu_model or "unknown processor"))
     _print(comparison)
     print(f"report: {settings.output}")
 
@@ -84,23 +83,6 @@ def _names(folders: Sequence[Path]) -> list[tuple[str, Path]]:
     return [(printable("/".join(path.parts[-parts:])), folder) for path, folder in zip(paths, folders, strict=True)]
 
 
-def _check_names(systems: Sequence[System]) -> None:
-    names = [system.name for system in systems]
-    if repeated := [name for name in names if names.count(name) > 1]:
-        raise UserError(f"two systems are called {repeated[0]!r}; name one with --results NAME=PATH.")
-
-
-def _task_to_search(systems: Sequence[System], tasks: Sequence[RetrievalTask], headline: str) -> RetrievalTask:
-    """The task that the charts are about, or the first one of their group, or the first one there is."""
-    of_group = frozenset().union(*(members(system, headline) for system in systems))
-    return next((task for task in tasks if task.name in of_group), tasks[0])
-
-
-def _machine() -> str:
-    facts = hardware([])
-    return facts.cpu_model or "unknown processor"
-
-
 def _print(comparison: Comparison) -> None:
     # A file or a pipe has no width of its own; what is asked for in COLUMNS counts.
     console = Console(highlight=False)
@@ -115,8 +97,6 @@ def _print(comparison: Comparison) -> None:
         tables.append(test_rows(comparison))
     for rows in tables:
         console.print(terminal_table(rows))
-    if any(comparison.front(QUANTITIES[0])):
-        console.print(Text("* front: no other system is both better and sparser"))
-    for note in comparison.notes:
-        console.print(Text(f"note: {note}"))
-    console.print(Text(f"{finding(comparison)}."))
+    front = ["* front: no other system is both better and sparser"] if any(comparison.front(QUANTITIES[0])) else []
+    for line in (*front, *(f"note: {note}" for note in comparison.notes), f"{finding(comparison)}."):
+        console.print(Text(line))

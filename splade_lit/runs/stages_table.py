@@ -3,13 +3,10 @@
 from rich.box import SIMPLE
 from rich.table import Table
 
+from splade_lit.evaluation.metric_names import METRICS
 from splade_lit.runs.stages import Stages, by_set
 
-_COLUMNS = {
-    "ndcg@10": ("nDCG @10", "{:.4f}"),
-    "mrr@10": ("MRR @10", "{:.4f}"),
-    "recall@10": ("recall @10", "{:.4f}"),
-    "map@100": ("MAP @100", "{:.4f}"),
+_COLUMNS = {metric: (name.replace("@", " @"), "{:.4f}") for metric, name in METRICS.items()} | {
     "query_active_dims": ("query dims", "{:.1f}"),
     "corpus_active_dims": ("corpus dims", "{:.1f}"),
     "avg_flops": ("FLOPS", "{:.2f}"),

@@ -14,21 +14,3 @@ from splade_lit.analysis.plots.dims import (
 )
 from splade_lit.analysis.plots.query_weights import biggest_moves, table_change, weights_against_frequencies
 from splade_lit.analysis.plots.scores import causes, term_shares, wins_and_losses
-
-__all__ = [
-    "active_dims",
-    "active_dims_by_length",
-    "biggest_moves",
-    "causes",
-    "document_history",
-    "lexical_mass",
-    "most_changed_terms",
-    "most_frequent_dims",
-    "posting_lengths",
-    "pruning_curve",
-    "table_change",
-    "term_shares",
-    "terms_gained_and_lost",
-    "weights_against_frequencies",
-    "wins_and_losses",
-]

@@ -13,24 +13,18 @@ from splade_lit.evaluation.sparsity import RetrievalSparsity, SparsityStatistics
 
 
 def active_dims(documents: np.ndarray, queries: np.ndarray) -> Figure:
-    """Distributions of active dims.
-
-    Args:
-        documents: active dims of each document.
-        queries: active dims of each query.
-    """
+    """Distributions of the active dims of each document and of each query."""
     title = (
         f"Half of the documents have at most {np.median(documents):,.0f} active dims, "
         f"half of the queries at most {np.median(queries):,.0f}"
     )
     figure, panels = new_figure(title, 2)
-    for axes, sizes, side, colour in zip(
-        panels, (documents, queries), ("documents", "queries"), (BLUE, ORANGE), strict=True
-    ):
+    sides = (documents, "document", "documents", BLUE), (queries, "query", "queries", ORANGE)
+    for axes, (sizes, one, many, colour) in zip(panels, sides, strict=True):
         bins = np.arange(-0.5, sizes.max() + 1.5, max(1, int(sizes.max()) // 40))
-        axes.hist(sizes, bins=bins.tolist(), color=colour, label=f"{len(sizes):,} {side}")
+        axes.hist(sizes, bins=bins.tolist(), color=colour, label=f"{len(sizes):,} {many}")
         axes.axvline(np.median(sizes), color=BLACK, linestyle="--", label="median")
-        axes.set(xlabel=f"active dims of a {side.replace('ies', 'y').rstrip('s')}", ylabel=side)
+        axes.set(xlabel=f"active dims of a {one}", ylabel=many)
         axes.legend()
     return figure
 
@@ -120,20 +114,12 @@ def lexical_mass(split: MassSplit) -> Figure:
 
 
 def pruning_curve(points: Sequence[CurvePoint], bm25: float | None = None) -> Figure:
-    """Quality against active dims.
-
-    Args:
-        points: see `splade_lit.analysis.active_dims.pruning_curve`.
-        bm25: nDCG@10 of BM25 on the same task.
-    """
-    best = cheapest_point(points)
-    full = points[-1]
+    """Quality against active dims: the points of `active_dims.pruning_curve`, and nDCG@10 of BM25 on the same task."""
+    best, full = cheapest_point(points), points[-1]
     share = f"{best.ndcg / full.ndcg:.1%}" if full.ndcg else "all"
-    title = (
-        f"Documents cut to {best.active_dims:,.0f} of {full.active_dims:,.0f} active dims keep {share} of nDCG@10"
-        if best is not full
-        else f"No cut keeps 99% of nDCG@10: all {full.active_dims:,.0f} active dims count"
-    )
+    title = f"Documents cut to {best.active_dims:,.0f} of {full.active_dims:,.0f} active dims keep {share} of nDCG@10"
+    if best is full:
+        title = f"No cut keeps 99% of nDCG@10: all {full.active_dims:,.0f} active dims count"
     figure, (axes,) = new_figure(title)
     x, y = [point.active_dims for point in points], [point.ndcg for point in points]
     axes.plot(x, y, color=BLUE, marker="o", label="documents cut to their largest weights")

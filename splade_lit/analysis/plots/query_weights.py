@@ -11,14 +11,8 @@ from splade_lit.analysis.plots.style import BLACK, BLUE, VERMILLION, label, new_
 from splade_lit.analysis.query_table import CorpusWeights, Move, TableChange
 
 
-def table_change(change: TableChange, tokens: Sequence[str], moves: Sequence[Move]) -> Figure:
-    """Query weights at the end of learning against those at the start.
-
-    Args:
-        change: the table before and after.
-        tokens: the token of each dim.
-        moves: these are named.
-    """
+def table_change(change: TableChange, moves: Sequence[Move]) -> Figure:
+    """Query weights at the end of learning against those at the start; the moves are named."""
     learned = change.learned
     before, after = change.before[learned], change.after[learned]
     rising, falling = int((after > before).sum()), int((after < before).sum())

@@ -12,13 +12,9 @@ from splade_lit.analysis.explain import CAUSES, EXPANSION, WEIGHTS, Outcome, Ter
 from splade_lit.analysis.plots.style import (
     BLACK,
     BLUE,
-    GREEN,
+    COLOURS,
     GREY,
     ORANGE,
-    PURPLE,
-    SKY,
-    VERMILLION,
-    YELLOW,
     label,
     new_figure,
     percent,
@@ -26,16 +22,11 @@ from splade_lit.analysis.plots.style import (
     shorten,
 )
 
-_CAUSE_COLOURS = dict(zip(CAUSES, (GREEN, BLUE, YELLOW, ORANGE, VERMILLION, PURPLE, SKY, GREY), strict=True))
+_CAUSE_COLOURS = dict(zip(CAUSES, COLOURS, strict=True))
 
 
 def wins_and_losses(outcomes: Sequence[Outcome], num_queries: int) -> Figure:
-    """Each query that one side ranks better than the other, coloured by what decides.
-
-    Args:
-        outcomes: see `splade_lit.analysis.explain.outcomes`.
-        num_queries: queries of the task, those that both rank equally well among them.
-    """
+    """Each query of so many that one side ranks better than the other (`explain.outcomes`), coloured by its cause."""
     wins = sum(outcome.gain > 0 for outcome in outcomes)
     title = (
         f"We rank {wins} of {num_queries:,} queries better than BM25, BM25 {len(outcomes) - wins}, "
@@ -86,13 +77,7 @@ def causes(outcomes: Sequence[Outcome]) -> Figure:
 
 
 def term_shares(outcome: Outcome, relevant: Sequence[TermShare], rival: Sequence[TermShare]) -> Figure:
-    """What each term of a query adds to the score of the relevant document and of its rival.
-
-    Args:
-        outcome: the query.
-        relevant: terms of the relevant document.
-        rival: terms of the rival.
-    """
+    """What each term of a query adds to the score of the relevant document and of its rival (`explain.term_shares`)."""
     below = {term.dim: term for term in rival}
     shown = [term for term in relevant if term.share or below[term.dim].share]
     scores = [sum(term.share for term in terms) for terms in (relevant, rival)]

@@ -1,6 +1,7 @@
 """Sparsity while training: how many dims are active, which ones, and which never."""
 
 import lightning as L
+import numpy as np
 
 from splade_lit.core.distributed import merge, share
 from splade_lit.core.ranges import check_range
@@ -60,8 +61,8 @@ class SparsityMonitor(RowsCallback):
         of_documents, of_queries = metric.statistics.corpus, metric.statistics.queries
         frequent = [(dim, part) for dim, part in of_documents.most_frequent(self.num_frequent) if part]
         names = encoder.tokenizer.convert_ids_to_tokens([dim for dim, _ in frequent])
-        counts, edges = of_documents.histogram(self.bins)
-        query_counts, query_edges = of_queries.histogram(self.bins)
+        counts, edges = np.histogram(of_documents.sorted_row_sizes, self.bins)
+        query_counts, query_edges = np.histogram(of_queries.sorted_row_sizes, self.bins)
         report = {
             "step": trainer.global_step,
             "num_documents": of_documents.num_rows,
