@@ -106,7 +106,7 @@ class Outcome:
         bm25: BM25's nDCG@10.
         relevant: the relevant document whose ranks differ most.
         rival: the best document that is not relevant, in the ranking that loses; None if there is none.
-        term: the term that decides: of all, the one that takes the largest part in the difference of the two scores.
+        term: the term that decides: its part in the difference of the two scores is the largest.
         cause: what that term is, one of `CAUSES`.
     """
 

@@ -27,7 +27,7 @@ _BLOCK = 32
 
 @dataclass(frozen=True)
 class TopK:
-    """The best documents of each query, best first; of equal scores the first in tie order.
+    """The best documents of each query, best first, in tie order where scores are equal.
 
     Attributes:
         scores: dot products.

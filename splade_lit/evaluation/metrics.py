@@ -203,7 +203,7 @@ class RetrievalMetrics(Metric):
 
 
 def _best(parts: Iterable[Tensor]) -> Tensor:
-    """Of each query's documents in all parts the best: score and number, `[queries, DEPTH + 1, 2]`."""
+    """The best documents of each query from all parts: score and number, `[queries, DEPTH + 1, 2]`."""
     hits = torch.cat(list(parts), dim=1)
     order = np.lexsort((hits[..., 1].numpy(), -hits[..., 0].numpy()))[:, : DEPTH + 1]
     return torch.take_along_dim(hits, torch.from_numpy(order)[..., None], dim=1)

@@ -75,7 +75,7 @@ class SparsityStatistics:
         return int(np.searchsorted(np.cumsum(self.row_sizes), share * self.num_rows))
 
     def most_frequent(self, n: int) -> list[tuple[int, float]]:
-        """The n dims that are active in most rows, with the share of the rows; of equal ones the lower dim first.
+        """The n dims that are active in most rows, with the share of the rows; lower dims first where shares are equal.
 
         >>> SparsityStatistics.of(csr_array(np.array([[0.0, 2.0], [3.0, 4.0]]))).most_frequent(2)
         [(1, 1.0), (0, 0.5)]

@@ -30,7 +30,7 @@ class Encoder(Protocol):
     def encode_document_tokens(
         self, token_ids: Sequence[np.ndarray], *, on_batch: Callable[[int], None] | None = None
     ) -> csr_array:
-        """Document vectors `[documents, vocab]` from token ids; `on_batch` hears how many are done at a time."""
+        """Document vectors `[documents, vocab]` from token ids; `on_batch` gets the size of each batch."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ Points = Sequence[tuple[float, float]]
 
 @dataclass(frozen=True)
 class CaptionedChart:
-    """A chart as SVG, its title, its legend (marks and texts), and what must be said under it."""
+    """A chart as SVG, its title, its legend (marks and texts), and a note below it."""
 
     title: str
     svg: Markup
@@ -141,7 +141,7 @@ def _curves(
         return None
     lines = [charts.Line(comparison.series[system.name], system.name, each) for system, each in drawn]
     sampled = [short(system.name) for system, _ in drawn if higher_is_better and system.sampled]
-    note = f"Of a sample of the corpus: {', '.join(sampled)}." if sampled else ""
+    note = f"On a sample of the corpus: {', '.join(sampled)}." if sampled else ""
     ends = {line.name: _ends(line.points, noisy) for line in lines}
     best = (max if higher_is_better else min)(ends, key=lambda name: ends[name][1][0])
     (start, when), (value, then) = ends[best]

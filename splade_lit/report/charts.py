@@ -1,7 +1,7 @@
 """Charts as inline SVG: from values to markup, escaped whatever the names are; `templates/charts.html` draws them.
 
-Colours are those of Okabe and Ito, told apart by people who see few colours, and each series has a shape and a dash of
-its own as well; they are set by the page's style, for light and dark. A point tells its exact figures as its `<title>`.
+Colours are those of Okabe and Ito, which people with any colour vision tell apart; the page's style sets them, light
+or dark. Each series has a shape and a dash of its own as well. The `<title>` of a point has its exact figures.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ _CROSS = "M-5,-5L5,5M-5,5L5,-5"
 _DASHES = ("none", "7 3", "2 3", "9 3 2 3", "4 2")
 _LONGEST_QUERY = 160
 _MOST_POINTS = 300  # of a line
-_MOST_BARS = 400  # that can be told apart
+_MOST_BARS = 400  # more become one outline
 
 
 def number(value: float) -> str:
@@ -93,7 +93,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Point:
-    """The quality of a system (y) at a cost (x), with the text that it tells; on the Pareto front it has a ring."""
+    """The quality of a system (y) at a cost (x), with the text of its `<title>`; on the Pareto front it has a ring."""
 
     series: Series
     name: str
@@ -134,7 +134,7 @@ def scatter(
 
 
 def curves(lines: Sequence[Line], x_label: str, y_label: str) -> Markup:
-    """Lines, one at least; each point tells its figures, at most 300 evenly chosen ones of a line."""
+    """Lines, one at least; at most 300 points of each, evenly chosen, have titles with their figures."""
     x = make_scale([step for line in lines for step, _ in line.points], _LEFT, _RIGHT)
     y = make_scale([value for line in lines for _, value in line.points], _BOTTOM, _TOP)
     thinned = [replace(line, points=_thinned(line.points)) for line in lines]
@@ -153,7 +153,7 @@ def sorted_bars(values: Sequence[float], texts: Sequence[str], y_label: str) -> 
 
     Args:
         values: how high the bars are.
-        texts: what each bar tells, if they are few enough to be told apart.
+        texts: titles of the bars, where there are 400 at most.
         y_label: with its unit.
     """
     largest = max(map(abs, values)) or 1.0
