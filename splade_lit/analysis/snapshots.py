@@ -30,10 +30,7 @@ def snapshot_of(label: str, encoder: AsymmetricSparseEncoder, texts: Sequence[st
 def run_snapshots(subject: Subject, texts: Sequence[str], max_checkpoints: int = 4) -> list[Snapshot]:
     """The snapshots of a run: its start, made again from its settings and data, and its checkpoints.
 
-    Args:
-        subject: the model with its run.
-        texts: the documents.
-        max_checkpoints: at most so many, evenly spaced, the last among them.
+    Where there are more than `max_checkpoints`, so many are taken, evenly spaced, the last one among them.
 
     Raises:
         UserError: there is no run, its base model or its data cannot be read any more, or a checkpoint does not fit.

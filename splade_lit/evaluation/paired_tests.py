@@ -88,13 +88,7 @@ class Difference:
 
 
 def differences(systems: Mapping[str, Sequence[QueryFigures]], tasks: frozenset[str], metric: str) -> list[Difference]:
-    """All pairs of systems with queries in common; the better one of a pair comes first.
-
-    Args:
-        systems: name to figures of queries.
-        tasks: those that count.
-        metric: the one that counts.
-    """
+    """All pairs of systems (by name) with queries in common in these tasks; the better one of a pair comes first."""
     queries = {name: _by_query(each, tasks, metric) for name, each in systems.items()}
     pairs = []
     for first, second in combinations(queries, 2):

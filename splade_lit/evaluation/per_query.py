@@ -24,14 +24,7 @@ PER_QUERY = "per_query.jsonl"
 
 @dataclass(frozen=True)
 class QueryFigures:
-    """Figures of the queries of a task that have a relevant document, in one order.
-
-    Attributes:
-        task: its name.
-        query_ids: of the queries.
-        queries: their texts.
-        metrics: each of `METRICS` to one value a query.
-    """
+    """Ids, texts and figures of the queries of a task that have a relevant document: a value of each of `METRICS`."""
 
     task: str
     query_ids: list[str]

@@ -41,13 +41,19 @@ def read_results(path: Path, name: str, tasks: Sequence[RetrievalTask]) -> list[
     if not path.is_file():
         raise UserError(f"{path}: there is no such file of results; give {_KINDS}.")
     if path.suffix == ".json":
-        return _of_json(path, name)
+        stages = read_stages(path)
+        final = _final(stages)
+        if not (figures := by_set(stages.get(final, {}))):
+            raise UserError(
+                f"{path} has no figure that ends in _dot_ndcg@10, so nothing shows what it was evaluated on."
+            )
+        return [System(name, "other", figures=figures), *(bm25_of(stages, {}) if final != "bm25" else [])]
     if path.suffix == ".csv":
         return [System(name, "other", figures=by_set(_read_evaluator_csv(path)))]
     if path.suffix == ".jsonl":
-        if not (stages := read_per_query(path)):
+        if not (per_query := read_per_query(path)):
             raise UserError(f"{path} holds no figures of queries.")
-        return [_of_figures(name, stages[_final(stages)])]
+        return [_of_figures(name, per_query[_final(per_query)])]
     if path.suffix in _TREC:
         return [_of_rankings([path], name, tasks)]
     raise UserError(f"{path}: a file {path.suffix or 'without an ending'} is not known; give {_KINDS}.")
@@ -56,15 +62,6 @@ def read_results(path: Path, name: str, tasks: Sequence[RetrievalTask]) -> list[
 def needs_tasks(path: Path) -> bool:
     """Whether what is there are rankings, which say nothing without judgements."""
     return path.suffix in _TREC or (path.is_dir() and any(file.suffix in _TREC for file in path.iterdir()))
-
-
-def _of_json(path: Path, name: str) -> list[System]:
-    stages = read_stages(path)
-    final = _final(stages)
-    figures = by_set(stages[final]) if stages else {}
-    if not figures:
-        raise UserError(f"{path} has no figure that ends in _dot_ndcg@10, so nothing tells what it was evaluated on.")
-    return [System(name, "other", figures=figures), *(bm25_of(stages, {}) if final != "bm25" else [])]
 
 
 def _final(stages: Mapping[str, Any]) -> str:
