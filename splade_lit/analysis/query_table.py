@@ -106,7 +106,7 @@ def table_change(subject: Subject) -> TableChange:
 def biggest_moves(change: TableChange, tokens: Sequence[str], n: int) -> tuple[list[Move], list[Move]]:
     """The n weights that have risen most and the n that have fallen most, the largest move first; none that stayed."""
     difference = change.after.astype(np.float64) - change.before
-    order = np.argsort(-difference, kind="stable")
+    order = np.argsort(-difference, kind="stable").tolist()
     columns = change.before, change.after, change.query_frequencies, change.document_frequencies
 
     def move(dim: int) -> Move:

@@ -44,9 +44,7 @@ def read_results(path: Path, name: str, tasks: Sequence[RetrievalTask]) -> list[
         stages = read_stages(path)
         final = _final(stages)
         if not (figures := by_set(stages.get(final, {}))):
-            raise UserError(
-                f"{path} has no figure that ends in _dot_ndcg@10, so nothing shows what it was evaluated on."
-            )
+            raise UserError(f"{path} has no figure that ends in _dot_ndcg@10, so what it was measured on is not known.")
         return [System(name, "other", figures=figures), *(bm25_of(stages, {}) if final != "bm25" else [])]
     if path.suffix == ".csv":
         return [System(name, "other", figures=by_set(_read_evaluator_csv(path)))]
