@@ -33,7 +33,8 @@ class Subject:
     @property
     def tokens(self) -> list[str]:
         """The token of each dim."""
-        return list(self.encoder.tokenizer.convert_ids_to_tokens(list(range(self.encoder.vocab_size))))
+        ids = list(range(self.encoder.vocab_size))
+        return list(map(str, self.encoder.tokenizer.convert_ids_to_tokens(ids)))
 
     def required_run(self) -> Run:
         """The run.
