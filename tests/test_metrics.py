@@ -9,6 +9,7 @@ import torch
 from torch import distributed, multiprocessing
 
 from splade_lit.core.distributed import from_first, gather, merge, rank, share, world_size
+from splade_lit.data.tasks import RetrievalTask
 from splade_lit.evaluation.metrics import RetrievalMetrics, rank_metrics
 
 
@@ -144,7 +145,7 @@ def whole(queries: list[str], scores: np.ndarray, qrels: dict) -> dict[str, floa
 
 def test_parts_of_a_corpus_add_up() -> None:
     queries, scores, qrels = scored(40)
-    metrics = RetrievalMetrics(queries, IDS, qrels, graded=True)
+    metrics = RetrievalMetrics(RetrievalTask("graded", {}, {}, qrels, graded=True), queries, IDS)
     for part in np.array_split(np.random.default_rng(1).permutation(len(IDS)), 7):
         metrics.update(*best(scores[:, part], part))
     assert metrics.compute() == pytest.approx(whole(queries, scores, qrels), abs=1e-12)
@@ -156,7 +157,7 @@ def test_a_model_that_matches_nothing_finds_nothing() -> None:
     """With all scores 0 the first ids would come first, which is no success; one match, and all is as in the peer."""
     qrels = {"dead": {"a": 1}, "alive": {"b": 1}}
     scores = np.zeros((2, 3), np.float32)
-    metrics = RetrievalMetrics(["dead", "alive"], ["a", "b", "c"], qrels)
+    metrics = RetrievalMetrics(RetrievalTask("small", {}, {}, qrels), ["dead", "alive"], ["a", "b", "c"])
     metrics.update(*best(scores, np.arange(3)))
     assert metrics.run == {"dead": {}, "alive": {}}
     assert set(metrics.compute().values()) == {0.0}
@@ -172,7 +173,9 @@ def test_a_query_is_left_out_of_its_own_ranking() -> None:
     ids = [f"{number:03}" for number in numbers]
     queries = ["000", "001"]
     scores = np.tile(-numbers.astype(np.float32) - 1, (2, 1))
-    metrics = RetrievalMetrics(queries, ids, {query: {"002": 1} for query in queries}, left_out={"000"})
+    own = {"000": "a query and a document"}
+    task = RetrievalTask("small", own, own, {query: {"002": 1} for query in queries}, leave_out_queries=True)
+    metrics = RetrievalMetrics(task, queries, ids)
     metrics.update(*best(scores, numbers))
     assert list(metrics.run["000"]) == ids[1:101]
     assert list(metrics.run["001"]) == ids[:100]
@@ -182,7 +185,7 @@ def test_a_query_is_left_out_of_its_own_ranking() -> None:
 def evaluate_share(number: int, address: str, results: "multiprocessing.SimpleQueue") -> None:
     distributed.init_process_group("gloo", init_method=address, rank=number, world_size=2)
     queries, scores, qrels = scored(41)
-    metrics = RetrievalMetrics(queries, IDS, qrels, graded=True)
+    metrics = RetrievalMetrics(RetrievalTask("graded", {}, {}, qrels, graded=True), queries, IDS)
     documents = np.arange(len(IDS))[share()]
     metrics.update(*best(scores[:, documents], documents))
     merge(metrics)

@@ -15,6 +15,8 @@ from jaxtyping import Bool, Float32, Float64, Int
 from torch import Tensor
 from torchmetrics import Metric
 
+from splade_lit.data.tasks import RetrievalTask
+
 Run = Mapping[str, Mapping[str, float]]
 """Query id to document id to score: what was found for each query that was asked."""
 
@@ -144,13 +146,11 @@ class RetrievalMetrics(Metric):
     Where all documents score 0 for all queries, as those of a dead model do, nothing has been found.
 
     Args:
+        task: gives judgements, and which queries are left out of their own ranking.
         query_ids: the queries.
         document_ids: ids of the whole corpus in the order of strings, in which documents of equal score are ranked.
-        qrels: judgements; they and `graded` are as in `rank_metrics`.
-        graded: whether nDCG uses the grades.
-        left_out: queries in whose ranking the document of the same id is left out.
 
-    >>> metrics = RetrievalMetrics(["q"], ["a", "b"], {"q": {"a": 1}})
+    >>> metrics = RetrievalMetrics(RetrievalTask("small", {}, {}, {"q": {"a": 1}}), ["q"], ["a", "b"])
     >>> metrics.update(np.array([[2.0]], dtype=np.float32), np.array([[1]]))
     >>> metrics.update(np.array([[1.0]], dtype=np.float32), np.array([[0]]))
     >>> metrics.compute()["mrr@10"]
@@ -160,17 +160,9 @@ class RetrievalMetrics(Metric):
     full_state_update = False
     best: Tensor
 
-    def __init__(
-        self,
-        query_ids: Sequence[str],
-        document_ids: Sequence[str],
-        qrels: Qrels,
-        graded: bool = False,
-        left_out: Collection[str] = (),
-    ) -> None:
+    def __init__(self, task: RetrievalTask, query_ids: Sequence[str], document_ids: Sequence[str]) -> None:
         super().__init__()
-        self.query_ids, self.document_ids = query_ids, document_ids
-        self.qrels, self.graded, self.left_out = qrels, graded, left_out
+        self.task, self.query_ids, self.document_ids = task, query_ids, document_ids
         # Score and number of each document; one more than metrics look at, as one may be left out.
         empty = torch.full((len(query_ids), DEPTH + 1, 2), -torch.inf, dtype=torch.float64)
         self.add_state("best", empty, dist_reduce_fx=_best)
@@ -193,13 +185,13 @@ class RetrievalMetrics(Metric):
         }
         if not any(any(found.values()) for found in run.values()):
             return {query_id: {} for query_id in run}
-        kept = without_queries(run, self.left_out)
+        kept = without_queries(run, self.task.left_out)
         return {query_id: dict(list(found.items())[:DEPTH]) for query_id, found in kept.items()}
 
     @property
     def rank_metrics(self) -> RankMetrics:
         """Metrics of each query so far."""
-        return rank_metrics(self.run, self.qrels, self.graded)
+        return rank_metrics(self.run, self.task.qrels, self.task.graded)
 
 
 def _best(parts: Iterable[Tensor]) -> Tensor:

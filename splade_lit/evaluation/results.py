@@ -70,7 +70,7 @@ def evaluate_vectors(
         UserError: the vectors differ in vocabulary, or a value is not finite.
     """
     order = string_order(list(document_ids))[rows]
-    ranking = RetrievalMetrics(query_ids, sorted(document_ids), task.qrels, task.graded, task.left_out)
+    ranking = RetrievalMetrics(task, query_ids, sorted(document_ids))
     sparsity = SparsityMetrics(queries.shape[1])
     top = SearchIndex(documents, order).search(queries, DEPTH + 1)
     ranking.update(top.scores, order[top.documents])
