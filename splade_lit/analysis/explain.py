@@ -143,8 +143,8 @@ def outcomes(
         rival = next((one for one in losing.run[query_id] if not encoded.is_relevant(query_id, one)), None)
         term, cause = None, NO_TERM
         if rival is not None:
-            pair = [term_shares(encoded, tokens, query, rows[one]) for one in (relevant, rival)]
-            term, cause = _deciding(*pair) if winning is ours else _deciding(*reversed(pair), loss=True)
+            shares = (term_shares(encoded, tokens, query, rows[one]) for one in (relevant, rival))
+            term, cause = _deciding(*shares, is_win=winning is ours)
             if cause == MISSING:
                 (whole,) = tokenize_documents(tokenizer, [encoded.task.corpus[relevant]], _NO_LIMIT)
                 cause = CUT_OFF if term in {tokens[token_id] for token_id in whole.tolist()} else MISSING
@@ -153,17 +153,18 @@ def outcomes(
     return sorted(found, key=lambda outcome: (-outcome.gain, outcome.query_id))
 
 
-def _deciding(upper: Sequence[TermShare], lower: Sequence[TermShare], loss: bool = False) -> tuple[str | None, str]:
-    """The term that puts the upper document above the lower one, as its share is larger by most, and the cause.
+def _deciding(relevant: Sequence[TermShare], rival: Sequence[TermShare], *, is_win: bool) -> tuple[str | None, str]:
+    """The term that puts the relevant document above its rival, or at a loss below it, and the cause.
 
-    The upper one is relevant, or, at a loss, it is the rival.
+    It is the one whose share in the upper document is larger by most.
     """
+    upper, lower = (relevant, rival) if is_win else (rival, relevant)
     below = {term.dim: term for term in lower}
     term = max(upper, key=lambda term: term.share - below[term.dim].share, default=None)
     if term is None or term.share <= below[term.dim].share:
         return None, NO_TERM
     other = below[term.dim]
-    if not loss:
+    if is_win:
         cause = WEIGHTS if term.in_text else EXPANSION
     elif other.document_weight == 0 and other.in_text:
         cause = DROPPED

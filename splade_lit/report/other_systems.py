@@ -1,7 +1,7 @@
 """Reading what other systems left: metrics as JSON or CSV, figures of queries, rankings in TREC's run format."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ def needs_tasks(path: Path) -> bool:
     return path.suffix in _TREC or (path.is_dir() and any(file.suffix in _TREC for file in path.iterdir()))
 
 
-def _final(stages: Mapping[str, Any]) -> str:
+def _final(stages: dict[str, Any]) -> str:
     """The stage that a system is shown at."""
     return next((stage for stage in FINAL if stage in stages), next(reversed(stages), ""))
 
