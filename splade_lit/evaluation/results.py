@@ -126,7 +126,7 @@ def flat_metrics(results: Sequence[TaskResult], one_vocabulary: bool = True) -> 
 
 def figure_names(tasks: Sequence[RetrievalTask]) -> set[str]:
     """The full names of all figures that `flat_metrics` gives of tasks, before they are measured."""
-    figures = _named("", rank_metrics({}, {}).per_query, SparsityMetrics(1).compute())
+    figures = _named("", rank_metrics({}, {}).per_query, SparsityMetrics(1).statistics.metrics)
     names = {task.name for task in tasks} | {f"{task.group}_mean" for task in tasks if task.group}
     return {f"{name}{figure}" for name in names for figure in figures}
 
