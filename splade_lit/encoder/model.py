@@ -85,13 +85,20 @@ class AsymmetricSparseEncoder(nn.Module):
 
     @classmethod
     def load(
-        cls, source: str | Path, *, device: str | torch.device | None = None, **settings: Any
+        cls,
+        source: str | Path,
+        *,
+        revision: str | None = None,
+        device: str | torch.device | None = None,
+        packed: bool = True,
+        trust_remote_code: bool = False,
     ) -> "AsymmetricSparseEncoder":
         """A saved encoder, in evaluation mode, on `device` (the CPU if not given).
 
-        `source` and `settings` are those of `splade_lit.encoder.saved.read_saved`, which says what it raises.
+        The other arguments are those of `splade_lit.encoder.saved.read_saved`, which says what it raises.
         """
-        return cls(**vars(read_saved(source, **settings))).to(device or "cpu").eval()
+        parts = read_saved(source, revision=revision, packed=packed, trust_remote_code=trust_remote_code)
+        return cls(**vars(parts)).to(device or "cpu").eval()
 
     def save(self, folder: str | Path) -> None:
         """Write the encoder in sentence-transformers' format; see `splade_lit.encoder.saved_writer.write_saved`."""
