@@ -54,17 +54,16 @@ class Footprint:
         return Usage(*map(sum, zip(*map(astuple, self.stages.values()), strict=True)))
 
 
-def grown(row: Row | None, stage: str, before: Row | None, now: Row) -> Row:
-    """The row of a stage, None if it begins, with what was used between two readings of a tracker added.
+def grown(row: Row | None, stage: str, used: Row) -> Row:
+    """The row of a stage, None if the stage begins, with what a tracker has measured since its last reading added.
 
-    >>> first = grown(None, "training", None, {"run_id": "a", **dict.fromkeys(SUMS, 1.0)})
-    >>> now = {"run_id": "a", **dict.fromkeys(SUMS, 3.0)}
-    >>> grown(first, "training", {"run_id": "a", **dict.fromkeys(SUMS, 2.0)}, now)["energy_consumed"]
-    2.0
+    >>> first = grown(None, "training", {"run_id": "a", **dict.fromkeys(SUMS, 1.0)})
+    >>> grown(first, "training", {"run_id": "a", **dict.fromkeys(SUMS, 2.0)})["energy_consumed"]
+    3.0
     """
-    sums = {name: (row or {}).get(name, 0.0) + (now[name] - (before or {}).get(name, 0.0)) for name in SUMS}
+    sums = {name: (row or {}).get(name, 0.0) + used[name] for name in SUMS}
     rate = sums["emissions"] / sums["duration"] if sums["duration"] else 0.0
-    return {"stage": stage, **now, **sums, "emissions_rate": rate}
+    return {"stage": stage, **used, **sums, "emissions_rate": rate}
 
 
 def read_emissions(path: Path) -> list[Row]:

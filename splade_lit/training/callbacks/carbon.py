@@ -132,7 +132,7 @@ class CarbonTracker(PhaseCallback, BaseOutput):
     def out(self, total: EmissionsData, delta: EmissionsData) -> None:
         """Called by the tracker: add what was used since its last call to the stage that goes on."""
         key = delta.run_id, self.phase
-        self._rows[key] = grown(self._rows.get(key), self.phase, None, asdict(delta))
+        self._rows[key] = grown(self._rows.get(key), self.phase, asdict(delta))
 
     def _read(self) -> None:
         if self._tracker is not None:
