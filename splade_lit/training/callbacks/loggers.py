@@ -9,8 +9,7 @@ from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
 from splade_lit.card.markdown import code_cell, escaped
 
-MOST_BINS = 512
-"""All that W&B takes of a histogram."""
+MOST_BINS = 512  # all that W&B takes of a histogram
 
 
 def log_step(trainer: L.Trainer) -> int:

@@ -8,8 +8,7 @@ from typing import Any, Literal
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-STEP = "trainer/global_step"
-"""The x-axis of all metrics: optimizer steps, counted from 0."""
+STEP = "trainer/global_step"  # the x-axis of all metrics: optimizer steps, counted from 0
 
 # Names of rank metrics are those of sentence-transformers' evaluators.
 _MORE_IS_BETTER = re.compile(r"_dot_[a-z]+@\d+$|sparsity_ratio$")
