@@ -17,7 +17,7 @@ from splade_lit.command_line.devices import pick_device
 from splade_lit.command_line.exit_codes import run_command
 from splade_lit.core.files import check_writable, replace_text
 from splade_lit.core.text import check_trec_ids, trec_run_text
-from splade_lit.runs.stages import write_stages
+from splade_lit.runs.stages import stages_table, write_stages
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -37,7 +37,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from splade_lit.evaluation.per_query import figures_of_results, write_per_query
     from splade_lit.evaluation.results import flat_metrics
     from splade_lit.evaluation.task_evaluation import evaluate_task, sample_corpus, without_own_documents
-    from splade_lit.runs.stages_table import stages_table
 
     device = pick_device(settings.device)
     tasks = load_tasks(settings.tasks, settings.nanobeir_source, settings.nanobeir_revision)

@@ -28,7 +28,7 @@ from splade_lit.evaluation.task_evaluation import (
     sample_corpus,
     without_own_documents,
 )
-from splade_lit.runs.stages_table import stages_table
+from splade_lit.runs.stages import stages_table
 
 TASK = RetrievalTask(
     name="Rivers",

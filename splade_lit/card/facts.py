@@ -162,7 +162,7 @@ def log_facts(
     ]
     rows = [
         {"step": float(step)} | {name: row[name] for name in shown if name in row}
-        for step, row in log.rows.items()
+        for step, row in log.items()
         if not row.keys().isdisjoint(shown)
     ]
     if not rows:

@@ -2,10 +2,7 @@
 
 
 class UserError(Exception):
-    """Bad input, told in one sentence: what is wrong and how to mend it.
-
-    Commands print the sentence as `error: ...` and exit with code 2.
-    """
+    """Bad input, in one sentence that commands print before they exit with 2: what is wrong and how to mend it."""
 
 
 def first_line(error: BaseException) -> str:

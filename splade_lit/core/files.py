@@ -8,15 +8,15 @@ from pathlib import Path
 
 from splade_lit.core.errors import UserError
 
-CACHE_VARIABLE = "SPLADE_LIT_CACHE"
+Folder = str | Path | None
+"""A folder that has a default."""
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """A temporary name beside `path` to write to; moved to `path` at the end, removed where the block raised.
 
-    Raises:
-        OSError: the folder cannot be made or written to.
+    An OSError says that the folder cannot be made or written to.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
@@ -26,11 +26,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a text file under a temporary name and move it into place; its folder is made.
-
-    Raises:
-        UserError: the file cannot be written; what was there before is untouched.
-    """
+    """Write a text file whole, and its folder; a UserError if it cannot be, which leaves what was there before."""
     try:
         with whole_file(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
@@ -39,11 +35,7 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def check_writable(file: Path | None = None, folder: Path | None = None) -> None:
-    """Check before any long work that a file and a folder can be written; None is passed over.
-
-    Raises:
-        UserError: one cannot.
-    """
+    """Raise a UserError, before any long work, if a file or a folder cannot be written; None is passed over."""
     if file is not None and file.is_dir():
         raise UserError(f"{file} is a folder; give the name of a file.")
     for path, place in ((file, file and file.absolute().parent), (folder, folder and folder.absolute())):
@@ -57,6 +49,6 @@ def check_writable(file: Path | None = None, folder: Path | None = None) -> None
             raise UserError(f"{path} cannot be written ({error.strerror}); choose another place.") from error
 
 
-def cache_folder(folder: str | Path | None = None) -> Path:
+def cache_folder(folder: Folder = None) -> Path:
     """`folder`, else the environment variable SPLADE_LIT_CACHE, else `~/.cache/splade_lit`; not created here."""
-    return Path(folder or os.environ.get(CACHE_VARIABLE) or "~/.cache/splade_lit").expanduser()
+    return Path(folder or os.environ.get("SPLADE_LIT_CACHE") or "~/.cache/splade_lit").expanduser()

@@ -2,10 +2,13 @@
 
 import logging
 import time
-from typing import Self
+from collections.abc import Iterable, Iterator, Sized
+from typing import Self, TypeVar
 
 from rich import get_console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+Batch = TypeVar("Batch", bound=Sized)
 
 logger = logging.getLogger(__name__)
 
@@ -22,14 +25,10 @@ def duration(seconds: float) -> str:
 
 
 class WorkProgress:
-    """Counts what is done while its `with` block lasts.
+    """Counts what is done while its `with` block lasts: "encoding" is a verb, "documents" a unit.
 
-    Args:
-        verb: what is done, such as "encoding".
-        unit: what is counted, such as "documents".
-        total: how many there are; None if nobody knows.
-        show: show progress at all.
-        seconds: between two lines of a log, at least.
+    `total` is None if nobody knows how many there are; `show=False` shows nothing; between two lines of a log are
+    `seconds` at least.
     """
 
     def __init__(self, verb: str, unit: str, total: int | None, *, show: bool = True, seconds: float = 30.0) -> None:
@@ -73,3 +72,11 @@ class WorkProgress:
                 of, left = f" of {self._total:,}", f", about {duration(max(self._total - done, 0) / speed)} left"
             pace = f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}"
             logger.info("%s: %s%s %s, %s a second%s", self._verb, f"{done:,}", of, self._unit, pace, left)
+
+
+def counted(batches: Iterable[Batch], verb: str, unit: str, total: int | None = None) -> Iterator[Batch]:
+    """The batches, with the progress of what is done with them."""
+    with WorkProgress(verb, unit, total) as progress:
+        for batch in batches:
+            yield batch
+            progress.advance(len(batch))

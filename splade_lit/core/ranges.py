@@ -5,17 +5,13 @@ from math import inf, isfinite
 
 from splade_lit.core.errors import UserError
 
-LARGEST_SEED = 2**32 - 1
-"""numpy takes no larger seed."""
+LARGEST_SEED = 2**32 - 1  # that numpy takes
 
 
 def check_range(owner: str, least: float = -inf, most: float = inf, **settings: float | None) -> None:
-    """Check that settings lie from `least` to `most`; None, a setting that is not given, always does.
+    """Raise a UserError if a setting is not finite, or not from `least` to `most`; None is not given, and passes.
 
     `owner` is what they belong to, such as `data` or `TermTable`, or empty for settings of a command.
-
-    Raises:
-        UserError: one is out of range or not finite.
 
     >>> check_range("data", 1, batch_size=16, max_pairs=None)
     >>> check_range("data", 1, batch_size=0)
@@ -29,12 +25,6 @@ def check_range(owner: str, least: float = -inf, most: float = inf, **settings: 
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    """Check that a setting is one of several words.
-
-    Raises:
-        UserError: it is not.
-
-    >>> check_choice("model.pooling", "max", ["max", "sum"])
-    """
+    """Raise a UserError if a setting is none of several words."""
     if value not in choices:
         raise UserError(f"{name} is {value}; it must be {' or '.join(choices)}.")

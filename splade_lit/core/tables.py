@@ -25,7 +25,7 @@ from splade_lit.core.errors import UserError
 from splade_lit.core.text import Mender, open_text, without_end
 
 FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
-_BATCH_ROWS = 1_000
+BATCH_ROWS = 1_000
 _TABLES = (".parquet", ".arrow")  # the second is what `datasets` keeps in its cache
 
 Values = list[str | None]
@@ -49,35 +49,28 @@ def file_kind(path: Path) -> str:
 def column_names(path: Path) -> list[str]:
     """Names of the columns of a file, in JSON those of its first 1,000 lines; none if it has no rows.
 
-    Raises:
-        UserError: it is none of `FORMATS` by its name (all but parquet also with `.gz`), or cannot be read.
+    A UserError says that it is none of `FORMATS` by its name (all but parquet also with `.gz`), or cannot be read.
     """
     if path.suffix.lower() == ".parquet":
         with _plain_errors(path):
             return list(pq.read_schema(path).names)
-    return list(dict.fromkeys(chain.from_iterable(record for _, record in islice(_records(path), _BATCH_ROWS))))
+    return list(dict.fromkeys(chain.from_iterable(record for _, record in islice(_records(path), BATCH_ROWS))))
 
 
 def read_rows(
     path: Path, columns: Sequence[str], ids: Sequence[str] = (), mend: Mender | None = None, lists: bool = False
 ) -> Iterator[tuple[int, Values]]:
-    """Line, from 1, and values of each row of a file; a text that is not there is None.
+    """Line, from 1, and values of the columns in each row of a file; a text that is not there is None.
 
-    Args:
-        path: the file.
-        columns: names of the columns to read.
-        ids: those of them that hold ids.
-        mend: counts what is not valid Unicode; without one, a warning says how much there was.
-        lists: a list of ids is as many rows, as in judgements of some NanoBEIR sets.
-
-    Raises:
-        UserError: as `column_names`; a column is missing, a row has no id, or a value is no text.
+    `ids` are those of the columns that hold ids. With `lists`, a list of ids is as many rows, as in judgements of some
+    NanoBEIR sets. `mend` counts what is not valid Unicode; without one, a warning says how much there was. A UserError
+    is that of `column_names`, or says that a column is missing, that a row has no id, or that a value is no text.
     """
     if not (there := column_names(path)):
         raise UserError(f"{path}: the data set has no rows.")
-    if missing := [name for name in columns if name not in there]:
+    if missing := ", ".join(name for name in columns if name not in there):
         names = textwrap.shorten(", ".join(there), 300, placeholder=" ...")
-        raise UserError(f"{path}: no column {', '.join(missing)}; its columns are {names}.")
+        raise UserError(f"{path}: no column {missing}; its columns are {names}.")
     count = mend or Mender()
     for line, record in _records(path, columns):
         many = next((name for name in ids if isinstance(record.get(name), list)), None) if lists else None
@@ -90,10 +83,7 @@ def read_rows(
 def read_unique(files: Sequence[Path], columns: Sequence[str], mend: Mender | None = None) -> Iterator[Values]:
     """The rows of files one after another, where the first column is an id that no two rows share.
 
-    Memory grows by 8 bytes a row.
-
-    Raises:
-        UserError: as `read_rows`; two rows have one id, which is seen after the last row.
+    Memory grows by 8 bytes a row. A UserError is that of `read_rows`, or says after the last row that two have one id.
     """
     hashes = array("q")
     for path in files:
@@ -133,7 +123,7 @@ def _records(path: Path, columns: Sequence[str] | None = None) -> _Records:
     if kind in _TABLES:
         with _plain_errors(path):
             if kind == ".parquet":
-                batches: Iterable[pa.RecordBatch] = pq.ParquetFile(path).iter_batches(_BATCH_ROWS, columns=columns)
+                batches: Iterable[pa.RecordBatch] = pq.ParquetFile(path).iter_batches(BATCH_ROWS, columns=columns)
             else:
                 batches = pa.ipc.open_stream(pa.memory_map(str(path)))
             yield from enumerate(chain.from_iterable(batch.to_pylist() for batch in batches), start=1)

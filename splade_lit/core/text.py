@@ -18,10 +18,8 @@ from typing import Any, TextIO
 from splade_lit.core.errors import UserError
 
 _QRELS = ("query-id", "corpus-id", "score")
-_QRELS_FORMS = (
-    "give lines of query-id, corpus-id and score below a first line with these names (BEIR), or lines of query id, 0, "
-    "document id and grade (TREC), with tabs or spaces between"
-)
+_QRELS_FORMS = "give lines of query-id, corpus-id and score below a first line with these names (BEIR), or lines of "
+_QRELS_FORMS += "query id, 0, document id and grade (TREC), with tabs or spaces between"
 _HALF_PAIR = re.compile("[\ud800-\udfff]")  # bytes that are not UTF-8 become such halves too
 _COLUMN = re.compile(r"[^ \t\r\n\v\f]+")  # str.split would cut ids at white space of other kinds
 
@@ -35,7 +33,7 @@ def warn_once(message: str) -> None:
 
 
 class Mender:
-    """Replaces what is not valid Unicode by U+FFFD; `count` says how many characters so far."""
+    """Replaces what is not valid Unicode by U+FFFD; `count` is the number of characters replaced."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -54,7 +52,7 @@ class Mender:
         return text
 
     def report(self, source: object) -> None:
-        """Warn of what was replaced, if anything was."""
+        """Warn if characters were replaced."""
         if self.count:
             warn_once(f"{source}: {self.count:,} characters are not valid Unicode and are replaced by U+FFFD.")
 
@@ -63,10 +61,8 @@ class Mender:
 def open_text(path: Path) -> Iterator[TextIO]:
     r"""A file of UTF-8, gzipped if its name ends in `.gz`, whose lines end at `\n` only.
 
-    Bytes that are not UTF-8 come as halves of surrogate pairs, for a `Mender`.
-
-    Raises:
-        UserError: the file cannot be read, or is UTF-16.
+    Bytes that are not UTF-8 come as halves of surrogate pairs, for a `Mender`. A UserError says that the file cannot be
+    read, or is UTF-16.
     """
     try:
         opener: Any = gzip.open if path.suffix.lower() == ".gz" else open
@@ -94,10 +90,8 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
 def read_qrels(path: Path) -> dict[str, dict[str, int]]:
     """Query id to document id to grade, from judgements in BEIR's form or in TREC's.
 
-    Columns end at tabs if the first line has one, else at spaces; a grade may be written as `1.0`.
-
-    Raises:
-        UserError: there is no such file, it is in neither form, or a document has two grades for a query.
+    Columns end at tabs if the first line has one, else at spaces; a grade may be written as `1.0`. A UserError says
+    that there is no such file, that it is in neither form, or that a document has two grades for a query.
     """
     if not path.is_file():
         raise UserError(f"{path}: there is no such file; a BEIR folder needs its judgements in qrels/test.tsv.")
@@ -128,24 +122,17 @@ def read_qrels(path: Path) -> dict[str, dict[str, int]]:
 
 
 def qrels_text(qrels: Mapping[str, Mapping[str, int]]) -> str:
-    """Judgements in BEIR's form.
-
-    Raises:
-        UserError: an id is empty, or holds a tab or the end of a line.
-    """
+    """Judgements in BEIR's form; a UserError if an id is empty, or holds a tab or the end of a line."""
     rows = [(query, id, grade) for query, grades in qrels.items() for id, grade in grades.items()]
     if bad := [id for query, document, _ in rows for id in (query, document) if not id or re.search(r"[\t\r\n]", id)]:
-        raise UserError(
-            f"The id {bad[0]!r} has a tab or the end of a line, or nothing in it; judgements need another id."
-        )
+        raise UserError(f"The id {bad[0]!r} has a tab or the end of a line, or is empty; judgements need another.")
     return "".join("\t".join(map(str, row)) + "\n" for row in (_QRELS, *rows))
 
 
 def read_trec_run(path: Path) -> dict[str, dict[str, float]]:
     """Query id to document id to score, from lines of `query_id Q0 document_id rank score tag`.
 
-    Raises:
-        UserError: the file cannot be read, a line is not of that form, or a document is ranked twice for a query.
+    A UserError says that a line is not of that form, or that a document is ranked twice for a query.
     """
     run: dict[str, dict[str, float]] = {}
     for number, line in text_lines(path):
@@ -160,11 +147,7 @@ def read_trec_run(path: Path) -> dict[str, dict[str, float]]:
 
 
 def trec_run_text(run: Mapping[str, Mapping[str, float]]) -> str:
-    """A ranking as lines of `query_id Q0 document_id rank score tag`, its scores to their last digit.
-
-    Raises:
-        UserError: as `check_trec_ids`.
-    """
+    """A ranking as lines of `query_id Q0 document_id rank score tag`; errors are those of `check_trec_ids`."""
     check_trec_ids(id for query_id, scores in run.items() for id in (query_id, *scores))
     return "".join(
         f"{query_id} Q0 {document_id} {rank} {score!r} splade_lit\n"
@@ -174,15 +157,9 @@ def trec_run_text(run: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def check_trec_ids(ids: Iterable[str]) -> None:
-    """Check that a TREC run can hold ids.
-
-    Raises:
-        UserError: one is empty, holds white space, or begins with a byte order mark.
-    """
+    """Raise a UserError if a TREC run cannot hold an id: empty, with white space, or a byte order mark first."""
     if bad := next((id for id in ids if id.split() != [id] or id.startswith("\ufeff")), None):
-        raise UserError(
-            f"The id {bad!r} holds white space, which a TREC run cannot hold; change it, or leave --runs out."
-        )
+        raise UserError(f"The id {bad!r} has white space, which a TREC run cannot hold; change it or leave --runs out.")
 
 
 def check_ids(
@@ -190,17 +167,14 @@ def check_ids(
 ) -> None:
     """Look up the ids of judgements in the corpus and the queries of `source`; warn of those that are not there.
 
-    Raises:
-        UserError: no judgement names a document, or none a query.
+    A UserError says that no judgement names a document, or none a query.
     """
     pairs = [(query_id, document_id) for query_id, grades in qrels.items() for document_id in grades]
     for place, known, what in ((0, queries, "query"), (1, documents, "document")):
         ids = [pair[place] for pair in pairs if pair[place] not in known]
         if known and pairs and len(ids) == len(pairs):
-            raise UserError(
-                f"{source}: no judgement names a {what}: one has the id {ids[0]!r} where a {what} has "
-                f"{next(iter(known))!r}; write the ids alike in all files."
-            )
+            ours = f"one has the id {ids[0]!r} where a {what} has {next(iter(known))!r}"
+            raise UserError(f"{source}: no judgement names a {what}: {ours}; write the ids alike in all files.")
         if ids:
             warn_once(f"{source}: {len(ids):,} of {len(pairs):,} judgements name no {what}, such as {ids[0]!r}.")
     if unjudged := sum(query_id not in qrels for query_id in queries):

@@ -3,25 +3,21 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count, islice
-from pathlib import Path
 
 import datasets
 
 from splade_lit.core.errors import UserError
+from splade_lit.core.files import Folder
+from splade_lit.core.tables import BATCH_ROWS
 from splade_lit.data.hub import local_path, open_texts
 from splade_lit.data.tasks import beir_file, is_beir, is_task, load_task
-
-_ROWS = 1000
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents that are read as they are asked for.
+    """Documents that are read as they are asked for, from the start at each call; no two have one id.
 
-    Attributes:
-        num_rows: how many there are, those without text among them.
-        rows: gives id and text of each, from the start at each call; no two have one id.
-        source: where they come from.
+    `rows` gives id and text of each, `num_rows` counts those without text too.
     """
 
     num_rows: int
@@ -33,21 +29,13 @@ class Corpus:
         return ((id, text) for id, text in self.rows() if text)
 
 
-def open_corpus(
-    source: str, text_column: str = "text", cache_dir: str | Path | None = None, titles: bool = True
-) -> Corpus:
+def open_corpus(source: str, text_column: str = "text", cache_dir: Folder = None, titles: bool = True) -> Corpus:
     """A corpus of any size, whose ids are in a column `_id` or `id`, or else row numbers, from 0.
 
-    Args:
-        source: a file (jsonl, csv, tsv, txt with a document a line, each gzipped or not, or parquet), a Hub id or a
-            folder in the layout of a Hub data set, or a retrieval task of one corpus (`docstrings`, `nq`, a BEIR
-            folder).
-        text_column: name of the column of texts.
-        cache_dir: folder of the cache of texts.
-        titles: put the column `title` before the text, as BEIR does; a retrieval task has it there anyway.
-
-    Raises:
-        UserError: there is no such source, it has no such column, or an id is missing or doubled.
+    The source is a file (jsonl, csv, tsv, txt with a document a line, each gzipped or not, or parquet), a Hub id or a
+    folder in the layout of a Hub data set, or a retrieval task of one corpus (`docstrings`, `nq`, a BEIR folder). With
+    `titles`, a column `title` is put before the text, as BEIR does; a retrieval task has it there anyway. A UserError
+    says that there is no such source or column, or that an id is missing or doubled.
     """
     folder, file = local_path(source), source
     if is_beir(folder):
@@ -63,13 +51,9 @@ def open_corpus(
 
 
 def load_corpus(
-    source: str, text_column: str = "text", cache_dir: str | Path | None = None, limit: int | None = None
+    source: str, text_column: str = "text", cache_dir: Folder = None, limit: int | None = None
 ) -> dict[str, str]:
-    """Document id to text of a corpus that fits into memory; documents without text are left out.
-
-    Raises:
-        UserError: as `open_corpus`, or no document has text.
-    """
+    """Id to text of the first documents with text, as `open_corpus`; a UserError if there are none."""
     corpus = dict(islice(open_corpus(source, text_column, cache_dir), limit))
     if not corpus:
         raise UserError(f"{source}: no document has text in the column {text_column}.")
@@ -78,7 +62,7 @@ def load_corpus(
 
 def _rows(dataset: datasets.Dataset, with_ids: bool) -> Iterator[tuple[str, str]]:
     numbers = map(str, count())
-    for batch in dataset.iter(_ROWS):
+    for batch in dataset.iter(BATCH_ROWS):
         columns = list(batch.values())
         ids = columns.pop(0) if with_ids else islice(numbers, len(columns[0]))
         for id, *parts in zip(ids, *columns, strict=True):

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from splade_lit.core.errors import UserError
 from splade_lit.core.files import cache_folder
+from splade_lit.core.progress import counted
 from splade_lit.core.ranges import LARGEST_SEED, check_range
 from splade_lit.core.tokenisation import Tokenisation
 from splade_lit.core.tokens import Tokens
@@ -110,11 +111,7 @@ class PairsDataModule(LightningDataModule):
         self.setup()
 
     def setup(self, stage: str | None = None) -> None:
-        """Load pairs and tokens, once.
-
-        Raises:
-            UserError: as `load_pairs`, or every pair has a held-out query.
-        """
+        """Load pairs and tokens, once; a UserError as of `load_pairs`, or if every pair is held out."""
         if self._pairs is not None:
             return
         pairs = self._without_held_out(self._load_pairs())
@@ -126,25 +123,16 @@ class PairsDataModule(LightningDataModule):
         self._pairs = pairs
 
     def train_dataloader(self) -> PairLoader:
-        """The training batches: another order each epoch.
-
-        Raises:
-            UserError: there are too few pairs for one batch.
-        """
+        """The training batches, in another order each epoch; a UserError if there is not one."""
         loader = self._loader(np.sort(self.train_rows), self.batch_size, shuffle=True, drop_last=self.drop_last)
         if len(loader) == 0:
-            raise UserError(
-                f"data: {len(self.train_rows)} pairs give no batch; lower batch_size or the number of devices, or "
-                "set drop_last to false."
-            )
+            ways = "lower batch_size or the number of devices, or set drop_last to false"
+            raise UserError(f"data: {len(self.train_rows)} pairs give no batch; {ways}.")
         single = sum(len(batch) == 1 for batch in loader.sampler.batches())
         if 2 * single > len(loader) and len(self.documents) == 1:
-            logger.warning(
-                "data: %d of %d batches hold a single pair, so that nothing is learned, as no other document is there; "
-                "remove copies of texts, raise batch_size, or give negative_columns.",
-                single,
-                len(loader),
-            )
+            count = f"{single} of {len(loader)} batches hold a single pair"
+            ways = "remove copies of texts, raise batch_size, or give negative_columns"
+            logger.warning("data: %s, with no other document to learn from; %s.", count, ways)
         if self._loader_state is not None:
             loader.load_state_dict(self._loader_state)
         self._train_loader, self._loader_state = loader, None
@@ -229,13 +217,11 @@ class PairsDataModule(LightningDataModule):
         texts = xxhash.xxh3_64(self.fingerprints[:, position].tobytes())
         texts.update(ways.prompts.get(side, "").encode())
         return cached_token_store(
-            batches=partial(pairs.batches, column),
-            tokenize=tokenize,
+            lambda: counted(pairs.batches(column), f"tokenising {column}", "texts", len(pairs)),
+            tokenize,
             vocab_size=max(ways.tokenizer.get_vocab().values()) + 1,
             folder=self.cache_dir / "tokens",
             key=f"{side}-{texts.hexdigest()}-{tokenizer_fingerprint(ways.tokenizer)}-{max_tokens}",
-            num_texts=len(pairs),
-            verb=f"tokenising {column}",
         )
 
     def _loader(self, rows: np.ndarray, batch_size: int, shuffle: bool, drop_last: bool = False) -> PairLoader:

@@ -20,11 +20,13 @@ MIN_REST_WORDS = 15
 MAX_REST_WORDS = 200
 MIN_PROSE = 0.6  # share of plain words; texts with fewer are code, tables or formulas
 
-_ROLE = re.compile(r":[\w:+-]+:`~?\.?([^`<]+?)(?:\s*<[^`]*>)?`")  # :class:`~torch.Tensor` -> torch.Tensor
-_BACKTICKS = re.compile(r"`+")
-_PROMPT = re.compile(r"^\s*(?:>>>|\.\.\.)(?: |$)", re.MULTILINE)
-_DIRECTIVE = re.compile(r"^\s*\.\. .*$", re.MULTILINE)  # .. versionadded:: 1.2
-_UNDERLINE = re.compile(r"^\s*[-=~^*+#]{3,}\s*$", re.MULTILINE)
+_MARKUP = [
+    (re.compile(r":[\w:+-]+:`~?\.?([^`<]+?)(?:\s*<[^`]*>)?`"), r"\1"),  # :class:`~torch.Tensor` -> torch.Tensor
+    (re.compile(r"`+"), ""),
+    (re.compile(r"^\s*(?:>>>|\.\.\.)(?: |$)", re.MULTILINE), ""),
+    (re.compile(r"^\s*\.\. .*$", re.MULTILINE), ""),  # .. versionadded:: 1.2
+    (re.compile(r"^\s*[-=~^*+#]{3,}\s*$", re.MULTILINE), ""),
+]
 _SENTENCE_END = re.compile(r"(?<![.\s]\w)(?<!e\.g)(?<!i\.e)(?<!etc)(?<!\bvs)(?<!\bcf)[.!?](?=\s+[A-Z\"'(\[]|\s*$)")
 _PLAIN_WORD = re.compile(r"[A-Za-z]+(?:[-'][A-Za-z]+)*[.,;:!?)]*")
 _NO_QUERY = re.compile(
@@ -92,7 +94,7 @@ def plain_text(text: str) -> str:
     >>> plain_text("Return ``x`` as :func:`~numpy.array`.")
     'Return x as numpy.array.'
     """
-    for pattern, replacement in ((_ROLE, r"\1"), (_BACKTICKS, ""), (_PROMPT, ""), (_DIRECTIVE, ""), (_UNDERLINE, "")):
+    for pattern, replacement in _MARKUP:
         text = pattern.sub(replacement, text)
     return text
 

@@ -23,7 +23,7 @@ from pathlib import Path
 import xxhash
 
 from splade_lit.core.errors import UserError
-from splade_lit.core.files import cache_folder, whole_file
+from splade_lit.core.files import Folder, cache_folder, replace_text
 from splade_lit.data import docstring_parser
 from splade_lit.data.docstring_parser import Docstring
 
@@ -47,10 +47,7 @@ logger = logging.getLogger(__name__)
 class DocstringCorpus:
     """Docstrings without copies, in parts that share no text; the same for the same versions of packages.
 
-    Attributes:
-        train: for training.
-        distractors: documents of the task that answer none of its queries.
-        held_out: queries and answers of the task.
+    The task has the queries and answers of `held_out`, and documents that answer none of them, the `distractors`.
     """
 
     train: tuple[Docstring, ...]
@@ -63,12 +60,8 @@ def document_text(docstring: Docstring) -> str:
     return f"{docstring.name}: {docstring.rest}"
 
 
-def load_docstrings(cache_dir: str | Path | None = None) -> DocstringCorpus:
-    """The corpus of the packages installed here, from the cache if it was parsed before.
-
-    Raises:
-        UserError: no source file of any package is on this machine.
-    """
+def load_docstrings(cache_dir: Folder = None) -> DocstringCorpus:
+    """The corpus of the packages installed here, parsed once; a UserError if no docstring is on this machine."""
     versions = _installed_versions()
     # Other code makes another corpus.
     rules = [xxhash.xxh3_64_hexdigest(Path(str(file)).read_bytes()) for file in (docstring_parser.__file__, __file__)]
@@ -84,10 +77,9 @@ def load_docstrings(cache_dir: str | Path | None = None) -> DocstringCorpus:
     if not docstrings:
         raise UserError("docstrings: no Python source with docstrings is installed here; give another source of pairs.")
     try:
-        with whole_file(path) as temporary:
-            temporary.write_text("".join(f"{json.dumps(docstring)}\n" for docstring in docstrings), encoding="utf-8")
-    except OSError as error:
-        logger.warning("The docstrings are not cached: %s.", error)
+        replace_text(path, "".join(f"{json.dumps(docstring)}\n" for docstring in docstrings))
+    except UserError as error:
+        logger.warning("The docstrings are not cached: %s", error)
     return _split(docstrings)
 
 

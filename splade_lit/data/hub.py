@@ -18,12 +18,10 @@ import yaml
 from datasets.exceptions import DatasetNotFoundError
 
 from splade_lit.core.errors import UserError
-from splade_lit.core.files import cache_folder, replace_text, whole_file
-from splade_lit.core.progress import WorkProgress
-from splade_lit.core.tables import FORMATS, column_names, file_kind, read_rows, read_unique
+from splade_lit.core.files import Folder, cache_folder, replace_text, whole_file
+from splade_lit.core.progress import counted
+from splade_lit.core.tables import BATCH_ROWS, FORMATS, column_names, file_kind, read_rows, read_unique
 from splade_lit.core.text import Mender, warn_once
-
-_BATCH_ROWS = 1_000
 
 # These log what is raised right after, and that a folder has no README.md, which it need not have.
 logging.getLogger("datasets.packaged_modules").setLevel(logging.CRITICAL)
@@ -34,32 +32,21 @@ logging.getLogger("huggingface_hub.repocard").setLevel(logging.ERROR)
 class TextSource:
     """One split of a data set, whose columns are read as strings.
 
-    Attributes:
-        source: where it comes from, for messages.
-        files: its files, in their order.
-        columns: names of its columns, those of the first file.
-        cache_dir: folder of the cache; see `cache_folder`.
-        commit: of a Hub id, if it is known.
+    Its columns are those of the first of its files; the commit is that of a Hub id, if it is known.
     """
 
     source: str
     files: tuple[Path, ...]
     columns: tuple[str, ...]
-    cache_dir: str | Path | None = None
+    cache_dir: Folder = None
     commit: str | None = None
 
     def read(self, columns: Sequence[str], id_column: bool = False) -> datasets.Dataset:
         """Columns in a file of the cache that is mapped into memory; a text that is not there is None.
 
         The file is made once for the files of the source as they are now. Where it cannot be written, the texts are
-        kept in memory.
-
-        Args:
-            columns: names of columns.
-            id_column: whether the first one holds ids, which no two rows share.
-
-        Raises:
-            UserError: a column is missing or holds no text, an id is missing or doubled, or there are no rows.
+        kept in memory. With `id_column`, the first column holds ids, which no two rows share. A UserError says that a
+        column is missing or holds no text, that an id is missing or doubled, or that there are no rows.
         """
         state = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in self.files]
         key = xxhash.xxh3_64_hexdigest(repr((state, list(columns), id_column)).encode("utf-8", "surrogatepass"))
@@ -89,35 +76,23 @@ class TextSource:
     def _batches(self, schema: pa.Schema, id_column: bool, mend: Mender) -> Iterator[pa.RecordBatch]:
         plain = (values for path in self.files for _, values in read_rows(path, schema.names, mend=mend))
         rows = read_unique(self.files, schema.names, mend) if id_column else plain
+        parts = iter(lambda: list(islice(rows, BATCH_ROWS)), [])
         num_rows = 0
-        with WorkProgress(f"reading {self.source}", "rows", None) as progress:
-            while part := list(islice(rows, _BATCH_ROWS)):
-                yield pa.record_batch([pa.array(values, pa.string()) for values in zip(*part, strict=True)], schema)
-                num_rows += len(part)
-                progress.advance(len(part))
+        for part in counted(parts, f"reading {self.source}", "rows"):
+            yield pa.record_batch([pa.array(values, pa.string()) for values in zip(*part, strict=True)], schema)
+            num_rows += len(part)
         if num_rows == 0:
             raise UserError(f"{self.source}: the data set has no rows.")
 
 
 def open_texts(
-    source: str,
-    config: str | None = None,
-    split: str = "train",
-    revision: str | None = None,
-    cache_dir: str | Path | None = None,
+    source: str, config: str | None = None, split: str = "train", revision: str | None = None, cache_dir: Folder = None
 ) -> TextSource:
     """One split of a data set, none of its rows read yet.
 
-    Args:
-        source: a Hub id, a folder in the layout of a Hub data set, or a file (jsonl, csv, tsv, txt, gzipped or not, or
-            parquet).
-        config: which configuration, if there are several.
-        split: which split; a file is one split, whatever its name.
-        revision: branch, tag or commit of a Hub id.
-        cache_dir: folder of the cache of texts.
-
-    Raises:
-        UserError: the source cannot be reached or read, or has no such configuration or split.
+    The source is a Hub id, a folder in the layout of a Hub data set, or a file, which is one split whatever its name;
+    other arguments are the settings of `PairsDataModule`. A UserError says that the source cannot be reached or read,
+    or has no such configuration or split.
     """
     check_source(source)
     path, commit = local_path(source), None
@@ -140,11 +115,7 @@ def local_path(source: str) -> Path:
 
 
 def check_source(source: str) -> None:
-    """Check at once that a source which can only be a path is there.
-
-    Raises:
-        UserError: it is not.
-    """
+    """Raise a UserError if a source that can only be a path is not there."""
     path = local_path(source)
     is_file = path.suffix.lower() in (*FORMATS, ".gz")
     is_path = source.startswith(("/", ".", "~")) or source.count("/") > 1 or is_file
@@ -168,7 +139,7 @@ def _files_of(builder: datasets.DatasetBuilder, source: str, split: str) -> list
 
 
 def _hub_files(
-    source: str, config: str | None, split: str, revision: str | None, cache_dir: str | Path | None
+    source: str, config: str | None, split: str, revision: str | None, cache_dir: Folder
 ) -> tuple[list[str], str | None]:
     """The files of a Hub id in the Hub's cache, and their commit; kept in ours, for days without a network."""
     key = xxhash.xxh3_64_hexdigest(repr((source, config, split, revision)).encode())
@@ -197,11 +168,7 @@ def _commit_in(place: str) -> str | None:
 
 @contextmanager
 def plain_errors(source: str) -> Iterator[None]:
-    """Say in one sentence what went wrong in finding the files of a data set.
-
-    Raises:
-        UserError: in place of what `datasets` raises.
-    """
+    """Turn what `datasets` raises where it finds no data set into a UserError of one sentence."""
     try:
         yield
     except (OSError, ValueError, yaml.YAMLError) as error:

@@ -20,10 +20,9 @@ class PairLoader:
     Args:
         queries: distinct token ids of the queries.
         documents: token ids of the positives, then of each column of hard negatives; all as long as `queries`.
-        sampler: gives batches as positions in `rows`; Lightning calls its `set_epoch`.
-        rows: rows of the stores to draw from.
-        trained_batches: returns how many batches of the epoch have been trained on, fewer than were handed out if
-            training stops in the middle of a batch; by default, all that were handed out.
+        sampler: gives batches as positions in `rows` of the stores; Lightning calls its `set_epoch`.
+        trained_batches: gives how many batches of the epoch were trained on, as training may stop in the middle of a
+            batch; by default, all that were handed out.
     """
 
     def __init__(

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import datasets
 import numpy as np
@@ -11,12 +10,13 @@ import pyarrow.compute as pc
 import xxhash
 
 from splade_lit.core.errors import UserError
+from splade_lit.core.files import Folder
+from splade_lit.core.tables import BATCH_ROWS
 from splade_lit.data.docstrings import DOCSTRINGS, document_text, load_docstrings
 from splade_lit.data.hub import open_texts
 
 NATURAL_QUESTIONS = "sentence-transformers/natural-questions"
 DEFAULT_REVISIONS = {NATURAL_QUESTIONS: "f9e894e1081e206e577b4eaa9ee6de2b06ae6f17"}
-BATCH_ROWS = 1000
 
 logger = logging.getLogger(__name__)
 
@@ -25,11 +25,8 @@ logger = logging.getLogger(__name__)
 class Pairs:
     """Pairs of text, read from disk as they are asked for.
 
-    Attributes:
-        dataset: columns `query`, `document`, `negative_1`, `negative_2` and so on.
-        source: where they come from, for messages and cards.
-        config: configuration of the data set, if one was asked for.
-        commit: of a Hub id, if it is known.
+    The columns are `query`, `document`, `negative_1`, `negative_2` and so on. `config` is what was asked for, `commit`
+    that of a Hub id, if it is known.
     """
 
     dataset: datasets.Dataset
@@ -81,15 +78,12 @@ def load_pairs(
     split: str = "train",
     revision: str | None = None,
     max_pairs: int | None = None,
-    cache_dir: str | Path | None = None,
+    cache_dir: Folder = None,
 ) -> Pairs:
-    """Pairs of a data set; rows with an empty text are left out, and a line of the log tells how many.
+    """Pairs of a data set; rows with an empty text are left out, and a line of the log says how many.
 
-    The arguments are the settings of the same names of `PairsDataModule`, which says what they mean.
-
-    Raises:
-        UserError: the source is not a data set or cannot be reached, a column is missing or is not text, or no pair is
-            left.
+    The arguments are the settings of the same names of `PairsDataModule`, which says what they mean. A UserError is
+    that of `open_texts` or `TextSource.read`, or says that no pair is left.
     """
     commit = None
     if source == DOCSTRINGS:
@@ -113,15 +107,12 @@ def load_pairs(
 def split_rows(num_pairs: int, num_eval_pairs: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows for training and rows held out, as `Dataset.train_test_split(num_eval_pairs, seed=seed)` draws them.
 
-    Raises:
-        UserError: no row is left for training.
+    A UserError says that no row is left for training.
     """
     if num_eval_pairs == 0:
         return np.arange(num_pairs), np.arange(0)
     if num_eval_pairs >= num_pairs:
-        raise UserError(
-            f"num_eval_pairs is {num_eval_pairs}, but there are only {num_pairs} pairs; hold out fewer than there are."
-        )
+        raise UserError(f"num_eval_pairs is {num_eval_pairs}, but there are only {num_pairs} pairs; hold out fewer.")
     rows = datasets.Dataset.from_dict({"row": np.arange(num_pairs)}).with_format("numpy")
     parts = rows.train_test_split(test_size=num_eval_pairs, seed=seed)
     return parts["train"]["row"][:], parts["test"]["row"][:]

@@ -27,11 +27,10 @@ class NoDuplicatesBatchSampler(Sampler[np.ndarray]):
     Args:
         fingerprints: integers `[rows, columns]`; equal texts have equal ones.
         batch_size: rows of a batch, on each device.
-        seed: seed of the order; epoch e is drawn with (seed, e).
+        seed: epoch e is drawn with (seed, e).
         drop_last: leave out batches that are not full.
         shuffle: False keeps the order of the rows in all epochs.
-        num_replicas: number of devices.
-        rank: number of this device.
+        num_replicas: number of devices, of which this one has the number `rank`.
         block_rows: how many neighbouring rows stay together when the order is drawn. Where rows are ordered by topic,
             neighbours are hard negatives for each other.
     """
@@ -112,10 +111,7 @@ class NoDuplicatesBatchSampler(Sampler[np.ndarray]):
         return [batch for batch in shared if len(batch)]
 
     def _with_length(self, batches: list[np.ndarray], length: int) -> list[np.ndarray] | None:
-        """The same rows in `length` batches; None if there are more batches already, or none left to split.
-
-        With `drop_last`, surplus batches are left out, and none is split.
-        """
+        """The same rows in `length` batches, or with `drop_last` the first of them; None if that cannot be."""
         if self.drop_last:
             return batches[:length] if len(batches) >= length else None
         if not 0 < len(batches) <= length:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from splade_lit.core.errors import UserError
+from splade_lit.core.files import Folder
 from splade_lit.core.sources import NANOBEIR_ID
 from splade_lit.core.tables import read_rows, read_unique
 from splade_lit.core.text import check_ids, read_qrels
@@ -61,7 +62,7 @@ def load_tasks(
     names: Sequence[str],
     nanobeir_source: str = NANOBEIR_ID,
     nanobeir_revision: str | None = None,
-    cache_dir: str | Path | None = None,
+    cache_dir: Folder = None,
 ) -> list[RetrievalTask]:
     """The tasks of all names, in the order given.
 
@@ -72,9 +73,7 @@ def load_tasks(
         nanobeir_revision: branch, tag or commit of that Hub id; by default its newest.
         cache_dir: folder of the cache of docstrings.
 
-    Raises:
-        UserError: an unknown name, a folder of neither layout, no network, missing columns, an empty set, or two
-            tasks of one name.
+    A UserError says what a name or folder lacks, that there is no network, or that two tasks have one name.
     """
     tasks = [task for name in names for task in load_task(name, nanobeir_source, nanobeir_revision, cache_dir)]
     counts = Counter(task.name for task in tasks)
@@ -89,10 +88,7 @@ def is_task(name: str) -> bool:
 
 
 def load_task(
-    name: str,
-    nanobeir_source: str = NANOBEIR_ID,
-    nanobeir_revision: str | None = None,
-    cache_dir: str | Path | None = None,
+    name: str, nanobeir_source: str = NANOBEIR_ID, nanobeir_revision: str | None = None, cache_dir: Folder = None
 ) -> list[RetrievalTask]:
     """The tasks of one name or folder; see `load_tasks`."""
     folder = local_path(name)
@@ -106,10 +102,9 @@ def load_task(
     if is_beir(folder):
         return [_load_beir(folder)]
     if not all((folder / part).is_dir() for part in _PARTS):
-        raise UserError(
-            f"{name}: neither a BEIR folder (corpus.jsonl, queries.jsonl, qrels/test.tsv) nor one in NanoBEIR's layout "
-            "(corpus/, queries/, qrels/ with one parquet file a set)."
-        )
+        beir = "a BEIR folder (corpus.jsonl, queries.jsonl, qrels/test.tsv)"
+        nanobeir = "one in NanoBEIR's layout (corpus/, queries/, qrels/ with one parquet file a set)"
+        raise UserError(f"{name}: neither {beir} nor {nanobeir}.")
     if not (folder / "README.md").is_file():
         raise UserError(f"{name}: needs a README.md whose head names its configurations corpus, queries and qrels.")
     return [_load_nanobeir(name, split) for split in folder_splits(name, "corpus")]
@@ -140,7 +135,7 @@ def _texts(source: TextSource, titles: bool = False) -> dict[str, str]:
     return {str(id): " ".join(part for part in parts if part).strip() for id, *parts in rows}
 
 
-def _docstring_task(cache_dir: str | Path | None) -> RetrievalTask:
+def _docstring_task(cache_dir: Folder) -> RetrievalTask:
     docstrings = load_docstrings(cache_dir)
     corpus = {d.name: document_text(d) for d in (*docstrings.held_out, *docstrings.distractors)}
     queries = {d.name: d.first_sentence for d in docstrings.held_out}
@@ -155,11 +150,7 @@ def _checked(
     source: str,
     **settings: Any,
 ) -> RetrievalTask:
-    """The task without empty texts and without queries that no document answers.
-
-    Raises:
-        UserError: no document or no query is left, or the judgements name other ids.
-    """
+    """The task without empty texts and without queries that no document answers; a UserError if nothing is left."""
     with_text = {document_id: text for document_id, text in corpus.items() if text}
     if not with_text:
         raise UserError(f"{name}: the corpus has no document with text.")

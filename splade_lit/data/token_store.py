@@ -12,7 +12,6 @@ import xxhash
 from transformers import PreTrainedTokenizerBase
 
 from splade_lit.core.files import whole_file
-from splade_lit.core.progress import WorkProgress
 from splade_lit.core.text import warn_once
 from splade_lit.core.tokens import Tokens
 
@@ -60,12 +59,7 @@ class TokenStore:
 
     @classmethod
     def open(cls, path: Path) -> "TokenStore":
-        """A store that was written to a file.
-
-        Raises:
-            OSError: there is no such file, or it cannot be read.
-            ValueError: the file is not a whole store.
-        """
+        """A store that was written to a file; an OSError if it cannot be read, a ValueError if it is not whole."""
         data = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
         body, tail = data[: -FOOTER.itemsize], data[-FOOTER.itemsize :]
         if len(tail) < FOOTER.itemsize:
@@ -80,37 +74,19 @@ class TokenStore:
 
     @classmethod
     def build(
-        cls,
-        batches: Iterable[Sequence[str]],
-        tokenize: Tokenize,
-        vocab_size: int,
-        path: Path | None = None,
-        num_texts: int | None = None,
-        verb: str = "tokenising",
+        cls, batches: Iterable[Sequence[str]], tokenize: Tokenize, vocab_size: int, path: Path | None = None
     ) -> "TokenStore":
-        """Tokenise texts, batch after batch, into a file or into memory.
+        """Tokenise batches of texts into a file, or into memory where the path is None; all ids are below `vocab_size`.
 
-        Args:
-            batches: the texts.
-            tokenize: gives the ids of each text of a batch.
-            vocab_size: all ids are below.
-            path: where to write; None keeps the store in memory.
-            num_texts: how many texts there are, for the progress bar.
-            verb: name of the progress bar.
-
-        Raises:
-            OSError: the file cannot be written.
+        An OSError says that the file cannot be written.
         """
         dtype = np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.int32)
         lengths = [0]
 
         def token_ids() -> Iterator[np.ndarray]:
-            with WorkProgress(verb, "texts", num_texts) as progress:
-                for batch in batches:
-                    ids = tokenize(batch)
-                    lengths.extend(map(len, ids))
-                    yield np.concatenate([np.empty(0, dtype), *ids]).astype(dtype)
-                    progress.advance(len(batch))
+            for ids in map(tokenize, batches):
+                lengths.extend(map(len, ids))
+                yield np.concatenate([np.empty(0, dtype), *ids]).astype(dtype)
 
         if path is None:
             input_ids = np.concatenate([np.empty(0, dtype), *token_ids()])
@@ -128,18 +104,12 @@ class TokenStore:
 
 
 def cached_token_store(
-    batches: Callable[[], Iterable[Sequence[str]]],
-    tokenize: Tokenize,
-    vocab_size: int,
-    folder: Path,
-    key: str,
-    num_texts: int | None = None,
-    verb: str = "tokenising",
+    batches: Callable[[], Iterable[Sequence[str]]], tokenize: Tokenize, vocab_size: int, folder: Path, key: str
 ) -> TokenStore:
     """The store of `key`, which names all that the ids depend on, in `folder`; built if it is missing or damaged.
 
     If the folder cannot be written, a warning says so and the store is kept in memory. `batches` gives all texts at
-    each call; other arguments are those of `TokenStore.build`.
+    each call.
     """
     path = folder / f"{key}.tokens"
     try:
@@ -149,10 +119,10 @@ def cached_token_store(
     except (OSError, ValueError) as error:
         logger.warning("%s is not whole and is built again: %s.", path, error)
     try:
-        return TokenStore.build(batches(), tokenize, vocab_size, path, num_texts, verb)
+        return TokenStore.build(batches(), tokenize, vocab_size, path)
     except OSError as error:
         warn_once(f"Texts and tokens are kept in memory: {folder.parent} cannot be written ({error.strerror}).")
-    return TokenStore.build(batches(), tokenize, vocab_size, None, num_texts, verb)
+    return TokenStore.build(batches(), tokenize, vocab_size)
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

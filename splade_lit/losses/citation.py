@@ -13,13 +13,7 @@ class Citation:
 
 @dataclass(frozen=True)
 class PartFacts:
-    """A part on a model card.
-
-    Attributes:
-        name: its column in the log, without `train/`.
-        tag: what stands after `loss:` in the card's tags; none if empty.
-        citations: what to cite for it and for the parts that it is made of.
-    """
+    """A part on a model card: its column in the log without `train/`, its tag after `loss:`, and what to cite."""
 
     name: str
     tag: str

@@ -1,7 +1,7 @@
 """The loss of a run: a weighted sum of parts, made of flat settings or of objects that a YAML file names."""
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any, cast
@@ -19,13 +19,7 @@ from splade_lit.losses.weights import Ramp, Schedule, Weight
 
 @dataclass(frozen=True)
 class Losses:
-    """The loss of a batch and what it is made of.
-
-    Attributes:
-        loss: the weighted sum, scalar.
-        values: ranking losses and penalties by name, without their weights.
-        weights: weights of the penalties by name, at this step.
-    """
+    """The loss of a batch: the weighted sum, its parts by name without their weights, and weights of penalties."""
 
     loss: Tensor
     values: dict[str, Tensor]
@@ -35,13 +29,8 @@ class Losses:
 class Objective(nn.Module):
     """`sum_r w_r ranking_r + lambda_d * penalty(documents) + lambda_q * penalty(queries)`.
 
-    `SpladeModule` has the same settings and says what they mean.
-
-    Attributes:
-        settings: the arguments as plain values.
-
-    Raises:
-        UserError: a setting is out of range, or two parts have the same name.
+    `SpladeModule` has the same settings and says what they mean; `settings` has them as plain values. A UserError says
+    that one is out of range, or that two parts have the same name.
     """
 
     def __init__(
@@ -66,8 +55,8 @@ class Objective(nn.Module):
             check_range("model", 0, **{name: value})
             return Ramp(value, lambda_schedule, lambda_ramp_ratio)
 
-        self.ranking = nn.ModuleList(_named(one, RANKING) for one in ranking)
-        on_queries = cast(Penalty, _named(penalty, PENALTIES))
+        self.ranking = nn.ModuleList(RANKING[one]() if isinstance(one, str) else one for one in ranking)
+        on_queries = PENALTIES[penalty]() if isinstance(penalty, str) else penalty
         on_documents = on_queries if l0_threshold is None else L0Mask(on_queries, l0_threshold)
         self.penalties = nn.ModuleDict({"document": on_documents})
         self.weights = nn.ModuleDict({"document": as_weight("lambda_d", lambda_d)})
@@ -85,7 +74,7 @@ class Objective(nn.Module):
         """All parts by their names in the log."""
         parts: dict[str, Any] = dict(self.ranking_losses)
         parts |= {f"{side}_{penalty.name}": penalty for side, penalty in self.penalties.items()}
-        return parts | {_lambda(side): weight for side, weight in self.weights.items()}
+        return parts | {f"lambda_{side[0]}": weight for side, weight in self.weights.items()}
 
     @property
     def ranking_losses(self) -> dict[str, RankingLoss]:
@@ -108,11 +97,7 @@ class Objective(nn.Module):
                 part.prepare(vocab_size)
 
     def forward(self, step: Step) -> Losses:
-        """The loss of a batch.
-
-        Raises:
-            UserError: a part gives anything but a scalar.
-        """
+        """The loss of a batch; a UserError if a part gives anything but a scalar."""
         values: dict[str, Tensor] = {}
         weights: dict[str, float | Tensor] = {}
         loss = step.scores.new_zeros(())
@@ -125,17 +110,9 @@ class Objective(nn.Module):
             value = values[f"{side}_{penalty.name}"] = _scalar(penalty, penalty(vectors, step))
             if self.training:
                 weight.observe(step)
-            weights[_lambda(side)] = weight.weight(step.step, step.total_steps)
-            loss = loss + weights[_lambda(side)] * value
+            weights[f"lambda_{side[0]}"] = now = weight.weight(step.step, step.total_steps)
+            loss = loss + now * value
         return Losses(loss, values, weights)
-
-
-def _named(part: Any, classes: Mapping[Any, type[Part]]) -> Part:
-    return part if isinstance(part, Part) else classes[part]()
-
-
-def _lambda(side: str) -> str:
-    return f"lambda_{side[0]}"
 
 
 def _scalar(part: nn.Module, value: Tensor) -> Tensor:

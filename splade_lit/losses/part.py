@@ -19,14 +19,11 @@ class Step:
     """A batch as the parts of the loss see it, in fp32 whatever the precision of the run.
 
     Attributes:
-        scores: of all queries with all documents.
         answers: which document answers which query: pairs of row numbers (query, document). A query may have several
             answers; documents that answer no query are negatives of all.
-        documents: document vectors.
         mean_query: mean of the query vectors. A penalty that looks at means or sums is the same on this one vector as
             on all of them, so that `[queries, vocab]` is never made.
-        step: optimizer steps done.
-        total_steps: optimizer steps of the whole run.
+        step: optimizer steps done, of `total_steps` of the whole run.
         teacher_scores: what a teacher gives for `scores`, where there is one.
     """
 
@@ -86,17 +83,11 @@ class Part(nn.Module):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The arguments that it was made with, as plain values.
-
-        Raises:
-            UserError: the class does not keep one of them.
-        """
+        """The arguments that it was made with, as plain values; a UserError if the class does not keep one."""
         arguments = signature(type(self)).parameters.values()
         names = [one.name for one in arguments if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
-        if lost := [name for name in names if not hasattr(self, name)]:
-            raise UserError(
-                f"{_path(self)} must keep its setting {lost[0]} as self.{lost[0]}, for checkpoint and card."
-            )
+        if lost := next((name for name in names if not hasattr(self, name)), None):
+            raise UserError(f"{_path(self)} must keep its setting {lost} as self.{lost}, for checkpoint and card.")
         return {name: plain(getattr(self, name)) for name in names}
 
     def prepare(self, vocab_size: int) -> None:

@@ -12,6 +12,26 @@ from splade_lit.losses.part import Part, Step
 
 PenaltyName = Literal["flops", "l1"]
 
+_PARIA_2020 = """\
+@misc{paria2020minimizing,
+    title = {Minimizing FLOPs to Learn Efficient Sparse Representations},
+    author = {Paria, Biswajit and Yeh, Chih-Kuan and Yen, Ian E. H. and Xu, Ning and Ravikumar, Pradeep
+        and P{\\'o}czos, Barnab{\\'a}s},
+    year = {2020},
+    eprint = {2004.05665},
+    archivePrefix = {arXiv},
+    url = {https://arxiv.org/abs/2004.05665},
+}"""
+_SHEN_2025 = """\
+@misc{shen2025exploring,
+    title = {Exploring $\\ell_0$ Sparsification for Inference-free Sparse Retrievers},
+    author = {Shen, Xinjie and Geng, Zhichao and Yang, Yang},
+    year = {2025},
+    eprint = {2504.14839},
+    archivePrefix = {arXiv},
+    url = {https://arxiv.org/abs/2504.14839},
+}"""
+
 
 def flops_penalty(embeddings: Float[Tensor, "batch vocab"]) -> Float[Tensor, ""]:
     """Sum over the vocabulary of the squared mean activation: `sum_j (mean_i d_ij)^2` (Paria et al. 2020).
@@ -62,21 +82,7 @@ class Flops(Penalty):
 
     name = "penalty"
     tag = "FlopsLoss"
-    citations = (
-        Citation(
-            "FLOPS Penalty",
-            """\
-@misc{paria2020minimizing,
-    title = {Minimizing FLOPs to Learn Efficient Sparse Representations},
-    author = {Paria, Biswajit and Yeh, Chih-Kuan and Yen, Ian E. H. and Xu, Ning and Ravikumar, Pradeep
-        and P{\\'o}czos, Barnab{\\'a}s},
-    year = {2020},
-    eprint = {2004.05665},
-    archivePrefix = {arXiv},
-    url = {https://arxiv.org/abs/2004.05665},
-}""",
-        ),
-    )
+    citations = (Citation("FLOPS Penalty", _PARIA_2020),)
 
     def forward(self, vectors: Float[Tensor, "batch vocab"], step: Step) -> Float[Tensor, ""]:
         """The penalty on a batch of vectors, without its weight."""
@@ -101,20 +107,7 @@ class L0Mask(Penalty):
         threshold: active dims that are few enough.
     """
 
-    citations = (
-        Citation(
-            "l0 Mask",
-            """\
-@misc{shen2025exploring,
-    title = {Exploring $\\ell_0$ Sparsification for Inference-free Sparse Retrievers},
-    author = {Shen, Xinjie and Geng, Zhichao and Yang, Yang},
-    year = {2025},
-    eprint = {2504.14839},
-    archivePrefix = {arXiv},
-    url = {https://arxiv.org/abs/2504.14839},
-}""",
-        ),
-    )
+    citations = (Citation("l0 Mask", _SHEN_2025),)
 
     def __init__(self, penalty: Penalty, threshold: int) -> None:
         super().__init__()

@@ -12,6 +12,17 @@ from splade_lit.losses.part import Part, Step, answer_mask
 
 RankingName = Literal["in_batch"]
 
+_HENDERSON_2017 = """\
+@misc{henderson2017efficient,
+    title = {Efficient Natural Language Response Suggestion for Smart Reply},
+    author = {Henderson, Matthew and Al-Rfou, Rami and Strope, Brian and Sung, Yun-hsuan and Luk{\\'a}cs,
+        L{\\'a}szl{\\'o} and Guo, Ruiqi and Kumar, Sanjiv and Miklos, Balint and Kurzweil, Ray},
+    year = {2017},
+    eprint = {1705.00652},
+    archivePrefix = {arXiv},
+    url = {https://arxiv.org/abs/1705.00652},
+}"""
+
 
 def in_batch_ranking_loss(
     scores: Float[Tensor, "queries documents"], answers: Int64[Tensor, "answers 2"]
@@ -59,21 +70,7 @@ class InBatch(RankingLoss):
 
     name = "ranking_loss"
     tag = "SparseMultipleNegativesRankingLoss"
-    citations = (
-        Citation(
-            "Ranking Loss",
-            """\
-@misc{henderson2017efficient,
-    title = {Efficient Natural Language Response Suggestion for Smart Reply},
-    author = {Henderson, Matthew and Al-Rfou, Rami and Strope, Brian and Sung, Yun-hsuan and Luk{\\'a}cs,
-        L{\\'a}szl{\\'o} and Guo, Ruiqi and Kumar, Sanjiv and Miklos, Balint and Kurzweil, Ray},
-    year = {2017},
-    eprint = {1705.00652},
-    archivePrefix = {arXiv},
-    url = {https://arxiv.org/abs/1705.00652},
-}""",
-        ),
-    )
+    citations = (Citation("Ranking Loss", _HENDERSON_2017),)
 
     def forward(self, step: Step) -> Float[Tensor, ""]:
         """The loss of a batch, without its weight."""

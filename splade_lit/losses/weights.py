@@ -1,7 +1,4 @@
-"""Weights of penalties and factors of learning rates.
-
-Schedules are pure functions of the optimizer step, so that resuming and accumulation cannot put them out of step.
-"""
+"""Weights of penalties and factors of learning rates: pure functions of the optimizer step."""
 
 from typing import Literal
 
@@ -21,8 +18,6 @@ def penalty_factor(step: int, ramp_steps: int, schedule: Schedule = "quadratic")
 
     >>> [penalty_factor(step, 4) for step in (0, 2, 4, 9)]
     [0.0, 0.25, 1.0, 1.0]
-    >>> penalty_factor(1, 4, "linear")
-    0.25
     """
     return min(1.0, step / ramp_steps) ** _POWERS[schedule]
 

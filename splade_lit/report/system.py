@@ -55,7 +55,7 @@ class System:
 
     def logged(self, metric: str) -> list[tuple[int, float]]:
         """Optimizer steps done, and the value of a metric of the log."""
-        return self.run.log.points(metric) if self.run else []
+        return [(step, row[metric]) for step, row in self.run.log.items() if metric in row] if self.run else []
 
     def figure(self, one: str, name: str) -> float | None:
         """A figure of a set, or what search or training cost; None if it is not known."""
@@ -92,7 +92,7 @@ def _figures_of(run: Run, name: str) -> tuple[str, dict[str, dict[str, float]], 
         if stage in run.stages:
             return stage, by_set(run.stages[stage]), ()
     if all(one.max_corpus_documents is None for one in run.evaluations):
-        for step, row in reversed(run.log.rows.items()):
+        for step, row in reversed(run.log.items()):
             if figures := by_set({name.removeprefix("val/"): value for name, value in row.items()}):
                 note = f"{name} has not ended: its figures are those of its last evaluation, after step {step}."
                 return f"step {step}", figures, (note,)

@@ -10,12 +10,7 @@ from splade_lit.core.files import replace_text
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
-    """The rows of a file, column to text; none if there is no file.
-
-    Raises:
-        OSError: the file cannot be read.
-        ValueError: it is not text, or not CSV.
-    """
+    """The rows of a file, column to text; none if there is no file, an OSError or ValueError if it is damaged."""
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8") as file:
@@ -26,11 +21,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 
 
 def write_csv(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:
-    """Write rows in place of what the file held; a column that a row lacks is empty there.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
+    """Write rows in place of what the file held; a column that a row lacks is empty there. See `replace_text`."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()

@@ -32,15 +32,7 @@ class Usage:
 
 @dataclass(frozen=True)
 class Footprint:
-    """Sums of emissions.csv.
-
-    Attributes:
-        stages: `training` and `evaluation`.
-        country: whose electricity was counted; the world's average if None.
-        on_cloud: whether the machine was a cloud provider's.
-        cpu_model: as codecarbon names it.
-        ram_gb: memory of the machine.
-    """
+    """Sums of emissions.csv by stage, `training` and `evaluation`; without a country, by the world's average."""
 
     stages: dict[str, Usage]
     country: str | None
@@ -57,8 +49,8 @@ class Footprint:
 def grown(row: Row | None, stage: str, used: Row) -> Row:
     """The row of a stage, None if the stage begins, with what a tracker has measured since its last reading added.
 
-    >>> first = grown(None, "training", {"run_id": "a", **dict.fromkeys(SUMS, 1.0)})
-    >>> grown(first, "training", {"run_id": "a", **dict.fromkeys(SUMS, 2.0)})["energy_consumed"]
+    >>> first, used = dict.fromkeys(SUMS, 1.0), dict.fromkeys(SUMS, 2.0)
+    >>> grown(first, "training", used)["energy_consumed"]
     3.0
     """
     sums = {name: (row or {}).get(name, 0.0) + used[name] for name in SUMS}
@@ -67,11 +59,7 @@ def grown(row: Row | None, stage: str, used: Row) -> Row:
 
 
 def read_emissions(path: Path) -> list[Row]:
-    """The rows of a file, its sums as numbers; none if there is no file.
-
-    Raises:
-        UserError: the file is damaged.
-    """
+    """The rows of a file, its sums as numbers; none if there is no file, a UserError if it is damaged."""
     try:
         return [row | {name: float(row[name]) for name in SUMS} for row in read_csv(path)]
     except (OSError, KeyError, ValueError, TypeError) as error:
@@ -79,11 +67,7 @@ def read_emissions(path: Path) -> list[Row]:
 
 
 def write_emissions(path: Path, rows: Sequence[Row]) -> None:
-    """Write rows, one at least.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
+    """Write rows, one at least; see `replace_text`."""
     write_csv(path, rows, list(dict.fromkeys(name for row in rows for name in row)))
 
 

@@ -21,12 +21,9 @@ RUN_OUTPUTS = (METRICS_JSON, LOG, PER_QUERY, "sparsity.jsonl", "terms.jsonl", EM
 
 
 def check_run_folder(folder: str | None, checkpoint: str | None, overwrite: bool) -> None:
-    """Check that a run, resumed from a checkpoint if there is one, may write to its folder.
+    """Raise a UserError if a run, resumed from a checkpoint if there is one, may not write to its folder.
 
     `overwrite` lets what an earlier run left go.
-
-    Raises:
-        UserError: it may not, or there is no such checkpoint.
     """
     if folder is None:
         raise UserError("The run has no folder; set trainer.default_root_dir, such as runs/my_run.")
@@ -40,22 +37,17 @@ def check_run_folder(folder: str | None, checkpoint: str | None, overwrite: bool
             return
     left = [name for name in RUN_OUTPUTS if (path / name).exists()]
     if left and not overwrite:
-        raise UserError(
-            f"{folder} holds a run already; set another --trainer.default_root_dir, resume it with "
-            f"--ckpt_path {path / CHECKPOINTS}/last.ckpt, or start anew with --overwrite true."
-        )
+        ways = f"resume it with --ckpt_path {path / CHECKPOINTS}/last.ckpt, or replace it with --overwrite true"
+        raise UserError(f"{folder} holds a run already; set another --trainer.default_root_dir, {ways}.")
     if left and not (path / CONFIG).exists():
-        raise UserError(
-            f"{folder} holds {', '.join(left)} but no {CONFIG}, so it may not be the folder of a run and nothing in it "
-            "is overwritten; set another --trainer.default_root_dir."
-        )
+        why = f"holds {', '.join(left)} but no {CONFIG}, so it may be no run and nothing in it is overwritten"
+        raise UserError(f"{folder} {why}; set another --trainer.default_root_dir.")
 
 
 def read_checkpoint(path: Path, device: str = "meta", resumable: bool = True) -> dict[str, Any]:
     """A checkpoint; its tensors have no values unless `device` is `cpu`, where they are read as they are used.
 
-    Raises:
-        UserError: there is none, or it has weights only, from which a run is not `resumable`.
+    A UserError says that there is none, or that it has weights only, from which a run is not `resumable`.
     """
     if not path.is_file():
         raise UserError(f"{path} is not a file; give a checkpoint such as runs/NAME/checkpoints/last.ckpt.")
@@ -76,11 +68,7 @@ def encoder_state(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 
 def check_same_model(path: Path, model: torch.nn.Module) -> None:
-    """Check that a checkpoint is one of this model.
-
-    Raises:
-        UserError: it is not.
-    """
+    """Raise a UserError if a checkpoint is not one of this model."""
     states = (encoder_state(one) for one in (read_checkpoint(path), {"state_dict": model.state_dict()}))
     there, here = ({name: tensor.shape for name, tensor in state.items()} for state in states)
     if there != here:

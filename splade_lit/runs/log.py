@@ -1,7 +1,6 @@
 """`metrics.csv`, the log of a run: a column a metric, a row an optimizer step, empty where a metric was not logged."""
 
 import math
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from splade_lit.core.errors import UserError
@@ -9,25 +8,13 @@ from splade_lit.runs.csv_file import read_csv
 
 LOG = "metrics.csv"
 
-
-@dataclass(frozen=True)
-class Log:
-    """What a run has logged: optimizer steps done, from 1 on and ascending, to metric to finite value."""
-
-    rows: dict[int, dict[str, float]] = field(default_factory=dict)
-
-    def points(self, metric: str) -> list[tuple[int, float]]:
-        """Optimizer steps done, and the value of the metric, wherever it was logged."""
-        return [(step, row[metric]) for step, row in self.rows.items() if metric in row]
+Log = dict[int, dict[str, float]]
+"""Optimizer steps done, from 1 on and ascending, to metric to finite value."""
 
 
 def read_log(path: Path) -> Log:
-    """The log of a run; an empty one if there is no file.
-
-    Raises:
-        UserError: the file is damaged.
-    """
-    rows: dict[int, dict[str, float]] = {}
+    """The log of a run; an empty one if there is no file, a UserError if it is damaged."""
+    rows: Log = {}
     try:
         for row in read_csv(path):
             values = {name: float(value) for name, value in row.items() if name != "step" and value}
@@ -35,4 +22,4 @@ def read_log(path: Path) -> Log:
             rows.setdefault(step, {}).update({name: value for name, value in values.items() if math.isfinite(value)})
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} is not the log of a run (a column `step`, numbers below); move it away.") from error
-    return Log(dict(sorted(rows.items())))
+    return dict(sorted(rows.items()))

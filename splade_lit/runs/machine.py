@@ -8,15 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 
 import psutil
 
-_PACKAGES = {
-    "splade_lit": "splade-lit",
-    "Transformers": "transformers",
-    "PyTorch": "torch",
-    "Lightning": "lightning",
-    "Datasets": "datasets",
-    "Tokenizers": "tokenizers",
-    "CodeCarbon": "codecarbon",
-}
+_PACKAGES = {"splade_lit": "splade-lit", "Transformers": "transformers", "PyTorch": "torch", "Lightning": "lightning"}
+_PACKAGES |= {"Datasets": "datasets", "Tokenizers": "tokenizers", "CodeCarbon": "codecarbon"}
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 from splade_lit.core.errors import UserError
 from splade_lit.evaluation.per_query import PER_QUERY, QueryFigures, read_per_query
-from splade_lit.runs.config import CONFIG, Evaluation, evaluations, read_config
+from splade_lit.runs.config import CONFIG, Evaluation, read_config
 from splade_lit.runs.emissions import EMISSIONS, Footprint, footprint, read_emissions
 from splade_lit.runs.folder import CHECKPOINTS, MODEL, read_checkpoint
 from splade_lit.runs.log import LOG, Log, read_log
@@ -20,29 +20,21 @@ _FILES = (METRICS_JSON, LOG, PER_QUERY, CONFIG, EMISSIONS)
 
 @dataclass(frozen=True)
 class Run:
-    """What a run has left; what it has not left is empty.
+    """What a run has left; what it has not left is empty, and its footprint None where nobody counted.
 
-    Attributes:
-        config: its settings by group.
-        stages: the figures of each stage.
-        per_query: figures of single queries by stage, a task each.
-        footprint: what it has used, None where nobody counted.
+    Settings are by group, figures by stage, and those of single queries by stage and task.
     """
 
     folder: Path
     config: Mapping[str, Any] = field(default_factory=dict)
     stages: Stages = field(default_factory=dict)
-    log: Log = field(default_factory=Log)
+    log: Log = field(default_factory=dict)
     per_query: Mapping[str, Sequence[QueryFigures]] = field(default_factory=dict)
     footprint: Footprint | None = None
 
     @classmethod
     def of(cls, folder: Path) -> "Run":
-        """Read what there is.
-
-        Raises:
-            UserError: a file is damaged.
-        """
+        """Read what there is; a UserError if a file is damaged."""
         return cls(
             folder,
             read_config(folder / CONFIG),
@@ -61,14 +53,21 @@ class Run:
     @cached_property
     def evaluations(self) -> tuple[Evaluation, ...]:
         """What it was evaluated on, as far as its settings say."""
-        return evaluations(self.config)
+        trainer = self.config.get("trainer")
+        callbacks = trainer.get("callbacks") if isinstance(trainer, dict) else None
+        found = []
+        for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
+            if isinstance(callback, dict) and str(callback.get("class_path")).endswith("RetrievalEvaluation"):
+                given = callback.get("init_args") or {}
+                names = ("nanobeir_source", "nanobeir_revision", "max_corpus_documents")
+                found.append(Evaluation(tuple(map(str, given.get("tasks") or ())), *map(given.get, names)))
+        return tuple(found)
 
     @cached_property
     def training_seconds(self) -> float | None:
         """Time of training without evaluation, as counted or else as its model's card has it; None if neither says.
 
-        Raises:
-            UserError: the record of the card is damaged.
+        A UserError says that the record of the card is damaged.
         """
         path = self.folder / MODEL / CARD_JSON
         if self.footprint is not None:
@@ -82,21 +81,16 @@ class Run:
             raise UserError(f"{path} is not a card's record; delete it to go without.") from error
 
     def checkpoints(self) -> list[tuple[int, Path]]:
-        """Optimizer steps and path of each checkpoint, in the order of training; one a step.
-
-        Raises:
-            UserError: a file is not a checkpoint.
-        """
+        """Optimizer steps and path of each checkpoint, one a step, in order; a UserError if one is damaged."""
         paths = sorted((self.folder / CHECKPOINTS).glob("*.ckpt"))
         steps = {int(read_checkpoint(path, resumable=False)["global_step"]): path for path in paths}
         return sorted(steps.items())
 
 
 def read_run(folder: Path) -> Run:
-    """Read the folder of a run, or one with the metrics.json and per_query.jsonl that `evaluate` writes.
+    """The run of a folder, or of one with the metrics.json and per_query.jsonl that `evaluate` writes.
 
-    Raises:
-        UserError: there is no run in the folder, or one of its files is damaged.
+    A UserError says that there is none, or that one of its files is damaged.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; give that of a run, such as runs/quickstart.")

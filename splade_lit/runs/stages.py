@@ -10,8 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE
+from rich.table import Table
+
 from splade_lit.core.errors import UserError
 from splade_lit.core.files import replace_text
+from splade_lit.evaluation.metric_names import METRICS
 
 METRICS_JSON = "metrics.json"
 MAIN = "ndcg@10"
@@ -21,15 +25,17 @@ Stages = dict[str, dict[str, float]]
 
 _MAIN_END = f"_dot_{MAIN}"
 _PARTS = ("dot_", "query_", "corpus_", "avg_")
+_COLUMNS = {metric: (name.replace("@", " @"), "{:.4f}") for metric, name in METRICS.items()} | {
+    "query_active_dims": ("query dims", "{:.1f}"),
+    "corpus_active_dims": ("corpus dims", "{:.1f}"),
+    "avg_flops": ("FLOPS", "{:.2f}"),
+}
 
 
 def read_stages(path: Path) -> Stages:
-    """Stage to figures by full name; none if there is no file. Figures that are not finite are left out.
+    """Stage to finite figures by full name; none if there is no file, a UserError if it is damaged.
 
     Figures of one model alone, without stages, are those of the stage `model`.
-
-    Raises:
-        UserError: the file is damaged, or holds something else.
     """
     if not path.is_file():
         return {}
@@ -37,10 +43,8 @@ def read_stages(path: Path) -> Stages:
     if _is_figures(value) and any(name.endswith(_MAIN_END) for name in value):
         value = {"model": value}
     if not isinstance(value, dict) or not all(map(_is_figures, value.values())):
-        raise UserError(
-            f"{path} holds no figures by name, such as NanoBEIR_mean_dot_ndcg@10, alone or for each stage; evaluate "
-            "again, or move it away."
-        )
+        wanted = "figures by name, such as NanoBEIR_mean_dot_ndcg@10, alone or for each stage"
+        raise UserError(f"{path} holds no {wanted}; evaluate again, or move it away.")
     return {
         stage: {name: float(figure) for name, figure in figures.items() if math.isfinite(figure)}
         for stage, figures in value.items()
@@ -48,20 +52,12 @@ def read_stages(path: Path) -> Stages:
 
 
 def write_stages(path: Path, stages: Mapping[str, Mapping[str, float]]) -> None:
-    """Write a metrics.json.
-
-    Raises:
-        UserError: it cannot be written.
-    """
+    """Write a metrics.json; see `replace_text`."""
     replace_text(path, json.dumps(stages, indent=2) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """The value of a JSON file.
-
-    Raises:
-        UserError: it cannot be read, or is not JSON.
-    """
+    """The value of a JSON file; a UserError if it cannot be read, or is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -101,18 +97,8 @@ def over_wordpieces(bm25: Mapping[str, float]) -> bool:
     return pieces > words
 
 
-def main_figure(metrics: Mapping[str, float]) -> str | None:
-    """Full name of the figure that stands for all: nDCG@10 of the first group, else of the first set.
-
-    >>> main_figure({"NanoNQ_dot_ndcg@10": 0.5, "NanoBEIR_mean_dot_ndcg@10": 0.4})
-    'NanoBEIR_mean_dot_ndcg@10'
-    """
-    names = [name for name in metrics if name.endswith(_MAIN_END)]
-    return next((name for name in names if name.endswith(f"_mean{_MAIN_END}")), names[0] if names else None)
-
-
 def headline_figures(metrics: Mapping[str, float]) -> dict[str, float]:
-    """nDCG@10 and active dims by full name, of the groups or else of all sets.
+    """nDCG@10 and active dims by full name, of the groups or else of all sets; the first one stands for all.
 
     >>> headline_figures({"NanoNQ_dot_ndcg@10": 0.5, "NanoNQ_dot_mrr@10": 0.4, "NanoNQ_corpus_active_dims": 90.0})
     {'NanoNQ_dot_ndcg@10': 0.5, 'NanoNQ_corpus_active_dims': 90.0}
@@ -121,6 +107,29 @@ def headline_figures(metrics: Mapping[str, float]) -> dict[str, float]:
     groups = [one for one in sets if one.endswith("_mean")] or sets
     names = [f"{one}{end}" for one in groups for end in (_MAIN_END, "_query_active_dims", "_corpus_active_dims")]
     return {name: metrics[name] for name in names if name in metrics}
+
+
+def stages_table(stages: Stages) -> Table:
+    """A table with one row for each stage of each set and group.
+
+    >>> table = stages_table({"before": {"NanoNQ_dot_ndcg@10": 0.25}, "after": {"NanoNQ_dot_ndcg@10": 0.5}})
+    >>> [column.header for column in table.columns], table.row_count
+    (['task', 'stage', 'nDCG @10'], 2)
+    """
+    figures = {stage: by_set(metrics) for stage, metrics in stages.items()}
+    sets = list(dict.fromkeys(one for of_stage in figures.values() for one in of_stage))
+    rows = [(one, stage, of_stage.get(one, {})) for one in sets for stage, of_stage in figures.items()]
+    shown = [name for name in _COLUMNS if any(name in row for _, _, row in rows)]
+    # Narrow enough for a terminal of 80 columns.
+    table = Table(box=SIMPLE, pad_edge=False, collapse_padding=True)
+    for heading in ("task", "stage"):
+        table.add_column(heading, no_wrap=True)
+    for name in shown:
+        table.add_column(_COLUMNS[name][0], justify="right")
+    for number, (one, stage, row) in enumerate(rows, start=1):
+        cells = [_COLUMNS[name][1].format(row[name]) if name in row else "-" for name in shown]
+        table.add_row(one, stage, *cells, end_section=number % len(stages) == 0)
+    return table
 
 
 def _is_figures(value: Any) -> bool:

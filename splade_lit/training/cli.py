@@ -26,8 +26,7 @@ from splade_lit.core.ranges import LARGEST_SEED, check_range
 from splade_lit.data.datamodule import ENCODER_SETTINGS, PairsDataModule
 from splade_lit.runs.config import CONFIG
 from splade_lit.runs.folder import CHECKPOINTS, MODEL, check_run_folder, check_same_model, remove_run
-from splade_lit.runs.stages import headline_figures
-from splade_lit.runs.stages_table import stages_table
+from splade_lit.runs.stages import headline_figures, stages_table
 from splade_lit.training.callbacks.csv_log import CsvLog
 from splade_lit.training.callbacks.hooks import callbacks_of
 from splade_lit.training.callbacks.last_checkpoint import LastCheckpoint

@@ -19,7 +19,7 @@ from splade_lit.losses.objective import Objective
 from splade_lit.runs.folder import MODEL
 from splade_lit.runs.machine import hardware, package_versions
 from splade_lit.runs.run import Run
-from splade_lit.runs.stages import by_set, main_figure
+from splade_lit.runs.stages import by_set, headline_figures
 from splade_lit.training.callbacks.carbon import CarbonTracker
 from splade_lit.training.callbacks.hooks import PhaseCallback, callbacks_of, encoder_of
 from splade_lit.training.callbacks.retrieval import RetrievalEvaluation
@@ -163,7 +163,7 @@ class SaveModel(PhaseCallback):
                 steps_per_epoch=float(trainer.num_training_batches) / trainer.accumulate_grad_batches,
                 parts=list(objective.parts),
                 tasks=list(by_set(after)),
-                main_metric=main_figure(after),
+                main_metric=next(iter(headline_figures(after)), None),
             ),
             seconds=dict(self._seconds),
             hardware=hardware([torch.cuda.get_device_name(index) for index in gpus]),
