@@ -26,10 +26,7 @@ def callbacks_of(trainer: Any, kind: type[T]) -> list[T]:
 
 
 class EveryNSteps:
-    """True once at each multiple of any `n` optimizer steps, also under accumulation of gradients and after a resume.
-
-    None has no multiples.
-    """
+    """True once at each multiple of any `n` steps, also under accumulation and after a resume; None has none."""
 
     def __init__(self, *n: int | None) -> None:
         self.n = [one for one in n if one]

@@ -14,8 +14,7 @@ from splade_lit.core.errors import UserError
 class LastCheckpoint(Checkpoint):
     """Keeps `last.ckpt`: written after each validation and each epoch, at the last step, and where a run stops early.
 
-    A run that is interrupted or fails leaves the state of that moment. `step` is that of the file, 0 before there is
-    one.
+    A run that is interrupted or fails leaves the state of that moment. `step` is the file's, 0 where there is none.
     """
 
     def __init__(self, folder: str | Path) -> None:
