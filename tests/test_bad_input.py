@@ -302,7 +302,7 @@ def test_ids_that_a_ranking_cannot_hold_are_told_before_anything_is_encoded(tmp_
     (task / "queries.jsonl").write_text('{"_id": "q", "text": "song"}\n')
     (task / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq\tdoc 0\t1\n")
     outcome = call(evaluate.main, "--model", "none", "--tasks", task, "--runs", tmp_path / "runs")
-    assert_one_sentence(outcome, "The id 'doc 0' holds white space, which a TREC run cannot hold")
+    assert_one_sentence(outcome, "The id 'doc 0' has white space, which a TREC run cannot hold")
     assert not (tmp_path / "runs").exists()
 
 
