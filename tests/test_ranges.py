@@ -77,6 +77,11 @@ def callback(path: str, **settings: Any) -> dict[str, Any]:
         (callback(SPARSITY, bins=1000), "SparsityMonitor.bins is 1000; it must be from 1 to 512."),
         ({"seed_everything": -1}, "seed_everything is -1; it must be from 0 to 4294967295."),
         ({"data.eval_batch_size": 0}, "data.eval_batch_size is 0; it must be at least 1."),
+        ({"trainer.accumulate_grad_batches": 0}, "trainer.accumulate_grad_batches is 0; it must be at least 1."),
+        ({"trainer.check_val_every_n_epoch": 0}, "trainer.check_val_every_n_epoch is 0; it must be at least 1."),
+        ({"trainer.log_every_n_steps": -1}, "trainer.log_every_n_steps is -1; it must be at least 0."),
+        ({"trainer.gradient_clip_val": -1}, "trainer.gradient_clip_val is -1.0; it must be at least 0."),
+        ({"trainer.val_check_interval": 0}, "trainer.val_check_interval is 0; give a number of batches"),
     ],
 )
 def test_a_run_is_refused_before_anything_is_written(world, tmp_path, changes, sentence):

@@ -81,6 +81,14 @@ class FitCLI(LightningCLI):
         """Parse; a mistake ends in one sentence."""
         self.config = parse_settings(parser, args, LINKS)
         check_range("", 0, LARGEST_SEED, seed_everything=self.config.seed_everything)
+        # Lightning divides by the first two, and takes the others without a word.
+        trainer = self.config.trainer
+        positive = ("accumulate_grad_batches", "check_val_every_n_epoch")
+        check_range("trainer", 1, **{name: trainer[name] for name in positive})
+        check_range("trainer", 0, log_every_n_steps=trainer.log_every_n_steps)
+        check_range("trainer", 0, gradient_clip_val=trainer.gradient_clip_val)
+        if trainer.val_check_interval == 0:
+            raise UserError("trainer.val_check_interval is 0; give a number of batches, or a fraction of an epoch.")
 
     def before_instantiate_classes(self) -> None:
         """Check the folder of the run, and fall back where the machine has no GPU."""
