@@ -325,6 +325,7 @@ def test_no_known_end(make_base, pairs):
         ({"lambda_d": float("nan")}, "lambda_d"),
         ({"max_document_tokens": 0}, "max_document_tokens"),
         ({"start_active_dims": 0}, "start_active_dims"),
+        ({"start_active_dims": 1_000_000}, "start_active_dims"),
         ({"l0_threshold": -1}, "l0_threshold"),
         ({"lambda_q": -0.1}, "lambda_q"),
         ({"learning_rate": math.nan}, "learning_rate"),

@@ -6,6 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from splade_lit.core.ranges import check_range
 from splade_lit.core.tokens import Tokens
 from splade_lit.encoder.base import read_base
 from splade_lit.encoder.body.packing import evaluation_mode
@@ -36,12 +37,14 @@ def untrained_encoder(settings: Mapping[str, Any]) -> AsymmetricSparseEncoder:
     """The encoder on the base model that the settings of a `SpladeModule` name; `set_start` comes next.
 
     Raises:
-        UserError: the base model or the IDF table cannot be loaded, or the decoder has no place for a start bias.
+        UserError: the base model or the IDF table cannot be loaded, the decoder has no place for a start bias, or it
+            has fewer dims than documents should start with.
     """
     names = signature(read_base).parameters
     chosen = {name: value for name, value in settings.items() if name in names}
     idf, revision = "ones" if settings["idf"] == CORPUS_IDF else settings["idf"], settings.get("base_revision")
     encoder = AsymmetricSparseEncoder.from_base(settings["base_model"], **chosen | {"idf": idf, "revision": revision})
+    check_range("model", 1, encoder.vocab_size, start_active_dims=settings.get("start_active_dims"))
     if settings.get("start_active_dims") is not None or encoder.document.grafted:
         encoder.document.add_bias()
     return encoder
