@@ -258,12 +258,16 @@ def test_rankings_are_judged_by_the_tasks_of_the_runs(runs, tmp_path):
     assert len(pairs) == 10
 
 
-def test_queries_that_rankings_lack_count_as_nothing_found(runs, tmp_path):
+@pytest.mark.parametrize(
+    ("ranking", "mrr", "missing"), [("q0 Q0 d0 1 2.5 x\nq1 Q0 d3 1 1.5 x\n\n", 1 / 6, 4), ("", 0, 6)]
+)
+def test_queries_that_rankings_lack_count_as_nothing_found(runs, tmp_path, ranking, mrr, missing):
+    """All of them do in the empty file that `evaluate --runs` writes of a model that finds nothing."""
     trec = tmp_path / "NanoNQ.trec"
-    trec.write_text("q0 Q0 d0 1 2.5 x\nq1 Q0 d3 1 1.5 x\n\n")
+    trec.write_text(ranking)
     outcome, page = compared(tmp_path, "--results", trec, "--tasks", "nq", "--nanobeir-source", runs.world.tasks)
-    assert page.row("NanoBEIR_mean", "NanoNQ")["MRR@10"] == f"{1 / 6:.4f}"
-    assert "ranks nothing for 4 of 6 queries" in outcome.out
+    assert page.row("NanoBEIR_mean", "NanoNQ")["MRR@10"] == f"{mrr:.4f}"
+    assert f"ranks nothing for {missing} of 6 queries" in outcome.out
 
 
 def test_one_set_can_be_what_counts(runs, tmp_path):

@@ -94,8 +94,9 @@ def _of_rankings(paths: Sequence[Path], name: str, tasks: Sequence[RetrievalTask
                 f"with --tasks{known}."
             )
         task = by_name[path.stem]
-        run = {query_id: scores for query_id, scores in read_trec_run(path).items() if query_id in task.queries}
-        if not run:
+        ranked = read_trec_run(path)
+        run = {query_id: scores for query_id, scores in ranked.items() if query_id in task.queries}
+        if ranked and not run:
             raise UserError(f"{path}: none of its queries is one of {task.name}; check the ids.")
         if missing := len(task.queries) - len(run):
             notes.append(
