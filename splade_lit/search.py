@@ -38,12 +38,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from rich.text import Text
 
     from splade_lit.core.text import Mender
-    from splade_lit.data.corpus import load_corpus
     from splade_lit.encoder.query_side import load_query_side
     from splade_lit.evaluation.exact_search import SearchIndex
 
     stored = _stored_vectors(settings) if settings.vectors else None
-    corpus = load_corpus(settings.corpus, settings.text_column, limit=settings.limit) if settings.corpus else {}
+    corpus: dict[str, str] = {}
+    if settings.corpus:  # reading texts loads large libraries, which vectors alone do not need
+        from splade_lit.data.corpus import load_corpus
+
+        corpus = load_corpus(settings.corpus, settings.text_column, limit=settings.limit)
     queries = load_query_side(settings.model, revision=settings.revision)
     ids, documents = stored or (list(corpus), _encoded(settings, list(corpus.values())))
     index = SearchIndex(documents)
