@@ -16,11 +16,11 @@ before = resident()
 blocks, separators = [], []
 for _ in range(20):
     blocks.append(torch.ones(8 << 18))
-    separators.append(torch.ones(1000))
+    separators.append(torch.ones(1 << 18))  # larger than holes that imports have left
 blocks.clear()
 kept = resident() - before
 return_free_memory()
-print(kept >> 10, (resident() - before) >> 10)
+print(kept >> 10, (resident() - before - 20 * 1024) >> 10)
 """
 
 
@@ -28,5 +28,5 @@ print(kept >> 10, (resident() - before) >> 10)
 def test_free_memory_is_given_back():
     result = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
     kept, after = (int(number) for number in result.stdout.split())
-    assert kept > 50
+    assert kept > 100
     assert after < 20

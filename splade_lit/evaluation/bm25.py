@@ -50,16 +50,18 @@ def bm25_vectors(
         raise UserError(f"{task.name}: BM25 finds no word in any document; give texts.")
     bm25 = bm25s.BM25(method="lucene", k1=k1, b=b)
     bm25.index(documents, create_empty_token=False, show_progress=False)
+    # bm25s numbers the words in any order; sums over them are the same to the last digit only in one order.
+    words = sorted(bm25.vocab_dict)
+    numbers = {word: number for number, word in enumerate(words)}
     weights = csc_array(
         (bm25.scores["data"], bm25.scores["indices"], bm25.scores["indptr"]),
-        shape=(len(documents), len(bm25.vocab_dict)),
-    )
+        shape=(len(documents), len(words)),
+    )[:, [bm25.vocab_dict[word] for word in words]]
     queries = _tokens([task.queries[query_id] for query_id in judged_query_ids(task)], tokenizer)
-    word_ids = [bm25.get_tokens_ids(words) for words in queries]
-    rows = np.repeat(np.arange(len(word_ids)), [len(ids) for ids in word_ids])
-    columns = np.array([word_id for ids in word_ids for word_id in ids], dtype=np.int64)
-    ones = np.ones(len(columns), np.float32)
-    return csr_array((ones, (rows, columns)), shape=(len(word_ids), weights.shape[1])), weights.tocsr()
+    found = [(row, numbers[word]) for row, query in enumerate(queries) for word in query if word in numbers]
+    rows, columns = np.array(found, dtype=np.int64).reshape(-1, 2).T
+    ones = np.ones(len(found), np.float32)
+    return csr_array((ones, (rows, columns)), shape=(len(queries), len(words))), weights.tocsr()
 
 
 def best_bm25(
