@@ -120,6 +120,20 @@ def test_bad_corpora_are_told_in_one_sentence(tmp_path: Path, content: str, mess
     assert "\n" not in str(error.value)
 
 
+def test_a_limit_reads_no_further(tmp_path: Path) -> None:
+    """Past empty texts, and up to a line that is damaged; what is read has ids that no two share."""
+    rows = [*ROWS, *({"_id": str(number), "text": f"song {number}"} for number in range(1500))]
+    source = write(tmp_path / "a.jsonl", jsonl(rows) + "no document\n")
+    assert load_corpus(source, limit=4) == EXPECTED | {"0": "song 0"}
+    assert len(load_corpus(source, limit=1503)) == 1503
+    with pytest.raises(UserError, match="line 1505: not a JSON object"):
+        load_corpus(source, limit=1504)
+    doubled = write(tmp_path / "b.jsonl", jsonl([*ROWS[:2], ROWS[1]]))
+    assert len(load_corpus(doubled, limit=2)) == 2
+    with pytest.raises(UserError, match=r"line 3: the _id 'b' is also that of .*, line 2"):
+        load_corpus(doubled, limit=3)
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [

@@ -1,14 +1,15 @@
 """A corpus to encode or search: documents with ids, from a file, a data set or a retrieval task."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count, islice
+from itertools import chain, islice
 
 import datasets
 
 from splade_lit.core.errors import UserError
 from splade_lit.core.files import Folder
 from splade_lit.core.tables import BATCH_ROWS
+from splade_lit.core.text import Mender
 from splade_lit.data.hub import local_path, open_texts
 from splade_lit.data.tasks import beir_file, is_beir, is_task, load_task
 
@@ -29,13 +30,20 @@ class Corpus:
         return ((id, text) for id, text in self.rows() if text)
 
 
-def open_corpus(source: str, text_column: str = "text", cache_dir: Folder = None, titles: bool = True) -> Corpus:
+def open_corpus(
+    source: str,
+    text_column: str = "text",
+    cache_dir: Folder = None,
+    titles: bool = True,
+    limit: int | None = None,
+) -> Corpus:
     """A corpus of any size, whose ids are in a column `_id` or `id`, or else row numbers, from 0.
 
     The source is a file (jsonl, csv, tsv, txt with a document a line, each gzipped or not, or parquet), a Hub id or a
     folder in the layout of a Hub data set, or a retrieval task of one corpus (`docstrings`, `nq`, a BEIR folder). With
-    `titles`, a column `title` is put before the text, as BEIR does; a retrieval task has it there anyway. A UserError
-    says that there is no such source or column, or that an id is missing or doubled.
+    `titles`, a column `title` is put before the text, as BEIR does; a retrieval task has it there anyway. With `limit`,
+    a file is read until so many documents with text are found. A UserError says that there is no such source or column,
+    or that an id is missing or doubled.
     """
     folder, file = local_path(source), source
     if is_beir(folder):
@@ -46,24 +54,33 @@ def open_corpus(source: str, text_column: str = "text", cache_dir: Folder = None
     opened = open_texts(file, cache_dir=cache_dir)
     ids = [name for name in ("_id", "id") if name in opened.columns and name != text_column][:1]
     title = ["title"] if titles and "title" in opened.columns and text_column != "title" else []
-    dataset = opened.read([*ids, *title, text_column], id_column=bool(ids))
-    return Corpus(len(dataset), lambda: _rows(dataset, bool(ids)), source)
+    columns, with_ids = [*ids, *title, text_column], bool(ids)
+    if limit is not None:
+        mend = Mender()
+        rows = _documents(opened.rows(columns, with_ids, mend), with_ids)
+        first = list(islice(((id, text) for id, text in rows if text), limit))
+        if len(dict(first)) == len(first):  # else `read` says which lines share an id
+            mend.report(source)
+            return Corpus(len(first), lambda: iter(first), source)
+    dataset = opened.read(columns, id_column=with_ids)
+    return Corpus(len(dataset), lambda: _documents(_stored_rows(dataset), with_ids), source)
 
 
 def load_corpus(
     source: str, text_column: str = "text", cache_dir: Folder = None, limit: int | None = None
 ) -> dict[str, str]:
     """Id to text of the first documents with text, as `open_corpus`; a UserError if there are none."""
-    corpus = dict(islice(open_corpus(source, text_column, cache_dir), limit))
+    corpus = dict(islice(open_corpus(source, text_column, cache_dir, limit=limit), limit))
     if not corpus:
         raise UserError(f"{source}: no document has text in the column {text_column}.")
     return corpus
 
 
-def _rows(dataset: datasets.Dataset, with_ids: bool) -> Iterator[tuple[str, str]]:
-    numbers = map(str, count())
-    for batch in dataset.iter(BATCH_ROWS):
-        columns = list(batch.values())
-        ids = columns.pop(0) if with_ids else islice(numbers, len(columns[0]))
-        for id, *parts in zip(ids, *columns, strict=True):
-            yield id, " ".join(part for part in parts if part).strip()
+def _stored_rows(dataset: datasets.Dataset) -> Iterator[Sequence[str | None]]:
+    return chain.from_iterable(zip(*batch.values(), strict=True) for batch in dataset.iter(BATCH_ROWS))
+
+
+def _documents(rows: Iterable[Sequence[str | None]], with_ids: bool) -> Iterator[tuple[str, str]]:
+    for number, values in enumerate(rows):
+        id, *parts = values if with_ids else (str(number), *values)
+        yield str(id), " ".join(part for part in parts if part).strip()

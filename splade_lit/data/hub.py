@@ -20,7 +20,7 @@ from datasets.exceptions import DatasetNotFoundError
 from splade_lit.core.errors import UserError
 from splade_lit.core.files import Folder, cache_folder, replace_text, whole_file
 from splade_lit.core.progress import counted
-from splade_lit.core.tables import BATCH_ROWS, FORMATS, column_names, file_kind, read_rows, read_unique
+from splade_lit.core.tables import BATCH_ROWS, FORMATS, Values, column_names, file_kind, read_rows, read_unique
 from splade_lit.core.text import Mender, warn_once
 
 # These log what is raised right after, and that a folder has no README.md, which it need not have.
@@ -73,9 +73,14 @@ class TextSource:
         mend.report(self.source)
         return dataset
 
+    def rows(self, columns: Sequence[str], id_column: bool, mend: Mender) -> Iterator[Values]:
+        """The rows of `read` one by one, past the cache; that two share an id is known only after the last."""
+        if id_column:
+            return read_unique(self.files, columns, mend)
+        return (values for path in self.files for _, values in read_rows(path, columns, mend=mend))
+
     def _batches(self, schema: pa.Schema, id_column: bool, mend: Mender) -> Iterator[pa.RecordBatch]:
-        plain = (values for path in self.files for _, values in read_rows(path, schema.names, mend=mend))
-        rows = read_unique(self.files, schema.names, mend) if id_column else plain
+        rows = self.rows(schema.names, id_column, mend)
         parts = iter(lambda: list(islice(rows, BATCH_ROWS)), [])
         num_rows = 0
         for part in counted(parts, f"reading {self.source}", "rows"):
