@@ -133,6 +133,13 @@ def test_settings_on_the_command_line_win(world, tmp_path):
     assert outcome.last_line == f"model: {run / 'model'}"
 
 
+def test_a_run_without_a_step_says_so(world, tmp_path, finished):
+    outcome = call(main, "--config", world.config(tmp_path / "run", {"trainer.max_steps": 0}))
+    assert outcome.code == 0
+    assert "not a step was trained" in outcome.err
+    assert "not a step was trained" not in finished[1].err
+
+
 @pytest.mark.parametrize("setting", ["fast_dev_run", "logger", "enable_checkpointing"])
 def test_switches_of_the_trainer(world, tmp_path, setting):
     """Each leaves a folder that says by its config.yaml what it is."""

@@ -170,6 +170,8 @@ def run(arguments: Sequence[str]) -> None:
     _train(cli)
     if not cli.trainer.is_global_zero:
         return
+    if not cli.trainer.global_step:
+        print("warning: not a step was trained; the saved model is the one that the run started from.", file=sys.stderr)
     figures: dict[str, float] = {}
     for callback in callbacks_of(cli.trainer, RetrievalEvaluation):
         Console().print(stages_table(callback.stages))
