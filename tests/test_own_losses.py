@@ -136,7 +136,7 @@ def test_losses_of_ones_own_are_on_the_card(finished):
     assert settings["penalty"] == PENALTY
     assert settings["lambda_d"]["init_args"] == {"active_dims": 20.0}
     assert "| Training Loss | Margin | Ranking Loss | Document Hoyer | lambda_d |" in section(text, "### Training Logs")
-    assert "my_losses.Hoyer" in section(text, "#### Non-Default Hyperparameters")
+    assert '{"class_path": "my_losses.Hoyer"' in section(text, "#### Non-Default Hyperparameters")
 
 
 def test_a_resumed_run_goes_on_with_their_state(finished, world, folder):

@@ -138,7 +138,7 @@ def _plain(value: Any) -> Any:
 def _shown(value: Any) -> Any:
     if isinstance(value, str) and "/" in value and os.path.exists(os.path.expanduser(value)):
         return Path(value).name
-    return _plain(value) if isinstance(value, list | tuple | str | int | float | None) else str(value)
+    return _plain(value) if isinstance(value, list | tuple | dict | str | int | float | None) else str(value)
 
 
 def log_facts(
