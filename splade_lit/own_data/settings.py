@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from transformers import PreTrainedTokenizerBase
 
 from splade_lit.own_data.columns import OwnPairs
 from splade_lit.own_data.inspection import Lengths, PairsFacts
@@ -70,15 +71,16 @@ def experiment_yaml(
     num_train: int,
     num_corpus: int,
     base_model: str,
-    max_model_tokens: int,
+    tokenizer: PreTrainedTokenizerBase,
     machine: Machine,
     time: str,
 ) -> str:
     """The text of the YAML file `path`, from `templates/experiment.yaml.jinja`.
 
     `task` is the folder of the held-out task, and `num_corpus` counts its documents. `num_train` counts the pairs left
-    for training. `max_model_tokens` is the longest text that the base model takes. `time` says how long the run takes.
+    for training. The `tokenizer` is the base model's. `time` says how long the run takes.
     """
+    max_model_tokens = min(tokenizer.model_max_length, 512)  # tokenizers without a limit say 10^30
     most = min(_DOCUMENT_TOKENS if machine.gpu else _CPU_DOCUMENT_TOKENS, max_model_tokens)
     document_tokens = _round_up(facts.documents.percentile(95), 16, most)
     num_eval = min(1_000, num_train // 20)
@@ -113,6 +115,7 @@ def experiment_yaml(
         interval=math.ceil(steps / (_EVALUATIONS if machine.gpu else _CPU_EVALUATIONS)),
         sample_documents=_SAMPLE_DOCUMENTS if not machine.gpu and num_corpus > _SAMPLE_DOCUMENTS else None,
         learning=next(one for one in _LEARNING if steps <= one.most_steps),
+        num_dims=len(tokenizer),
     )
 
 

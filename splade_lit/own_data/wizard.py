@@ -65,7 +65,7 @@ def write_experiment(options: Namespace) -> None:
         num_train=len(own.pairs) - held_out.num_left_out,
         num_corpus=len(held_out.task.corpus),
         base_model=base_model,
-        max_model_tokens=min(tokenizer.model_max_length, 512),  # tokenizers without a limit say 10^30
+        tokenizer=tokenizer,
         machine=machine,
     )
     time = "not measured"
