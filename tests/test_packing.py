@@ -182,3 +182,18 @@ def test_dropout_is_drawn_in_training_only(make_masked_lm):
         assert torch.equal(encoder(tokens), encoder(tokens))
         encoder.train()
         assert not torch.equal(encoder(tokens), encoder(tokens))
+
+
+def test_attention_without_a_scale_takes_that_of_the_head_size():
+    """With dropout too, where it does not come from torch's kernel."""
+    inputs = [torch.randn(1, 2, 9, 16) for _ in range(3)]
+    outputs = []
+    for scaling in (None, 0.25, 0.5):
+        torch.manual_seed(1)
+        outputs.append(
+            packing.packed_attention(
+                nn.Module(), *inputs, None, 0.3, scaling, document_offsets=packing.DocumentOffsets((0, 5, 9))
+            )[0]
+        )
+    torch.testing.assert_close(outputs[0], outputs[1])
+    assert not torch.allclose(outputs[0], outputs[2])

@@ -91,11 +91,15 @@ def _warn_of_unmatched(task: RetrievalTask, result: TaskResult) -> None:
     )
     if credited:
         matched = {query_id: {id: score for id, score in hits.items() if score} for query_id, hits in run.items()}
-        ndcg = rank_metrics(matched, task.qrels, task.graded).means["ndcg@10"], result.metrics["ndcg@10"]
+        without = rank_metrics(matched, task.qrels, task.graded).means["ndcg@10"]
         logger.warning(
             "%s: for %d of %d queries a relevant document counts as found that shares no term with the query: it "
             "scores 0 and comes early by its id, as in sentence-transformers. Without these nDCG@10 is %.4f, not %.4f.",
-            *(task.name, credited, len(query_ids), *ndcg),
+            task.name,
+            credited,
+            len(query_ids),
+            without,
+            result.metrics["ndcg@10"],
         )
 
 
