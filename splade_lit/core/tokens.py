@@ -84,10 +84,13 @@ class PairBatch:
         queries: the distinct token ids of each query (presence is all that counts), `Q` texts.
         documents: the `Q` positives, document i answering query i, then the `Q` first hard negatives, the `Q` second
             ones and so on.
+        teacher_scores: fp32 `[Q, documents]`, what a teacher gives for each query with each document, NaN for pairs
+            that it has not scored; None without a teacher.
     """
 
     queries: Tokens
     documents: Tokens
+    teacher_scores: Tensor | None = None
 
     @cached_property
     def answers(self) -> Tensor:
@@ -96,4 +99,5 @@ class PairBatch:
 
     def to(self, device: torch.device | str, **kwargs: Any) -> "PairBatch":
         """The same batch on another device."""
-        return PairBatch(self.queries.to(device), self.documents.to(device))
+        scores = None if self.teacher_scores is None else self.teacher_scores.to(device, non_blocking=True)
+        return PairBatch(self.queries.to(device), self.documents.to(device), scores)

@@ -14,16 +14,19 @@ from splade_lit.core.errors import UserError
 from splade_lit.core.files import cache_folder
 from splade_lit.core.progress import counted
 from splade_lit.core.ranges import LARGEST_SEED, check_range
+from splade_lit.core.sources import resolve_source
 from splade_lit.core.tokenisation import Tokenisation
 from splade_lit.core.tokens import Tokens
 from splade_lit.data.hub import check_source
-from splade_lit.data.loader import PairLoader
+from splade_lit.data.loader import PairLoader, TeacherScores
 from splade_lit.data.pairs import DOCSTRINGS, NATURAL_QUESTIONS, Pairs, load_pairs, split_rows
 from splade_lit.data.sampler import NoDuplicatesBatchSampler
 from splade_lit.data.tasks import load_tasks
+from splade_lit.data.teacher import in_batch_teacher
 from splade_lit.data.text_keys import without_queries
 from splade_lit.data.token_store import TokenStore, cached_token_store, tokenizer_fingerprint
 from splade_lit.encoder.masked_lm import load_tokenizer
+from splade_lit.teachers.kinds import check_installed
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +60,13 @@ class PairsDataModule(LightningDataModule):
         seed: seed of the order of batches.
         block_rows: rows next to each other in the source that come in one batch. In a source ordered by topic, as
             docstrings are, neighbours are hard negatives for each other; 1 draws every row by itself.
-        cache_dir: folder for tokens and docstrings; null for SPLADE_LIT_CACHE, else ~/.cache/splade_lit.
+        teacher: Hub id, folder or `package:NAME/FOLDER` of a sentence encoder, whose scores of all pairs of a batch are
+            there for the ranking losses `kl` and `margin_mse`. It stays as it is: the vectors of all texts are made
+            once, before training, and kept in the cache.
+        teacher_max_tokens: tokens of a text that the teacher sees; its own limit if not given.
+        teacher_scale: factor of the teacher's scores; if not given, 20 for cosines, 1 for dot products.
+        cache_dir: folder for tokens, docstrings and vectors of a teacher; null for SPLADE_LIT_CACHE, else
+            ~/.cache/splade_lit.
         prompts: texts put before every query and document, under the names `query` and `document`.
     """
 
@@ -82,17 +91,24 @@ class PairsDataModule(LightningDataModule):
         drop_last: bool = False,
         seed: int = 42,
         block_rows: int = 1,
+        teacher: str | None = None,
+        teacher_max_tokens: int | None = None,
+        teacher_scale: float | None = None,
         cache_dir: str | None = None,
         prompts: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
         check_range("data", 1, max_pairs=max_pairs, batch_size=batch_size, eval_batch_size=eval_batch_size)
         check_range("data", 1, max_query_tokens=max_query_tokens, max_document_tokens=max_document_tokens)
-        check_range("data", 1, block_rows=block_rows)
+        check_range("data", 1, block_rows=block_rows, teacher_max_tokens=teacher_max_tokens)
+        check_range("data", 0, teacher_scale=teacher_scale)
         check_range("data", 0, num_eval_pairs=num_eval_pairs)
         check_range("data", 0, LARGEST_SEED, split_seed=split_seed, seed=seed)
         if source != DOCSTRINGS:
             check_source(source)
+        if teacher is not None:
+            check_installed("data.teacher")
+            resolve_source(teacher)
         tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
         self.tokenisation = Tokenisation(tokenizer, max_query_tokens, max_document_tokens, prompts or {})
         self.cache_dir = cache_folder(cache_dir)
@@ -102,6 +118,8 @@ class PairsDataModule(LightningDataModule):
         columns = (query_column, document_column, negative_columns)
         self._load_pairs = partial(load_pairs, source, *columns, config, split, revision, max_pairs, cache_dir)
         self.held_out_tasks = tuple(held_out_tasks)
+        self.teacher, self._teacher_settings = teacher, (teacher_max_tokens, teacher_scale)
+        self._teacher_scores: TeacherScores | None = None
         self._pairs: Pairs | None = None
         self._train_loader: PairLoader | None = None
         self._loader_state: dict[str, int] | None = None
@@ -120,6 +138,7 @@ class PairsDataModule(LightningDataModule):
         self.fingerprints = pairs.fingerprints()
         stores = [self._tokenize(pairs, position) for position in range(len(pairs.columns))]
         self.queries, *self.documents = stores
+        self._teacher_scores = self._teach(pairs)
         self._pairs = pairs
 
     def train_dataloader(self) -> PairLoader:
@@ -166,6 +185,11 @@ class PairsDataModule(LightningDataModule):
     def eval_pairs(self) -> Pairs:
         """The texts held out."""
         return self._loaded().select(self.eval_rows)
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether batches have the scores of a teacher."""
+        return self.teacher is not None
 
     @property
     def num_documents(self) -> int:
@@ -224,12 +248,20 @@ class PairsDataModule(LightningDataModule):
             key=f"{side}-{texts.hexdigest()}-{tokenizer_fingerprint(ways.tokenizer)}-{max_tokens}",
         )
 
+    def _teach(self, pairs: Pairs) -> TeacherScores | None:
+        if self.teacher is None:
+            return None
+        device = self.trainer.strategy.root_device if self.trainer else "cpu"
+        place = (self.cache_dir, device)
+        return in_batch_teacher(pairs, self.fingerprints, self.teacher, *self._teacher_settings, *place)
+
     def _loader(self, rows: np.ndarray, batch_size: int, shuffle: bool, drop_last: bool = False) -> PairLoader:
         devices = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         sampler = NoDuplicatesBatchSampler(
             self.fingerprints[rows], batch_size, self.seed, drop_last, shuffle, *devices, block_rows=self.block_rows
         )
-        return PairLoader(self.queries, self.documents, sampler, rows, self._trained_batches if self.trainer else None)
+        trained_batches = self._trained_batches if self.trainer else None
+        return PairLoader(self.queries, self.documents, sampler, rows, trained_batches, self._teacher_scores)
 
     def _trained_batches(self) -> int:
         assert self.trainer is not None

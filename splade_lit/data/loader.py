@@ -2,13 +2,22 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
+from typing import Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from splade_lit.core.tokens import PairBatch, Tokens
 from splade_lit.data.sampler import NoDuplicatesBatchSampler
 from splade_lit.data.token_store import TokenStore
+
+
+class TeacherScores(Protocol):
+    """A teacher's scores of the pairs of a batch."""
+
+    def __call__(self, rows: np.ndarray) -> Tensor:
+        """fp32 `[rows, documents]`: of the queries of these rows with all documents of the batch, NaN if not scored."""
 
 
 class PairLoader:
@@ -23,6 +32,7 @@ class PairLoader:
         sampler: gives batches as positions in `rows` of the stores; Lightning calls its `set_epoch`.
         trained_batches: gives how many batches of the epoch were trained on, as training may stop in the middle of a
             batch; by default, all that were handed out.
+        teacher: gives a teacher's scores of the pairs of a batch, by its rows of the stores.
     """
 
     def __init__(
@@ -32,6 +42,7 @@ class PairLoader:
         sampler: NoDuplicatesBatchSampler,
         rows: np.ndarray,
         trained_batches: Callable[[], int] | None = None,
+        teacher: TeacherScores | None = None,
     ) -> None:
         self.queries = queries
         self.documents = documents
@@ -39,6 +50,7 @@ class PairLoader:
         self.batch_sampler = None  # Lightning reads it of every loader that has a sampler
         self.rows = rows
         self.trained_batches = trained_batches
+        self.teacher = teacher
         self._state = {"epoch": 0, "batches": 0}
         self._resumed: dict[str, int] | None = None
 
@@ -61,7 +73,7 @@ class PairLoader:
         columns = [store.gather(rows) for store in self.documents]
         lengths = chain.from_iterable(column.lengths for column in columns)
         documents = Tokens(torch.cat([column.input_ids for column in columns]), tuple(lengths))
-        return PairBatch(self.queries.gather(rows), documents)
+        return PairBatch(self.queries.gather(rows), documents, self.teacher(rows) if self.teacher else None)
 
     def state_dict(self) -> dict[str, int]:
         """The epoch and how many of its batches are done; Lightning saves them with each checkpoint."""

@@ -87,6 +87,20 @@ def find_saved(source: str | Path, revision: str | None = None, queries_only: bo
     return layout
 
 
+def model_folder(source: str, revision: str | None = None) -> Path:
+    """The folder of a model of any kind; a Hub id is fetched, weights and all.
+
+    Raises:
+        UserError: there is no such folder or model.
+    """
+    if (path := _local_path(source)) is not None:
+        if not path.is_dir():
+            raise UserError(f"{source} is not a folder; give the folder of a model or a Hub id such as owner/name.")
+        return path
+    folder = _fetch(source, revision, *_TEXTS, _WEIGHTS)
+    return folder if any(folder.rglob("model*.safetensors")) else _fetch(source, folder.name, _WEIGHTS_ELSE)
+
+
 def find_inference_free(source: str | Path, revision: str | None = None) -> SavedLayout | None:
     """The layout of a source if it is a model with a query table; None for any other, such as a plain base model.
 
@@ -239,7 +253,19 @@ def document_side_fingerprint(layout: SavedLayout) -> str:
     digest = xxhash.xxh3_64(repr((layout.pooling, layout.activation, layout.max_document_tokens)).encode())
     digest.update(repr((layout.prompts.get("document"), layout.max_active_dims)).encode())
     for path in sorted(layout.document_folder.iterdir()):
-        if path.suffix in (".json", ".safetensors", ".bin", ".txt", ".model"):
-            with path.open("rb") as file:
-                digest.update(f"{path.name} {hashlib.file_digest(file, xxhash.xxh3_64).hexdigest()}".encode())
+        _add_file(digest, path, path.name)
     return digest.hexdigest()
+
+
+def folder_fingerprint(folder: Path) -> str:
+    """A hash of all files of a model; it takes as long as reading the weights from the disk."""
+    digest = xxhash.xxh3_64()
+    for path in sorted(folder.rglob("*")):
+        _add_file(digest, path, str(path.relative_to(folder)))
+    return digest.hexdigest()
+
+
+def _add_file(digest: xxhash.xxh3_64, path: Path, name: str) -> None:
+    if path.suffix in (".json", ".safetensors", ".bin", ".txt", ".model"):
+        with path.open("rb") as file:
+            digest.update(f"{name} {hashlib.file_digest(file, xxhash.xxh3_64).hexdigest()}".encode())

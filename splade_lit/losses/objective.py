@@ -4,17 +4,21 @@ import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from inspect import signature
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from torch import Tensor, nn
 
 from splade_lit.core.errors import UserError
 from splade_lit.core.ranges import check_range
 from splade_lit.losses.citation import PartFacts
+from splade_lit.losses.distillation import KLDivergence, MarginMSE
 from splade_lit.losses.part import Part, Step, plain
 from splade_lit.losses.penalties import PENALTIES, L0Mask, Penalty, PenaltyName
-from splade_lit.losses.ranking import RANKING, RankingLoss, RankingName
+from splade_lit.losses.ranking import InBatch, RankingLoss
 from splade_lit.losses.weights import Ramp, Schedule, Weight
+
+RankingName = Literal["in_batch", "kl", "margin_mse"]
+RANKING: dict[RankingName, type[RankingLoss]] = {"in_batch": InBatch, "kl": KLDivergence, "margin_mse": MarginMSE}
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,11 @@ class Objective(nn.Module):
     def ranking_losses(self) -> dict[str, RankingLoss]:
         """The ranking losses by their names in the log."""
         return {part.name: part for part in cast(Iterable[RankingLoss], self.ranking)}
+
+    @property
+    def teacher_losses(self) -> list[str]:
+        """Names of the ranking losses that need the scores of a teacher."""
+        return [name for name, part in self.ranking_losses.items() if part.needs_teacher]
 
     def facts(self) -> list[PartFacts]:
         """What a model card says of the parts."""

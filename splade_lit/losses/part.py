@@ -24,7 +24,7 @@ class Step:
         mean_query: mean of the query vectors. A penalty that looks at means or sums is the same on this one vector as
             on all of them, so that `[queries, vocab]` is never made.
         step: optimizer steps done, of `total_steps` of the whole run.
-        teacher_scores: what a teacher gives for `scores`, where there is one.
+        teacher_scores: what a teacher gives for `scores`, where there is one; NaN for pairs that it has not scored.
     """
 
     scores: Float[Tensor, "queries documents"]

@@ -1,7 +1,5 @@
 """Ranking losses over the scores of a batch."""
 
-from typing import Literal
-
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -9,8 +7,6 @@ from torch import Tensor
 from splade_lit.core.ranges import check_range
 from splade_lit.losses.citation import Citation
 from splade_lit.losses.part import Part, Step, answer_mask
-
-RankingName = Literal["in_batch"]
 
 _HENDERSON_2017 = """\
 @misc{henderson2017efficient,
@@ -49,7 +45,12 @@ class RankingLoss(Part):
 
     Args:
         weight: factor of this loss in the sum.
+
+    Attributes:
+        needs_teacher: whether it looks at `step.teacher_scores`; a run without them is then refused before it starts.
     """
+
+    needs_teacher: bool = False
 
     def __init__(self, weight: float = 1.0) -> None:
         super().__init__()
@@ -75,6 +76,3 @@ class InBatch(RankingLoss):
     def forward(self, step: Step) -> Float[Tensor, ""]:
         """The loss of a batch, without its weight."""
         return in_batch_ranking_loss(step.scores, step.answers)
-
-
-RANKING: dict[RankingName, type[RankingLoss]] = {"in_batch": InBatch}

@@ -1,5 +1,6 @@
 """What `python -m splade_lit.fit` does: from settings to a trainer that keeps the folder of the run, and training."""
 
+import logging
 import signal
 import sys
 from collections.abc import Sequence
@@ -37,6 +38,8 @@ from splade_lit.training.callbacks.stop_signals import StopSignals
 from splade_lit.training.callbacks.wandb_log import WandbLog
 from splade_lit.training.help_text import LINKS
 from splade_lit.training.module import SpladeModule, check_precision
+
+logger = logging.getLogger(__name__)
 
 
 class OpenRunFolder(Callback):
@@ -146,6 +149,17 @@ class FitCLI(LightningCLI):
             raise UserError(f"trainer: {first_line(error)}.") from error
 
 
+def check_teacher(losses: Sequence[str], has_teacher: bool) -> None:
+    """Raise a UserError if ranking losses need a teacher's scores and there are none; warn if nothing needs them."""
+    if losses and not has_teacher:
+        raise UserError(
+            f"model.ranking has {', '.join(losses)}, which learns from a teacher, but the data have none; set "
+            "data.teacher to a sentence encoder, or data.score_columns where pairs have been scored."
+        )
+    if has_teacher and not losses:
+        logger.warning("The data have a teacher, but model.ranking names no loss that learns from it, such as kl.")
+
+
 def _as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
@@ -187,6 +201,7 @@ def _train(cli: FitCLI) -> None:
         check_same_model(Path(checkpoint), cli.model)
     check_precision(trainer.precision)
     check_watched(trainer, cli.model.logged_names)
+    check_teacher(cli.model.objective.teacher_losses, cli.datamodule.has_teacher)
     try:
         trainer.fit(cli.model, cli.datamodule, ckpt_path=checkpoint, weights_only=True)
     except UserError:

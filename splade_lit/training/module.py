@@ -17,10 +17,10 @@ from splade_lit.core.tokens import PairBatch
 from splade_lit.encoder.body.recompute import Recompute, set_recompute
 from splade_lit.encoder.body.sparse_head import Activation, Pooling
 from splade_lit.encoder.start import TrainingCorpus, set_start, untrained_encoder
-from splade_lit.losses.objective import Losses, Objective
+from splade_lit.losses.objective import Losses, Objective, RankingName
 from splade_lit.losses.part import Step
 from splade_lit.losses.penalties import Penalty, PenaltyName
-from splade_lit.losses.ranking import RankingLoss, RankingName
+from splade_lit.losses.ranking import RankingLoss
 from splade_lit.losses.weights import Schedule, Weight, learning_rate_factor
 from splade_lit.training.divergence import DivergenceWatch
 
@@ -54,7 +54,8 @@ class SpladeModule(L.LightningModule):
         idf_learning_rate: peak learning rate of the query weights, and of parameters that parts of the loss have.
         weight_decay: AdamW's weight decay of the transformer; query weights have none.
         warmup_ratio: fraction of all optimizer steps over which learning rates rise to their peak.
-        ranking: ranking losses, whose weighted sum is trained on: `in_batch`, or classes by their `class_path`.
+        ranking: ranking losses, whose weighted sum is trained on: `in_batch`, `kl` and `margin_mse` (both learn from a
+            teacher's scores, which `data` gives), or classes by their `class_path`.
         penalty: penalty on activations: `flops`, `l1`, or a class by its `class_path`.
         lambda_d: weight of the penalty on documents: a number, or a class that decides it step by step.
         lambda_q: weight of the penalty on queries, likewise.
@@ -160,6 +161,7 @@ class SpladeModule(L.LightningModule):
                 mean_query=self.encoder.query.mean_embedding(batch.queries),
                 step=self.global_step,
                 total_steps=self.total_steps,
+                teacher_scores=batch.teacher_scores,
             )
             return cast(Losses, self.objective(step))
 

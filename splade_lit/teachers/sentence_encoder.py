@@ -1,0 +1,62 @@
+"""A frozen sentence encoder, run by sentence-transformers: one dense vector a text."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from splade_lit.core.errors import UserError, first_line
+from splade_lit.encoder.layout import read_json
+from splade_lit.teachers.kinds import check_installed, teacher_kind
+
+Side = Literal["query", "document"]
+
+COSINE_SCALE = 20.0
+"""Factor of a cosine that makes it a score: by which sentence-transformers' losses multiply cosines in training."""
+
+
+class SentenceEncoder:
+    """Vectors of queries and documents whose dot product is the model's similarity.
+
+    Args:
+        folder: the saved model.
+        max_tokens: tokens a text is cut to; the model's own limit if not given, and never more than that.
+        device: where it runs.
+
+    Raises:
+        UserError: the model is no sentence encoder, cannot be read, or sentence-transformers is not installed.
+    """
+
+    def __init__(self, folder: Path, max_tokens: int | None = None, device: str | torch.device = "cpu") -> None:
+        check_sentence_encoder(folder, str(folder))
+        self.is_cosine = compares_by_cosine(folder)
+        check_installed(str(folder))
+        from sentence_transformers import SentenceTransformer
+
+        try:
+            self.model = SentenceTransformer(str(folder), device=str(device)).eval()
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise UserError(f"{folder} cannot be read as a sentence encoder: {first_line(error)}.") from error
+        if max_tokens is not None:
+            self.model.max_seq_length = min(max_tokens, self.model.max_seq_length or max_tokens)
+
+    def encode(self, texts: Sequence[str], side: Side) -> np.ndarray:
+        """fp32 `[texts, dims]`; a model with prompts or routes for queries and documents uses them."""
+        encode: Any = self.model.encode_query if side == "query" else self.model.encode_document
+        return encode(list(texts), normalize_embeddings=self.is_cosine, show_progress_bar=False)
+
+
+def compares_by_cosine(folder: Path) -> bool:
+    """Whether a sentence encoder compares by cosine, as most do, so that its vectors are made of unit length here."""
+    return read_json(folder / "config_sentence_transformers.json", missing={}).get("similarity_fn_name") != "dot"
+
+
+def check_sentence_encoder(folder: Path, source: str) -> None:
+    """Raise a UserError, which calls the model `source`, if it is not a sentence encoder."""
+    if (kind := teacher_kind(folder, source)) != "sentence encoder":
+        raise UserError(
+            f"{source} is a {kind}; a teacher whose vectors are made once is a sentence encoder, others score pairs by "
+            "`python -m splade_lit.score`."
+        )

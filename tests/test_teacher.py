@@ -1,0 +1,239 @@
+"""A frozen sentence encoder as teacher: its scores, the cache of its vectors, and training that learns from it."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from command_runs import command, load_checkpoint, rows
+from transformers import BertConfig, BertModel
+
+from splade_lit.core.errors import UserError
+from splade_lit.data.datamodule import PairsDataModule
+from splade_lit.data.pairs import hashes
+from splade_lit.teachers.kinds import teacher_kind
+from splade_lit.teachers.vectors import TextVectors, add_vectors, open_vectors
+
+sentence_transformers = pytest.importorskip("sentence_transformers")
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory, tiny_tokenizer) -> Path:
+    """A tiny random sentence encoder with prompts, as sentence-transformers saves it."""
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
+    folder = tmp_path_factory.mktemp("teacher")
+    torch.manual_seed(3)
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    BertModel(BertConfig(vocab_size=len(tiny_tokenizer), **shape)).save_pretrained(folder / "body")
+    tiny_tokenizer.save_pretrained(folder / "body")
+    body = Transformer(str(folder / "body"))
+    model = sentence_transformers.SentenceTransformer(
+        modules=[body, Pooling(16)], prompts={"query": "what ", "document": ""}, device="cpu"
+    )
+    model.max_seq_length = 24
+    model.save(str(folder / "model"))
+    return folder / "model"
+
+
+@pytest.fixture
+def make(world, teacher, tmp_path):
+    """Function of settings: a DataModule of pairs with hard negatives and this teacher, set up."""
+
+    def make(**settings: Any) -> PairsDataModule:
+        defaults = {"num_eval_pairs": 8, "batch_size": 8, "cache_dir": str(tmp_path / "cache"), "teacher": str(teacher)}
+        data = PairsDataModule(**{"tokenizer": str(world.base), "source": str(world.pairs), **defaults, **settings})
+        data.setup()
+        return data
+
+    return make
+
+
+def cosines(teacher: Path, data: PairsDataModule, chosen: np.ndarray, max_tokens: int | None = None) -> torch.Tensor:
+    """What sentence-transformers itself gives for the queries of rows and all their documents."""
+    model = sentence_transformers.SentenceTransformer(str(teacher), device="cpu")
+    model.max_seq_length = max_tokens or model.max_seq_length
+    pairs = data._loaded()
+    documents = [pairs[int(row)][name] for name in pairs.columns[1:] for row in chosen]
+    queries = model.encode_query([pairs[int(row)]["query"] for row in chosen])
+    return model.similarity(queries, model.encode_document(documents))
+
+
+@pytest.mark.parametrize("settings", [{}, {"teacher_max_tokens": 5, "teacher_scale": 3.0}])
+def test_scores_are_those_of_sentence_transformers(make, teacher, settings):
+    negatives = ["negative_1", "negative_2"]
+    data = make(negative_columns=negatives, **settings)
+    scale = settings.get("teacher_scale", 20.0)
+    for loader in (data.train_dataloader(), data.val_dataloader()):
+        positions = loader.sampler.batches()[0]
+        batch = next(iter(loader))
+        assert batch.teacher_scores.shape == (len(batch.queries), 3 * len(batch.queries))
+        assert batch.teacher_scores.dtype == torch.float32
+        expected = scale * cosines(teacher, data, loader.rows[positions], settings.get("teacher_max_tokens"))
+        torch.testing.assert_close(batch.teacher_scores, expected, rtol=0, atol=2e-3 * scale)
+        assert batch.to("cpu").teacher_scores is not None
+    assert data.has_teacher
+
+
+def encode(texts: list[str]) -> np.ndarray:
+    """A vector that tells its text: length, first and last character."""
+    return np.array([[len(text), ord(text[0]), ord(text[-1])] for text in texts], np.float32)
+
+
+def add(folder: Path, texts: list[str], encode=encode, parts=None) -> TextVectors:
+    parts = open_vectors(folder) if parts is None else parts
+    lengths = np.array([len(text) for text in texts])
+    return add_vectors(parts, hashes(texts), lengths, lambda rows: [texts[r] for r in rows], encode, folder, "encoding")
+
+
+def refuse(texts: list[str]) -> np.ndarray:
+    raise AssertionError(f"{len(texts)} texts are encoded again")
+
+
+def test_vectors_are_made_once_and_shared_by_data_that_share_texts(tmp_path):
+    texts = [f"text {'x' * number}{number}" for number in range(50)]
+    made = add(tmp_path / "a", texts)
+    again = add(tmp_path / "a", texts[::-1], refuse)
+    for vectors in (made, again):
+        assert len(vectors) == 50
+        chosen = vectors.rows(hashes(texts[7:3:-1]))
+        np.testing.assert_array_equal(vectors.gather(chosen), encode(texts[7:3:-1]))
+    more = add(tmp_path / "a", [*texts, "new"], lambda new: encode(new) if new == ["new"] else refuse(new))
+    assert more.gather(more.rows(hashes(["new", texts[0]]))).tolist() == encode(["new", texts[0]]).tolist()
+    assert more.rows(hashes(["never seen"])).tolist() == [-1]
+    assert more.rows(hashes(["new"] * 6).reshape(2, 3)).shape == (2, 3)
+
+
+def test_work_that_was_interrupted_goes_on_after_the_last_whole_part(tmp_path, monkeypatch):
+    monkeypatch.setattr("splade_lit.teachers.vectors.PART_TEXTS", 10)
+    texts = [f"text {'x' * number}" for number in range(35)]
+    calls = []
+
+    def interrupted(batch: list[str]) -> np.ndarray:
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        calls.append(len(batch))
+        return encode(batch)
+
+    with pytest.raises(KeyboardInterrupt):
+        add(tmp_path, texts, interrupted)
+    assert len(open_vectors(tmp_path)) == 2
+    encoded = []
+    vectors = add(tmp_path, texts, lambda batch: encoded.extend(batch) or encode(batch))
+    assert encoded == texts[14::-1]  # the longest came first
+    np.testing.assert_array_equal(vectors.gather(vectors.rows(hashes(texts))), encode(texts))
+
+
+def test_a_damaged_part_is_made_again(tmp_path, caplog):
+    texts = ["one", "three"]
+    add(tmp_path, texts)
+    (part,) = tmp_path.glob("*.vectors.npy")
+    part.write_bytes(part.read_bytes()[:-3])
+    with caplog.at_level(logging.WARNING):
+        vectors = add(tmp_path, texts)
+    assert "is not whole and is made again" in caplog.text
+    np.testing.assert_array_equal(vectors.gather(vectors.rows(hashes(texts))), encode(texts))
+    add(tmp_path, texts, refuse)
+
+
+def test_vectors_are_kept_in_memory_where_the_cache_cannot_be_written(tmp_path, caplog):
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    with caplog.at_level(logging.WARNING):
+        vectors = add(blocked / "folder", ["one"])
+    assert "A teacher's vectors are kept in memory" in caplog.text
+    assert vectors.gather(vectors.rows(hashes(["one"]))).tolist() == encode(["one"]).tolist()
+
+
+def test_the_cache_is_of_one_model_and_one_limit(make, tmp_path, monkeypatch):
+    make()
+    folders = {path.name for path in (tmp_path / "cache" / "teachers").iterdir()}
+    make(teacher_max_tokens=4)
+    assert len(list((tmp_path / "cache" / "teachers").iterdir())) == len(folders) + 1
+    monkeypatch.setattr("splade_lit.data.teacher.SentenceEncoder", refuse)
+    first = next(iter(make().train_dataloader()))  # nothing is encoded again, nor with fewer pairs
+    make(max_pairs=20)
+    assert torch.equal(first.teacher_scores, next(iter(make().train_dataloader())).teacher_scores)
+
+
+def test_training_with_a_teacher_resumes_exactly(world, teacher, tmp_path):
+    ranking = [
+        "in_batch",
+        "kl",
+        {"class_path": "splade_lit.losses.distillation.MarginMSE", "init_args": {"weight": 0.1}},
+    ]
+    keep = {"every_n_train_steps": 3, "save_top_k": -1, "filename": "{step}"}
+    changes = {
+        "model.ranking": ranking,
+        "data.teacher": str(teacher),
+        "trainer.callbacks": [{"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": keep}],
+    }
+    run = tmp_path / "run"
+    outcome = command("splade_lit.fit", "--config", world.config(run, changes))
+    assert outcome.code == 0, outcome.err
+    table = rows(run)
+    for row in table:
+        values = {name.removeprefix("train/"): float(value) for name, value in row.items() if value}
+        sum_of_parts = values["ranking_loss"] + values["kl_divergence"] + 0.1 * values["margin_mse"]
+        expected = sum_of_parts + values["lambda_d"] * values["document_penalty"]
+        assert values["loss"] == pytest.approx(expected, rel=1e-5)
+    assert any(row["val/kl_divergence"] for row in table)
+    card = (run / "model" / "README.md").read_text()
+    assert "loss:SparseDistillKLDivLoss" in card
+    assert "hofstaetter2020improving" in card
+    again = tmp_path / "again"
+    resumed = command(
+        *("splade_lit.fit", "--config", run / "config.yaml", "--trainer.default_root_dir", again),
+        *("--ckpt_path", run / "checkpoints" / "step=3.ckpt"),
+    )
+    assert resumed.code == 0, resumed.err
+    ours, expected = (load_checkpoint(path / "checkpoints" / "last.ckpt")["state_dict"] for path in (again, run))
+    assert all(torch.equal(ours[name], expected[name]) for name in expected)
+
+
+def test_what_a_run_with_a_teacher_lacks_is_said_before_it_starts(world, teacher, tmp_path):
+    def refused(**changes: Any) -> str:
+        config = world.config(tmp_path / "run", {name.replace("__", "."): value for name, value in changes.items()})
+        outcome = command("splade_lit.fit", "--config", config)
+        assert outcome.code == 2
+        assert not (tmp_path / "run" / "metrics.csv").exists()
+        return outcome.err
+
+    assert "model.ranking has kl_divergence, which learns from a teacher, but the data have none" in refused(
+        model__ranking=["kl"]
+    )
+    learning = {"model__ranking": ["kl"]}
+    assert "no package 'no_such_package' is installed" in refused(**learning, data__teacher="package:no_such_package/m")
+    assert "is a sparse encoder; a teacher whose vectors" in refused(**learning, data__teacher=str(world.base))
+    assert "is not a folder" in refused(**learning, data__teacher=str(tmp_path / "nowhere"))
+    assert "teacher_scale is -1" in refused(**learning, data__teacher=str(teacher), data__teacher_scale=-1.0)
+
+
+def test_the_kind_of_a_teacher_is_told_by_its_files(world, teacher, tmp_path):
+    assert teacher_kind(teacher, "t") == "sentence encoder"
+    assert teacher_kind(world.base, "t") == "sparse encoder"
+    for number, (files, kind) in enumerate(
+        [
+            ({"config.json": {"architectures": ["BertForSequenceClassification"]}}, "cross-encoder"),
+            ({"modules.json": [{"type": "sentence_transformers.models.Router"}]}, "sparse encoder"),
+            ({"modules.json": [{"type": "Transformer"}, {"type": "Pooling"}]}, "sentence encoder"),
+            (
+                {
+                    "modules.json": [{"type": "Transformer"}],
+                    "config_sentence_transformers.json": {"model_type": "CrossEncoder"},
+                },
+                "cross-encoder",
+            ),
+        ]
+    ):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        for name, content in files.items():
+            (folder / name).write_text(json.dumps(content))
+        assert teacher_kind(folder, "t") == kind
+    (tmp_path / "0" / "config.json").write_text(json.dumps({"architectures": ["BertModel"]}))
+    with pytest.raises(UserError, match=r"^t is no teacher by its files"):
+        teacher_kind(tmp_path / "0", "t")
