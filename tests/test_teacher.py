@@ -2,15 +2,18 @@
 
 import json
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from command_runs import command, load_checkpoint, rows
+from command_runs import call, command, load_checkpoint, rows
 from transformers import BertConfig, BertModel
 
+from splade_lit import fit
 from splade_lit.core.errors import UserError
 from splade_lit.data.datamodule import PairsDataModule
 from splade_lit.data.pairs import hashes
@@ -172,7 +175,7 @@ def test_training_with_a_teacher_resumes_exactly(world, teacher, tmp_path):
         "trainer.callbacks": [{"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": keep}],
     }
     run = tmp_path / "run"
-    outcome = command("splade_lit.fit", "--config", world.config(run, changes))
+    outcome = command("splade_lit.fit", "--config", world.config(run, changes), cwd=tmp_path)
     assert outcome.code == 0, outcome.err
     table = rows(run)
     for row in table:
@@ -188,6 +191,7 @@ def test_training_with_a_teacher_resumes_exactly(world, teacher, tmp_path):
     resumed = command(
         *("splade_lit.fit", "--config", run / "config.yaml", "--trainer.default_root_dir", again),
         *("--ckpt_path", run / "checkpoints" / "step=3.ckpt"),
+        cwd=tmp_path,
     )
     assert resumed.code == 0, resumed.err
     ours, expected = (load_checkpoint(path / "checkpoints" / "last.ckpt")["state_dict"] for path in (again, run))
@@ -197,7 +201,7 @@ def test_training_with_a_teacher_resumes_exactly(world, teacher, tmp_path):
 def test_what_a_run_with_a_teacher_lacks_is_said_before_it_starts(world, teacher, tmp_path):
     def refused(**changes: Any) -> str:
         config = world.config(tmp_path / "run", {name.replace("__", "."): value for name, value in changes.items()})
-        outcome = command("splade_lit.fit", "--config", config)
+        outcome = call(fit.main, "--config", config)
         assert outcome.code == 2
         assert not (tmp_path / "run" / "metrics.csv").exists()
         return outcome.err
@@ -237,3 +241,86 @@ def test_the_kind_of_a_teacher_is_told_by_its_files(world, teacher, tmp_path):
     (tmp_path / "0" / "config.json").write_text(json.dumps({"architectures": ["BertModel"]}))
     with pytest.raises(UserError, match=r"^t is no teacher by its files"):
         teacher_kind(tmp_path / "0", "t")
+
+
+def write_scored(world, path: Path, scores: list[Any], several: bool = False) -> Path:
+    """The pairs of the world with two negatives and scores, in one column of lists or in one a document."""
+    lines = world.pairs.read_text().splitlines()[: len(scores)]
+    rows = [json.loads(line) for line in lines]
+    for row, numbers in zip(rows, scores, strict=True):
+        row |= {f"score_{n}": number for n, number in enumerate(numbers)} if several else {"scores": numbers}
+    if path.suffix == ".parquet":
+        pd.DataFrame(rows).to_parquet(path)
+    elif path.suffix == ".csv":
+        lists = {} if several else {"scores": [json.dumps(row["scores"]) if row["scores"] else "" for row in rows]}
+        pd.DataFrame(rows).assign(**lists).to_csv(path, index=False)
+    else:
+        path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return path
+
+
+NUMBERS = [[float(row), row / 2, -1.0] for row in range(12)]
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "parquet", "csv"])
+@pytest.mark.parametrize("several", [False, True])
+def test_scores_in_columns_are_those_of_a_rows_own_documents(world, make, tmp_path, ending, several):
+    numbers = [[*row] for row in NUMBERS]
+    numbers[3] = [3.0, None, -1.0]
+    if not several:
+        numbers[5] = None
+    elif ending != "jsonl":
+        numbers[5] = [None] * 3
+    else:
+        numbers[5] = [math.nan, None, math.nan]
+    source = write_scored(world, tmp_path / f"scored.{ending}", numbers, several)
+    columns = ["score_0", "score_1", "score_2"] if several else ["scores"]
+    settings = {"source": str(source), "score_columns": columns, "teacher": None, "num_eval_pairs": 4}
+    data = make(negative_columns=["negative_1", "negative_2"], **settings)
+    assert data.has_teacher
+    seen = []
+    for loader in (data.train_dataloader(), data.val_dataloader()):
+        for positions, batch in zip(loader.sampler.batches(), loader, strict=True):
+            chosen, size = loader.rows[positions], len(positions)
+            expected = torch.full((size, 3 * size), torch.nan)
+            for place, row in enumerate(chosen):
+                own = numbers[row] or [None] * 3
+                expected[place, place::size] = torch.tensor([math.nan if one is None else one for one in own])
+            torch.testing.assert_close(batch.teacher_scores, expected, equal_nan=True)
+            seen.extend(chosen.tolist())
+    assert sorted(seen) == list(range(12))
+    again = make(negative_columns=["negative_1", "negative_2"], max_pairs=6, **settings)  # from the cache
+    np.testing.assert_array_equal(again._loaded().scores[:3], np.array(NUMBERS[:3], np.float32))
+
+
+def test_scores_that_do_not_fit_the_rows_are_refused(world, make, tmp_path):
+    def refused(match: str, numbers: list[Any], name: str = "scores", **settings: Any) -> None:
+        source = write_scored(world, tmp_path / "scored.jsonl", numbers)
+        columns = {"negative_columns": ["negative_1", "negative_2"], "score_columns": [name], "teacher": None}
+        with pytest.raises(UserError, match=match):
+            make(source=str(source), **columns | settings)
+
+    refused(r"line 3: scores: 2 numbers where the row has 3 columns of documents", [*NUMBERS[:2], [1.0, 2.0]])
+    refused(r"line 2: the column scores must hold numbers, .* but holds 'high'", [NUMBERS[0], [1.0, "high", 2.0]])
+    refused(r"line 1: the column scores must hold numbers", [[True, 1.0, 1.0]])
+    refused(r"line 1: the column scores must hold numbers", [[math.inf, 1.0, 1.0]])
+    refused(r"no column score_9; its columns are query, answer, ", NUMBERS, name="score_9")
+    refused(r"data\.teacher and data\.score_columns are two teachers", NUMBERS, teacher="x")
+
+
+def test_training_on_scored_pairs(world, tmp_path):
+    source = write_scored(world, tmp_path / "scored.jsonl", [[4.0, 2.0, None], None, [5.0, 1.0, 0.5]] * 16)
+    changes = {
+        "model.ranking": ["kl", "margin_mse"],
+        "data.source": str(source),
+        "data.negative_columns": ["negative_1", "negative_2"],
+        "data.score_columns": ["scores"],
+        "trainer.callbacks": None,
+    }
+    run = tmp_path / "run"
+    outcome = call(fit.main, "--config", world.config(run, changes))
+    assert outcome.code == 0, outcome.err
+    table = rows(run)
+    assert len(table) == 6
+    assert all(float(row["train/margin_mse"]) > 0 for row in table)
+    assert all(float(row["train/kl_divergence"]) > 0 for row in table)

@@ -8,6 +8,7 @@
 import csv
 import io
 import json
+import math
 import sys
 import textwrap
 from array import array
@@ -66,11 +67,7 @@ def read_rows(
     NanoBEIR sets. `mend` counts what is not valid Unicode; without one, a warning says how much there was. A UserError
     is that of `column_names`, or says that a column is missing, that a row has no id, or that a value is no text.
     """
-    if not (there := column_names(path)):
-        raise UserError(f"{path}: the data set has no rows.")
-    if missing := ", ".join(name for name in columns if name not in there):
-        names = textwrap.shorten(", ".join(there), 300, placeholder=" ...")
-        raise UserError(f"{path}: no column {missing}; its columns are {names}.")
+    _check_columns(path, columns)
     count = mend or Mender()
     for line, record in _records(path, columns):
         many = next((name for name in ids if isinstance(record.get(name), list)), None) if lists else None
@@ -78,6 +75,24 @@ def read_rows(
             yield line, [_text(row.get(name), count, path, line, name, name in ids) for name in columns]
     if mend is None:
         count.report(path)
+
+
+def read_numbers(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[float]]]:
+    """Line, from 1, and numbers of each row of a file: those of one column after another, where a list is as many.
+
+    A number that is not there (null, an empty field, NaN) is NaN, a list that is not there no number. A UserError is
+    that of `column_names`, or says that a column is missing or holds something else.
+    """
+    _check_columns(path, columns)
+    for line, record in _records(path, columns):
+        numbers: list[float] = []
+        for name in columns:
+            value = record.get(name)
+            if isinstance(value, str) and value.lstrip().startswith("["):  # a list in csv
+                value = _decoded(value)
+            for one in value if isinstance(value, list) else [value]:
+                numbers.append(_number(one, path, line, name))
+        yield line, [] if len(columns) == 1 and record.get(columns[0]) in (None, "") else numbers
 
 
 def read_unique(files: Sequence[Path], columns: Sequence[str], mend: Mender | None = None) -> Iterator[Values]:
@@ -98,6 +113,27 @@ def read_unique(files: Sequence[Path], columns: Sequence[str], mend: Mender | No
             place = f"{path}, line {line}"
             if (first := places.setdefault(id, place)) != place:
                 raise UserError(f"{place}: the {columns[0]} {id!r} is also that of {first}; make them unique.")
+
+
+def _check_columns(path: Path, columns: Sequence[str]) -> None:
+    if not (there := column_names(path)):
+        raise UserError(f"{path}: the data set has no rows.")
+    if missing := ", ".join(name for name in columns if name not in there):
+        names = textwrap.shorten(", ".join(there), 300, placeholder=" ...")
+        raise UserError(f"{path}: no column {missing}; its columns are {names}.")
+
+
+def _number(value: Any, path: Path, line: int, column: str) -> float:
+    if value is None or value == "":
+        return math.nan
+    try:
+        number = math.inf if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = math.inf
+    if math.isinf(number):
+        what = f"the column {column} must hold numbers, or one list of them a row"
+        raise UserError(f"{path}, line {line}: {what}, but holds {textwrap.shorten(str(value), 60)!r}.")
+    return number
 
 
 def _text(value: Any, mend: Mender, path: Path, line: int, column: str, is_id: bool) -> str | None:

@@ -22,7 +22,7 @@ from splade_lit.data.loader import PairLoader, TeacherScores
 from splade_lit.data.pairs import DOCSTRINGS, NATURAL_QUESTIONS, Pairs, load_pairs, split_rows
 from splade_lit.data.sampler import NoDuplicatesBatchSampler
 from splade_lit.data.tasks import load_tasks
-from splade_lit.data.teacher import in_batch_teacher
+from splade_lit.data.teacher import RowTeacher, in_batch_teacher
 from splade_lit.data.text_keys import without_queries
 from splade_lit.data.token_store import TokenStore, cached_token_store, tokenizer_fingerprint
 from splade_lit.encoder.masked_lm import load_tokenizer
@@ -63,6 +63,9 @@ class PairsDataModule(LightningDataModule):
         teacher: Hub id, folder or `package:NAME/FOLDER` of a sentence encoder, whose scores of all pairs of a batch are
             there for the ranking losses `kl` and `margin_mse`. It stays as it is: the vectors of all texts are made
             once, before training, and kept in the cache.
+        score_columns: names of columns of a teacher's scores, one for each document of a row in their order, or the
+            name of one column of lists of them; empty or NaN where it has not scored. Other pairs of a batch have no
+            score then.
         teacher_max_tokens: tokens of a text that the teacher sees; its own limit if not given.
         teacher_scale: factor of the teacher's scores; if not given, 20 for cosines, 1 for dot products.
         cache_dir: folder for tokens, docstrings and vectors of a teacher; null for SPLADE_LIT_CACHE, else
@@ -91,6 +94,7 @@ class PairsDataModule(LightningDataModule):
         drop_last: bool = False,
         seed: int = 42,
         block_rows: int = 1,
+        score_columns: Sequence[str] = (),
         teacher: str | None = None,
         teacher_max_tokens: int | None = None,
         teacher_scale: float | None = None,
@@ -106,6 +110,8 @@ class PairsDataModule(LightningDataModule):
         check_range("data", 0, LARGEST_SEED, split_seed=split_seed, seed=seed)
         if source != DOCSTRINGS:
             check_source(source)
+        if teacher is not None and score_columns:
+            raise UserError("data.teacher and data.score_columns are two teachers; give one of them.")
         if teacher is not None:
             check_installed("data.teacher")
             resolve_source(teacher)
@@ -117,7 +123,9 @@ class PairsDataModule(LightningDataModule):
         self.drop_last, self.seed, self.block_rows = drop_last, seed, block_rows
         columns = (query_column, document_column, negative_columns)
         self._load_pairs = partial(load_pairs, source, *columns, config, split, revision, max_pairs, cache_dir)
+        self._load_pairs = partial(self._load_pairs, score_columns=score_columns)
         self.held_out_tasks = tuple(held_out_tasks)
+        self.has_teacher = teacher is not None or bool(score_columns)
         self.teacher, self._teacher_settings = teacher, (teacher_max_tokens, teacher_scale)
         self._teacher_scores: TeacherScores | None = None
         self._pairs: Pairs | None = None
@@ -187,11 +195,6 @@ class PairsDataModule(LightningDataModule):
         return self._loaded().select(self.eval_rows)
 
     @property
-    def has_teacher(self) -> bool:
-        """Whether batches have the scores of a teacher."""
-        return self.teacher is not None
-
-    @property
     def num_documents(self) -> int:
         """Number of training documents, hard negatives not counted."""
         return len(self.train_rows)
@@ -249,6 +252,8 @@ class PairsDataModule(LightningDataModule):
         )
 
     def _teach(self, pairs: Pairs) -> TeacherScores | None:
+        if pairs.scores is not None:
+            return RowTeacher(pairs.scores, np.ones_like(pairs.scores, dtype=bool))
         if self.teacher is None:
             return None
         device = self.trainer.strategy.root_device if self.trainer else "cpu"

@@ -6,12 +6,13 @@ import os
 import re
 import textwrap
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import xxhash
 import yaml
@@ -20,7 +21,16 @@ from datasets.exceptions import DatasetNotFoundError
 from splade_lit.core.errors import UserError
 from splade_lit.core.files import Folder, cache_folder, replace_text, whole_file
 from splade_lit.core.progress import counted
-from splade_lit.core.tables import BATCH_ROWS, FORMATS, Values, column_names, file_kind, read_rows, read_unique
+from splade_lit.core.tables import (
+    BATCH_ROWS,
+    FORMATS,
+    Values,
+    column_names,
+    file_kind,
+    read_numbers,
+    read_rows,
+    read_unique,
+)
 from splade_lit.core.text import Mender, warn_once
 
 # These log what is raised right after, and that a folder has no README.md, which it need not have.
@@ -48,9 +58,7 @@ class TextSource:
         kept in memory. With `id_column`, the first column holds ids, which no two rows share. A UserError says that a
         column is missing or holds no text, that an id is missing or doubled, or that there are no rows.
         """
-        state = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in self.files]
-        key = xxhash.xxh3_64_hexdigest(repr((state, list(columns), id_column)).encode("utf-8", "surrogatepass"))
-        path = cache_folder(self.cache_dir) / "texts" / f"{key}.arrow"
+        path = self._cached(list(columns), id_column).with_suffix(".arrow")
         replaced = path.with_suffix(".replaced")  # how many characters, if any
         mend = Mender()
         schema = pa.schema([(name, pa.string()) for name in columns])
@@ -72,6 +80,33 @@ class TextSource:
             dataset = datasets.Dataset(pa.Table.from_batches(self._batches(schema, id_column, mend), schema))
         mend.report(self.source)
         return dataset
+
+    def numbers(self, columns: Sequence[str], width: int) -> np.ndarray:
+        """fp32 `[rows, width]`: the numbers of columns, or of one column of lists; NaN where there is none.
+
+        They are read once for the files as they are now. A UserError is that of `read_numbers`, or says that a row has
+        not as many.
+        """
+        path = self._cached(list(columns), "numbers", width).with_suffix(".npy")
+        with suppress(OSError, ValueError, EOFError):
+            return np.load(path)
+        found = []
+        for file in self.files:
+            for line, numbers in read_numbers(file, columns):
+                if numbers and len(numbers) != width:
+                    names = f"{', '.join(columns)}: {len(numbers)} numbers"
+                    raise UserError(f"{file}, line {line}: {names} where the row has {width} columns of documents.")
+                found.append(numbers or [np.nan] * width)
+        table = np.array(found, np.float32).reshape(-1, width)
+        with suppress(OSError), whole_file(path) as temporary, temporary.open("wb") as writer:
+            np.save(writer, table)
+        return table
+
+    def _cached(self, *what: object) -> Path:
+        """Where in the cache that stands which is made of the files as they are now; the ending is still to come."""
+        state = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in self.files]
+        key = xxhash.xxh3_64_hexdigest(repr((state, *what)).encode("utf-8", "surrogatepass"))
+        return cache_folder(self.cache_dir) / "texts" / key
 
     def rows(self, columns: Sequence[str], id_column: bool, mend: Mender) -> Iterator[Values]:
         """The rows of `read` one by one, past the cache; that two share an id is known only after the last."""

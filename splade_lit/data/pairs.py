@@ -26,13 +26,15 @@ class Pairs:
     """Pairs of text, read from disk as they are asked for.
 
     The columns are `query`, `document`, `negative_1`, `negative_2` and so on. `config` is what was asked for, `commit`
-    that of a Hub id, if it is known.
+    that of a Hub id, if it is known. `scores`, fp32 `[pairs, documents]`, are what a teacher gives for the query with
+    each document of its row, in the order of the columns, NaN where it has not scored; None without a teacher.
     """
 
     dataset: datasets.Dataset
     source: str
     config: str | None = None
     commit: str | None = None
+    scores: np.ndarray | None = None
 
     def __len__(self) -> int:
         """Number of pairs."""
@@ -49,7 +51,8 @@ class Pairs:
 
     def select(self, rows: Sequence[int] | np.ndarray) -> "Pairs":
         """These rows in this order; no text is copied."""
-        return replace(self, dataset=self.dataset.select(rows))
+        scores = None if self.scores is None else self.scores[np.asarray(rows, dtype=np.int64)]
+        return replace(self, dataset=self.dataset.select(rows), scores=scores)
 
     def batches(self, column: str, rows: int = BATCH_ROWS) -> Iterator[list[str]]:
         """The texts of a column, `rows` at a time."""
@@ -79,13 +82,14 @@ def load_pairs(
     revision: str | None = None,
     max_pairs: int | None = None,
     cache_dir: Folder = None,
+    score_columns: Sequence[str] = (),
 ) -> Pairs:
     """Pairs of a data set; rows with an empty text are left out, and a line of the log says how many.
 
     The arguments are the settings of the same names of `PairsDataModule`, which says what they mean. A UserError is
-    that of `open_texts` or `TextSource.read`, or says that no pair is left.
+    that of `open_texts`, `TextSource.read` or `TextSource.numbers`, or says that no pair is left.
     """
-    commit = None
+    commit = scores = None
     if source == DOCSTRINGS:
         train = load_docstrings(cache_dir).train
         texts = {"query": [d.first_sentence for d in train], "document": [document_text(d) for d in train]}
@@ -98,10 +102,12 @@ def load_pairs(
         commit = opened.commit
         names = ("query", "document", *(f"negative_{number}" for number in range(1, len(columns) - 1)))
         dataset = opened.read(columns).rename_columns(dict(zip(columns, names, strict=True)))
-    if max_pairs is not None and max_pairs < len(dataset):
-        logger.info("%s: max_pairs leaves out %d of %d rows.", source, len(dataset) - max_pairs, len(dataset))
-        dataset = dataset.select(range(max_pairs))
-    return Pairs(_without_empty_texts(dataset, source), source, config, commit)
+        scores = opened.numbers(score_columns, len(columns) - 1) if score_columns else None
+    pairs = Pairs(dataset, source, config, commit, scores)
+    if max_pairs is not None and max_pairs < len(pairs):
+        logger.info("%s: max_pairs leaves out %d of %d rows.", source, len(pairs) - max_pairs, len(pairs))
+        pairs = pairs.select(range(max_pairs))
+    return _without_empty_texts(pairs)
 
 
 def split_rows(num_pairs: int, num_eval_pairs: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -118,16 +124,16 @@ def split_rows(num_pairs: int, num_eval_pairs: int, seed: int) -> tuple[np.ndarr
     return parts["train"]["row"][:], parts["test"]["row"][:]
 
 
-def _without_empty_texts(dataset: datasets.Dataset, source: str) -> datasets.Dataset:
+def _without_empty_texts(pairs: Pairs) -> Pairs:
     has_text = [np.zeros(0, dtype=bool)]
-    for table in dataset.with_format("arrow").iter(BATCH_ROWS):
+    for table in pairs.dataset.with_format("arrow").iter(BATCH_ROWS):
         lengths = [pc.fill_null(pc.utf8_length(pc.utf8_trim_whitespace(column)), 0) for column in table.columns]
         has_text.append(np.all([column.to_numpy() > 0 for column in lengths], axis=0))
     rows = np.flatnonzero(np.concatenate(has_text))
     if len(rows) == 0:
-        raise UserError(f"{source}: no pair with text in all of its columns, of {len(dataset)} rows.")
-    empty = len(dataset) - len(rows)
+        raise UserError(f"{pairs.source}: no pair with text in all of its columns, of {len(pairs)} rows.")
+    empty = len(pairs) - len(rows)
     if empty == 0:
-        return dataset
-    logger.warning("%s: %d of %d pairs have an empty text and are skipped.", source, empty, len(dataset))
-    return dataset.select(rows)
+        return pairs
+    logger.warning("%s: %d of %d pairs have an empty text and are skipped.", pairs.source, empty, len(pairs))
+    return pairs.select(rows)

@@ -23,10 +23,29 @@ from splade_lit.teachers.vectors import TextVectors, add_vectors, open_vectors
 
 
 @dataclass(frozen=True)
+class RowTeacher:
+    """Scores of each query of a batch with the documents of its own row: fp32 `[pairs, columns]`, as `Pairs` has them.
+
+    `present`, bool `[pairs, columns]`, tells which documents are there.
+    """
+
+    scores: np.ndarray
+    present: np.ndarray
+
+    def __call__(self, rows: np.ndarray) -> Tensor:
+        """fp32 `[rows, documents]`: documents column by column, as in `PairBatch`; NaN for those of other rows."""
+        column, query = np.nonzero(self.present[rows].T)
+        scores = np.full((len(rows), len(query)), np.nan, np.float32)
+        scores[query, np.arange(len(query))] = self.scores[rows][query, column]
+        return torch.from_numpy(scores)
+
+
+@dataclass(frozen=True)
 class InBatchTeacher:
     """Scores of all queries of a batch with all its documents.
 
-    `query_rows` `[pairs]` and `document_rows` `[pairs, columns]` are the rows of the texts of each pair in the vectors.
+    `query_rows` `[pairs]` and `document_rows` `[pairs, columns]` are the rows of the texts of each pair in the vectors,
+    -1 for a document that is not there.
     """
 
     queries: TextVectors
@@ -38,7 +57,8 @@ class InBatchTeacher:
     def __call__(self, rows: np.ndarray) -> Tensor:
         """fp32 `[rows, documents]`: documents column by column, as in `PairBatch`."""
         queries = torch.from_numpy(self.queries.gather(self.query_rows[rows]))
-        documents = torch.from_numpy(self.documents.gather(self.document_rows[rows].T.ravel()))
+        document_rows = self.document_rows[rows].T
+        documents = torch.from_numpy(self.documents.gather(document_rows[document_rows >= 0]))
         return self.scale * (queries @ documents.T)
 
 
