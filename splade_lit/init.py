@@ -1,12 +1,14 @@
-"""`python -m splade_lit.init`: from a file of pairs to a YAML file that trains on it.
+"""`python -m splade_lit.init`: from a file of pairs, or a corpus alone, to a YAML file that trains on it.
 
     python -m splade_lit.init my_experiment --pairs pairs.jsonl --corpus docs.jsonl
+    python -m splade_lit.init my_experiment --corpus docs.jsonl
     python -m splade_lit.fit --config experiments/my_experiment.yaml
 
 Checks the data and says what is in them, keeps queries out of training and makes a retrieval task of them over the
 corpus, chooses settings from lengths, size and machine, and tells how long the run will take, by training a few steps.
 
-Writes experiments/my_experiment.yaml and beside it the folder my_experiment-heldout, the task in BEIR's layout.
+Writes experiments/my_experiment.yaml and beside it the folder my_experiment-heldout, the task in BEIR's layout. Without
+pairs, some are made of titles, headings and sentences of the documents, and written to my_experiment-pairs.jsonl.
 """
 
 from collections.abc import Sequence
@@ -30,10 +32,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> CommandParser:
-    parser = CommandParser("init", "Write a YAML file that trains on pairs of your own.")
+    parser = CommandParser("init", "Write a YAML file that trains on pairs or documents of your own.")
     parser.add_argument("name", help="name of the experiment, for experiments/NAME.yaml, or the path of a YAML file")
     parser.add_argument(
-        "--pairs", required=True, help="file (jsonl, csv, tsv, parquet; gzipped or not), data set folder or Hub id"
+        "--pairs",
+        help="file (jsonl, csv, tsv, parquet; gzipped or not), data set folder or Hub id (default: made of the corpus)",
     )
     parser.add_argument("--query-column", help="its column of queries (default: query, question and the like)")
     parser.add_argument("--document-column", help="its column of documents (default: answer, document and the like)")
@@ -42,6 +45,9 @@ def _parser() -> CommandParser:
         "--corpus", help="what is searched: file, data set or BEIR folder (default: the documents of the pairs)"
     )
     parser.add_argument("--text-column", help="its column of texts (default: text, contents and the like)")
+    parser.add_argument(
+        "--title-column", help="its column of titles, without --pairs (default: title, if there is one)"
+    )
     parser.add_argument("--queries", help="test queries with ids; without them, queries of pairs are held out")
     parser.add_argument(
         "--qrels", type=Path, help="which documents answer them: query-id, corpus-id, score, as in BEIR"

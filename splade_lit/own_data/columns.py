@@ -79,7 +79,7 @@ def read_corpus(source: str, text_column: str | None, pairs: Pairs) -> OwnCorpus
         UserError: as `open_corpus`; the column is not named and has no usual name, or ids are missing or repeated.
     """
     names = [] if is_task(source) else open_texts(source).columns
-    column = text_column or (_usual(source, names, TEXT_COLUMNS, None, "texts", "--text-column") if names else "text")
+    column = text_column_of(source, names, text_column) if names else text_column or "text"
     corpus = open_corpus(source, column)
     facts = inspect_corpus(corpus, pairs)
     if "title" in names and facts.found_share < 1:
@@ -88,6 +88,15 @@ def read_corpus(source: str, text_column: str | None, pairs: Pairs) -> OwnCorpus
         if facts_of_plain.num_found > facts.num_found:
             return OwnCorpus(corpus, plain, facts_of_plain)
     return OwnCorpus(corpus, corpus, facts)
+
+
+def text_column_of(source: str, columns: Sequence[str], named: str | None) -> str:
+    """The column of a corpus's texts: the one that is named, or one that goes by a usual name.
+
+    Raises:
+        UserError: there is neither.
+    """
+    return named or _usual(source, columns, TEXT_COLUMNS, None, "texts", "--text-column")
 
 
 def make_task(

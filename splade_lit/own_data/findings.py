@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from splade_lit.own_data.columns import OwnPairs
+from splade_lit.own_data.corpus_alone import MOST_SHARING, MadePairsFacts
 from splade_lit.own_data.held_out import HeldOut
 from splade_lit.own_data.inspection import CorpusFacts, Lengths, PairsFacts
+from splade_lit.own_data.structure import Kind
 
 # A warning comes with fewer pairs than this, with larger shares than these, and with a smaller share of answers found.
 _FEW_PAIRS = 1_000
@@ -15,6 +17,45 @@ _UNKNOWN = 0.01  # of tokens
 _CUT = 0.2  # of documents
 _SEEN = 0.5  # of held-out queries
 _FOUND = 0.9  # of answers
+_SHORT = 0.3  # of documents that pairs are made of
+
+
+_MADE = {
+    Kind.TITLE: "from a title to its text",
+    Kind.SENTENCE: "from the first sentence to the rest",
+    Kind.HEADING: "from a heading to its section",
+    Kind.SPAN: "from a few words to what stands around them",
+}
+
+
+def made_lines(facts: MadePairsFacts, source: str) -> list[str]:
+    """What a corpus holds, and the pairs that were made of it."""
+    num_worked = facts.num_documents - facts.num_empty - facts.num_copies
+    lines = [
+        f"corpus     {source}: {facts.num_documents:,} documents, {facts.num_empty:,} without text, "
+        f"{facts.num_copies:,} copies of an earlier one {_worry(facts.num_copies > _COPIES * facts.num_documents)}",
+        "pairs      none given; made of the structure of the documents:",
+        *(f"           {facts.made.get(kind, 0):,} {words}" for kind, words in _MADE.items()),
+        f"left out   {facts.num_short:,} documents too short for a pair; {facts.num_shared:,} pairs with a query that "
+        f"more than {MOST_SHARING} have",
+    ]
+    if facts.num_not_drawn:
+        lines.append(f"           {facts.num_not_drawn:,} of {num_worked:,} documents, for there are more than enough")
+    return lines
+
+
+def made_test_lines(facts: MadePairsFacts) -> list[str]:
+    """What figures on test queries that were made can tell, and what they cannot; nothing if there are none."""
+    if not facts.tests:
+        return []
+    titles, sentences = (facts.tests.get(kind, 0) for kind in (Kind.TITLE, Kind.SENTENCE))
+    return [
+        f"           made of {titles:,} titles and {sentences:,} first sentences, which all documents of this task are",
+        f"           without; the {facts.num_held_out:,} documents that they are from are not trained on",
+        "known      whether training helps to find new documents by a title or a sentence of theirs, beside BM25",
+        "not known  how people's queries fare: they are shorter, in other words, and about a detail; judge a few dozen",
+        "           real ones, and give them with --queries and --qrels",
+    ]
 
 
 def pairs_lines(facts: PairsFacts, own: OwnPairs) -> list[str]:
@@ -105,6 +146,20 @@ def warnings(
         found.append(f"{cut:.0%} of the documents are cut at {limit} tokens; split them, or raise max_document_tokens.")
     if (num_queries := len(held_out.task.queries)) < 50:
         found.append(f"{num_queries} held-out queries give figures that chance moves by several points.")
+    return [f"warning    {text}" for text in found]
+
+
+def made_warnings(facts: MadePairsFacts) -> list[str]:
+    """What may make pairs useless that were made of a corpus, each with what to do."""
+    found = []
+    if facts.num_copies > _COPIES * facts.num_documents:
+        found.append(f"{facts.num_copies / facts.num_documents:.0%} of the corpus are copies, which crowd rankings.")
+    if facts.num_short > _SHORT * (facts.num_documents - facts.num_empty - facts.num_copies - facts.num_not_drawn):
+        found.append("many documents are too short to make pairs of; training does not see them.")
+    if not facts.made.get(Kind.TITLE):
+        found.append(
+            "there are no titles, and first sentences stand for them; if a column has any, name it with --title-column."
+        )
     return [f"warning    {text}" for text in found]
 
 

@@ -1,4 +1,7 @@
-"""From pairs to an experiment: looks at the data, holds queries out, chooses settings, times them, writes the files."""
+"""From pairs, or a corpus alone, to an experiment.
+
+Looks at the data, holds queries out, chooses settings, times them, and writes the files.
+"""
 
 import itertools
 import logging
@@ -21,7 +24,17 @@ from splade_lit.core.sources import first_available
 from splade_lit.data.tasks import RetrievalTask
 from splade_lit.encoder.masked_lm import load_tokenizer
 from splade_lit.own_data.columns import make_task, read_corpus, read_pairs
-from splade_lit.own_data.findings import corpus_lines, held_out_lines, pairs_lines, settings_line, warnings
+from splade_lit.own_data.corpus_alone import MadePairs, pairs_of_corpus, read_titled, write_pairs
+from splade_lit.own_data.findings import (
+    corpus_lines,
+    held_out_lines,
+    made_lines,
+    made_test_lines,
+    made_warnings,
+    pairs_lines,
+    settings_line,
+    warnings,
+)
 from splade_lit.own_data.held_out import TASK_FILES, write_beir
 from splade_lit.own_data.inspection import inspect_pairs
 from splade_lit.own_data.settings import Machine, base_candidates, evaluated_documents, experiment_yaml, task_documents
@@ -43,19 +56,29 @@ def write_experiment(options: Namespace) -> None:
     Raises:
         UserError: the data cannot be used, the file exists already, or no base model can be had.
     """
-    path, folder = _places(options.name, options.overwrite)
+    _check_belongings(options)
+    path, folder, pairs_file = _places(options.name, options.overwrite, made=options.pairs is None)
     machine = _machine()
-    own = read_pairs(options.pairs, options.query_column, options.document_column, options.negative_columns)
+    most = options.max_corpus_documents or task_documents(machine.gpu)
     base_model = options.base_model or first_available(base_candidates(machine.gpu))
     tokenizer = load_tokenizer(base_model)
+    made = None if options.pairs else _make_pairs(options, pairs_file, folder.name, most)
+    if made is None:
+        own = read_pairs(options.pairs, options.query_column, options.document_column, options.negative_columns)
+    else:
+        own = made.own
+        _say(*made_lines(made.facts, options.corpus))
     facts = inspect_pairs(own.pairs, own.num_rows, tokenizer)
     _say(*pairs_lines(facts, own))
-    corpus = read_corpus(options.corpus, options.text_column, own.pairs) if options.corpus else None
-    corpus_facts = corpus.facts if corpus else None
-    _say(*corpus_lines(corpus_facts, options.corpus))
-    most = options.max_corpus_documents or task_documents(machine.gpu)
-    held_out = make_task(folder.name, own.pairs, corpus, options.queries, options.qrels, options.held_out, most)
-    _say(*held_out_lines(held_out, folder))
+    corpus = None
+    if made is None or made.held_out is None:
+        corpus = read_corpus(options.corpus, options.text_column, own.pairs) if options.corpus else None
+        if made is None:
+            _say(*corpus_lines(corpus and corpus.facts, options.corpus))
+        held_out = make_task(folder.name, own.pairs, corpus, options.queries, options.qrels, options.held_out, most)
+    else:
+        held_out = made.held_out
+    _say(*held_out_lines(held_out, folder), *(made_test_lines(made.facts) if made else []))
     written = partial(
         experiment_yaml,
         path,
@@ -71,25 +94,51 @@ def write_experiment(options: Namespace) -> None:
     time = "not measured"
     settings = yaml.safe_load(written(time=time))
     limit = settings["model"]["max_document_tokens"]
+    corpus_facts = corpus.facts if corpus and not made else None  # parts of documents are not looked up
     _say(settings_line(settings), *warnings(facts, corpus_facts, held_out, limit, options.base_model is None))
+    if made is not None:
+        _say(*made_warnings(made.facts))
+        write_pairs(made, pairs_file)
     if not options.no_timing:
         time = _expected(_times(settings, held_out.task), settings, len(held_out.task.corpus))
     write_beir(held_out.task, folder)
     replace_text(path, written(time=time))
-    _say(f"time       {time}", f"written    {path}, {folder}{os.sep}", f"python -m splade_lit.fit --config {path}")
+    files = [str(path), *([str(pairs_file)] if made else []), f"{folder}{os.sep}"]
+    _say(f"time       {time}", f"written    {', '.join(files)}", f"python -m splade_lit.fit --config {path}")
 
 
-def _places(name: str, overwrite: bool) -> tuple[Path, Path]:
-    """The YAML file and the folder of the task beside it, which can be written."""
+def _check_belongings(options: Namespace) -> None:
+    """Options that are about pairs, or about none, with what they are about."""
+    if options.pairs is None and options.corpus is None:
+        raise UserError("Give pairs with --pairs, or a corpus with --corpus, of whose documents pairs are then made.")
+    if options.pairs is None and (options.query_column or options.document_column or options.negative_columns):
+        raise UserError(
+            "--query-column, --document-column and --negative-columns are about pairs; give them with --pairs."
+        )
+    if options.pairs is not None and options.title_column:
+        raise UserError("--title-column is about pairs that are made of a corpus; leave it or --pairs out.")
+
+
+def _make_pairs(options: Namespace, path: Path, name: str, max_documents: int) -> MadePairs:
+    """Pairs of a corpus alone, with test queries unless some are given."""
+    corpus = read_titled(options.corpus, options.text_column, options.title_column)
+    test_queries = options.queries is None and options.qrels is None
+    return pairs_of_corpus(corpus, path, name, test_queries, options.held_out, max_documents)
+
+
+def _places(name: str, overwrite: bool, made: bool) -> tuple[Path, Path, Path]:
+    """The YAML file, the folder of the task beside it, and the file of pairs that are made; all can be written."""
     path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
         path = (Path("experiments") / name if len(path.parts) == 1 else path).with_name(f"{path.name}.yaml")
     folder = path.with_name(f"{path.stem}-heldout")
+    pairs = path.with_name(f"{path.stem}-pairs.jsonl")
     check_writable(path, folder)
-    there = [place for place in (path, *(folder / name for name in TASK_FILES)) if place.exists()]
+    places = [path, *(folder / name for name in TASK_FILES), *([pairs] if made else [])]
+    there = [place for place in places if place.exists()]
     if there and not overwrite:
         raise UserError(f"{there[0]} exists already; choose another name, or replace it with --overwrite.")
-    return path, folder
+    return path, folder, pairs
 
 
 def _times(settings: dict[str, Any], task: RetrievalTask) -> MeasuredTimes:
