@@ -21,6 +21,9 @@ _CROP_WORDS = range(4, 13)  # of a query cut from a sentence: about as long as w
 _LABEL_WORDS = range(1, 33)  # of a title or a heading
 _MIN_DOCUMENT_WORDS = 8
 _DOCUMENT_WORDS = 400  # more than a model of 512 tokens reads
+_AROUND_WORDS = (
+    150  # about a sentence that a query is cut from: of longer texts a model on a CPU reads the beginning only
+)
 _WORDS_PER_SPAN = 100  # of a document, for each pair that is made of a span
 _MAX_SPANS = 3
 _KEPT = 0.1  # of the sentences that a query is cut from stay in the document, as in the inverse cloze task
@@ -115,9 +118,9 @@ def _span_pairs(title: str, sentences: Sequence[str], rng: random.Random) -> Ite
 
 
 def _around(lengths: Sequence[int], place: int) -> tuple[int, int]:
-    """The sentences about one of them, as many on both sides as a document may have words."""
+    """The first and the last of the sentences that stand around one of them."""
     begin, end, words = place, place + 1, 0
-    while (begin > 0 or end < len(lengths)) and words < _DOCUMENT_WORDS:
+    while (begin > 0 or end < len(lengths)) and words < _AROUND_WORDS:
         if begin > 0:
             begin -= 1
             words += lengths[begin]

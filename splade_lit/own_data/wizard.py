@@ -95,9 +95,9 @@ def write_experiment(options: Namespace) -> None:
     settings = yaml.safe_load(written(time=time))
     limit = settings["model"]["max_document_tokens"]
     corpus_facts = corpus.facts if corpus and not made else None  # parts of documents are not looked up
-    _say(settings_line(settings), *warnings(facts, corpus_facts, held_out, limit, options.base_model is None))
+    found = warnings(facts, corpus_facts, held_out, limit, options.base_model is None)
+    _say(settings_line(settings), *found, *(made_warnings(made.facts) if made else []))
     if made is not None:
-        _say(*made_warnings(made.facts))
         write_pairs(made, pairs_file)
     if not options.no_timing:
         time = _expected(_times(settings, held_out.task), settings, len(held_out.task.corpus))
