@@ -84,6 +84,13 @@ def test_spans_are_disjoint_but_for_one_in_ten():
     assert 0.05 < sum(kept) / len(kept) < 0.16
 
 
+def test_text_without_punctuation_is_cut_into_parts():
+    words = [f"w{n}" for n in range(90)]
+    pairs = structure_pairs(Document("d", "", " ".join(words)))
+    assert (pairs[0].kind, pairs[0].query) == (Kind.SENTENCE, " ".join(words[:20]))
+    assert pairs[0].document == " ".join(words[20:])
+
+
 def test_the_lead_is_the_title_or_the_first_sentence():
     assert lead_pair(DOCUMENT).query == "Pumps of two kinds"
     text = "Water boils at lower heat up there. The air is thin and so every pot needs a lid."

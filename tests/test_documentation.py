@@ -83,13 +83,19 @@ EXEMPT = (
 GIVEN = {"onnx.md": {"folder": "runs/my_run/model/onnx"}}
 
 
+def sentences_of(words: str) -> str:
+    """The same words as sentences of seven."""
+    parts = words.split()
+    return " ".join(" ".join(parts[n : n + 7]).capitalize() + "." for n in range(0, len(parts), 7))
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory, tiny_tokenizer) -> World:
     """A tiny model, with pairs and documents as a reader has them."""
     world = make_world(tmp_path_factory.mktemp("world"), tiny_tokenizer)
     own = world.folder / "own"
     own.mkdir()
-    pairs = [(row["query"], row["document"]) for row in load_pairs(str(world.pairs)).dataset]
+    pairs = [(row["query"], sentences_of(row["document"])) for row in load_pairs(str(world.pairs)).dataset]
     rows = [{"question": query, "passage": document} for query, document in pairs]
     (own / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     corpus = {f"doc-{n}": text for n, text in enumerate(dict.fromkeys(document for _, document in pairs))}

@@ -21,6 +21,7 @@ _CROP_WORDS = range(4, 13)  # of a query cut from a sentence: about as long as w
 _LABEL_WORDS = range(1, 33)  # of a title or a heading
 _MIN_DOCUMENT_WORDS = 8
 _DOCUMENT_WORDS = 400  # more than a model of 512 tokens reads
+_LONGEST_SENTENCE = 80  # in words
 _AROUND_WORDS = (
     150  # about a sentence that a query is cut from: of longer texts a model on a CPU reads the beginning only
 )
@@ -143,7 +144,16 @@ def _title_and_sentences(document: Document) -> tuple[str, list[str]]:
     title, text = " ".join(document.title.split()), document.text.strip()
     if not title and (heading := _HEADING.match(text)):
         title, text = _label(heading), text[heading.end() :]
-    return title, split_sentences(_HEADING.sub(lambda heading: f"\n\n{_label(heading)}\n\n", text))
+    sentences = split_sentences(_HEADING.sub(lambda heading: f"\n\n{_label(heading)}\n\n", text))
+    return title, [piece for sentence in sentences for piece in _pieces(sentence)]
+
+
+def _pieces(sentence: str) -> list[str]:
+    """The sentence, or parts of one that is so long that it lacks punctuation, as what was spoken does."""
+    length = len(words_of(sentence))
+    if length <= _LONGEST_SENTENCE:
+        return [sentence]
+    return [run_of_words(sentence, n, _LONGEST_SENTENCE // 4) for n in range(0, length, _LONGEST_SENTENCE // 4)]
 
 
 def _label(heading: re.Match[str]) -> str:

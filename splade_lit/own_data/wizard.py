@@ -74,7 +74,7 @@ def write_experiment(options: Namespace) -> None:
     if made is None or made.held_out is None:
         corpus = read_corpus(options.corpus, options.text_column, own.pairs) if options.corpus else None
         if made is None:
-            _say(*corpus_lines(corpus and corpus.facts, options.corpus))
+            _say(*corpus_lines(corpus.facts if corpus else None, options.corpus))
         held_out = make_task(folder.name, own.pairs, corpus, options.queries, options.qrels, options.held_out, most)
     else:
         held_out = made.held_out
