@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from command_runs import call, command, load_checkpoint, rows
+from command_runs import call, load_checkpoint, rows
 from transformers import BertConfig, BertModel
 
 from splade_lit import fit
@@ -175,7 +175,7 @@ def test_training_with_a_teacher_resumes_exactly(world, teacher, tmp_path):
         "trainer.callbacks": [{"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": keep}],
     }
     run = tmp_path / "run"
-    outcome = command("splade_lit.fit", "--config", world.config(run, changes), cwd=tmp_path)
+    outcome = call(fit.main, "--config", world.config(run, changes))
     assert outcome.code == 0, outcome.err
     table = rows(run)
     for row in table:
@@ -188,11 +188,9 @@ def test_training_with_a_teacher_resumes_exactly(world, teacher, tmp_path):
     assert "loss:SparseDistillKLDivLoss" in card
     assert "hofstaetter2020improving" in card
     again = tmp_path / "again"
-    resumed = command(
-        *("splade_lit.fit", "--config", run / "config.yaml", "--trainer.default_root_dir", again),
-        *("--ckpt_path", run / "checkpoints" / "step=3.ckpt"),
-        cwd=tmp_path,
-    )
+    checkpoint = run / "checkpoints" / "step=3.ckpt"
+    settings = ("--config", run / "config.yaml", "--trainer.default_root_dir", again, "--ckpt_path", checkpoint)
+    resumed = call(fit.main, *settings)
     assert resumed.code == 0, resumed.err
     ours, expected = (load_checkpoint(path / "checkpoints" / "last.ckpt")["state_dict"] for path in (again, run))
     assert all(torch.equal(ours[name], expected[name]) for name in expected)
@@ -302,6 +300,7 @@ def test_scores_that_do_not_fit_the_rows_are_refused(world, make, tmp_path):
 
     refused(r"line 3: scores: 2 numbers where the row has 3 columns of documents", [*NUMBERS[:2], [1.0, 2.0]])
     refused(r"line 2: the column scores must hold numbers, .* but holds 'high'", [NUMBERS[0], [1.0, "high", 2.0]])
+    refused(r"line 1: the column scores must hold numbers, .* but holds '\[1, None\]'", ["[1, None]"])
     refused(r"line 1: the column scores must hold numbers", [[True, 1.0, 1.0]])
     refused(r"line 1: the column scores must hold numbers", [[math.inf, 1.0, 1.0]])
     refused(r"no column score_9; its columns are query, answer, ", NUMBERS, name="score_9")

@@ -89,7 +89,7 @@ def read_numbers(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, list
         for name in columns:
             value = record.get(name)
             if isinstance(value, str) and value.lstrip().startswith("["):  # a list in csv
-                value = _decoded(value)
+                value = _decoded(value) or value
             for one in value if isinstance(value, list) else [value]:
                 numbers.append(_number(one, path, line, name))
         yield line, [] if len(columns) == 1 and record.get(columns[0]) in (None, "") else numbers

@@ -14,7 +14,6 @@ from splade_lit.core.errors import UserError
 from splade_lit.core.files import cache_folder
 from splade_lit.core.progress import counted
 from splade_lit.core.ranges import LARGEST_SEED, check_range
-from splade_lit.core.sources import resolve_source
 from splade_lit.core.tokenisation import Tokenisation
 from splade_lit.core.tokens import Tokens
 from splade_lit.data.hub import check_source
@@ -25,8 +24,10 @@ from splade_lit.data.tasks import load_tasks
 from splade_lit.data.teacher import RowTeacher, in_batch_teacher
 from splade_lit.data.text_keys import without_queries
 from splade_lit.data.token_store import TokenStore, cached_token_store, tokenizer_fingerprint
+from splade_lit.encoder.layout import model_folder
 from splade_lit.encoder.masked_lm import load_tokenizer
 from splade_lit.teachers.kinds import check_installed
+from splade_lit.teachers.sentence_encoder import check_sentence_encoder
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +115,7 @@ class PairsDataModule(LightningDataModule):
             raise UserError("data.teacher and data.score_columns are two teachers; give one of them.")
         if teacher is not None:
             check_installed("data.teacher")
-            resolve_source(teacher)
+            check_sentence_encoder(model_folder(teacher), teacher)
         tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
         self.tokenisation = Tokenisation(tokenizer, max_query_tokens, max_document_tokens, prompts or {})
         self.cache_dir = cache_folder(cache_dir)

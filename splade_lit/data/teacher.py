@@ -16,7 +16,6 @@ from splade_lit.teachers.sentence_encoder import (
     COSINE_SCALE,
     SentenceEncoder,
     Side,
-    check_sentence_encoder,
     compares_by_cosine,
 )
 from splade_lit.teachers.vectors import TextVectors, add_vectors, open_vectors
@@ -73,11 +72,10 @@ def in_batch_teacher(
 ) -> InBatchTeacher:
     """The teacher of these pairs; what is not in the cache is encoded, each distinct text once.
 
-    Arguments are the settings `teacher...` of `PairsDataModule`, and the pairs' fingerprints. A UserError says that
-    there is no such model, that it is no sentence encoder, or that sentence-transformers is not installed.
+    Arguments are the settings `teacher...` of `PairsDataModule`, and the pairs' fingerprints. A UserError is that of
+    `model_folder` or `SentenceEncoder`.
     """
     folder = model_folder(source)
-    check_sentence_encoder(folder, source)
     if scale is None:
         scale = COSINE_SCALE if compares_by_cosine(folder) else 1.0
     cache = cache_dir / "teachers" / f"{folder_fingerprint(folder)}-{max_tokens or 'all'}"
@@ -127,4 +125,4 @@ class DistinctTexts:
 def _lengths(pairs: Pairs, column: str) -> np.ndarray:
     """Characters of each text of a column."""
     tables = pairs.dataset.select_columns(column).with_format("arrow").iter(BATCH_ROWS)
-    return np.concatenate([pc.utf8_length(table.column(0)).to_numpy() for table in tables])
+    return np.concatenate([pc.fill_null(pc.utf8_length(table.column(0)), 0).to_numpy() for table in tables])

@@ -1,12 +1,15 @@
-"""What kind of model a teacher is, told from the files of its folder."""
+"""What kind of model a teacher is, told from the files of its folder, and how it is loaded."""
 
+import io
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from splade_lit.core.errors import UserError
+from splade_lit.core.errors import UserError, first_line
 from splade_lit.encoder.layout import read_json
+from splade_lit.encoder.masked_lm import quiet_transformers
 
 Kind = Literal["cross-encoder", "sentence encoder", "sparse encoder"]
 
@@ -47,6 +50,23 @@ def teacher_kind(folder: Path, source: str) -> Kind:
         f"{source} is no teacher by its files: neither a sentence encoder or sparse encoder (modules.json), nor a "
         f"cross-encoder (an architecture ...ForSequenceClassification in config.json)."
     )
+
+
+def load_teacher(folder: Path, kind: Kind, device: object = "cpu") -> Any:
+    """A saved model as an instance of the class of sentence-transformers for its kind.
+
+    Raises:
+        UserError: it cannot be read, or sentence-transformers is not installed.
+    """
+    check_installed(str(folder))
+    with redirect_stdout(io.StringIO()):  # transformers prints there what it will do with W&B, which is not used
+        import sentence_transformers
+    name = next(name for name, its_kind in _OF_TYPE.items() if its_kind == kind)
+    try:
+        with quiet_transformers():
+            return getattr(sentence_transformers, name)(str(folder), device=str(device)).eval()
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        raise UserError(f"{folder} cannot be read as a {kind}: {first_line(error)}.") from error
 
 
 def _kind_of_modules(modules: Sequence[str]) -> Kind:

@@ -7,9 +7,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from splade_lit.core.errors import UserError, first_line
+from splade_lit.core.errors import UserError
 from splade_lit.encoder.layout import read_json
-from splade_lit.teachers.kinds import check_installed, teacher_kind
+from splade_lit.teachers.kinds import load_teacher, teacher_kind
 
 Side = Literal["query", "document"]
 
@@ -32,13 +32,7 @@ class SentenceEncoder:
     def __init__(self, folder: Path, max_tokens: int | None = None, device: str | torch.device = "cpu") -> None:
         check_sentence_encoder(folder, str(folder))
         self.is_cosine = compares_by_cosine(folder)
-        check_installed(str(folder))
-        from sentence_transformers import SentenceTransformer
-
-        try:
-            self.model = SentenceTransformer(str(folder), device=str(device)).eval()
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise UserError(f"{folder} cannot be read as a sentence encoder: {first_line(error)}.") from error
+        self.model = load_teacher(folder, "sentence encoder", device)
         if max_tokens is not None:
             self.model.max_seq_length = min(max_tokens, self.model.max_seq_length or max_tokens)
 

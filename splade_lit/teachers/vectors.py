@@ -113,17 +113,19 @@ def add_vectors(
     with WorkProgress(verb, "texts", len(missing)) as progress:
         for start in range(0, len(missing), PART_TEXTS):
             positions = missing[start : start + PART_TEXTS]
-            parts.append((hashes[positions], np.concatenate(list(vectors_of(positions)))))
-            _write(folder, parts[-1])
+            parts.append(_kept(folder, (hashes[positions], np.concatenate(list(vectors_of(positions))))))
     return TextVectors(parts)
 
 
-def _write(folder: Path, part: Part) -> None:
+def _kept(folder: Path, part: Part) -> Part:
+    """The part as files that are mapped into memory, or as it is where they cannot be written."""
     hashes, vectors = part
     name = xxhash.xxh3_64_hexdigest(hashes.tobytes())
     try:
         for ending, values in ((_VECTORS, vectors), (_TEXTS, hashes)):
             with whole_file(folder / f"{name}{ending}") as temporary, temporary.open("wb") as file:
                 np.save(file, values)
+        return hashes, np.load(folder / f"{name}{_VECTORS}", mmap_mode="r")
     except OSError as error:
         warn_once(f"A teacher's vectors are kept in memory: {folder} cannot be written ({error.strerror}).")
+        return part
