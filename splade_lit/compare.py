@@ -49,7 +49,18 @@ def _parser() -> CommandParser:
         help="other systems: figures as .json or .csv, of queries as .jsonl, rankings as .trec or a folder of them",
     )
     parser.add_argument("--output", type=Path, default=Path("compare.html"), help="the page (%(default)s)")
-    parser.add_argument("--metric", choices=METRICS, default="ndcg@10", help="the figure that counts (%(default)s)")
+    parser.add_argument(
+        "--metric",
+        default="ndcg@10",
+        help=f"the figure that counts: {', '.join(METRICS)}, or a measure that was computed, as R@1000 (%(default)s)",
+    )
+    parser.add_argument(
+        "--measures",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="measures by the names of ir_measures to judge rankings by (figures and runs show those that they have)",
+    )
     parser.add_argument("--set", help="set or group that counts, such as NanoNQ (default: that of most systems)")
     parser.add_argument("--tasks", nargs="+", help="tasks to search and to judge rankings by (default: the runs' own)")
     parser.add_shared("--nanobeir-source", "--nanobeir-revision")

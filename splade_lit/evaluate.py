@@ -2,6 +2,7 @@
 
     python -m splade_lit.evaluate --model runs/quickstart/model --tasks docstrings --bm25 --output metrics.json
     python -m splade_lit.evaluate --model runs/my_run/model --tasks msmarco nfcorpus nq ./beir/scifact
+    python -m splade_lit.evaluate --model runs/my_run/model --tasks nq --measures nDCG@10 R@1000 "P(rel=2)@5"
 
 Prints a table; `--output` keeps every figure under the names that sentence-transformers' evaluators use. A folder with
 metrics.json and per_query.jsonl (`--output folder/metrics.json --per-query folder/per_query.jsonl`) is one that
@@ -17,7 +18,7 @@ from splade_lit.command_line.devices import pick_device
 from splade_lit.command_line.exit_codes import run_command
 from splade_lit.core.files import check_writable, replace_text
 from splade_lit.core.text import check_trec_ids, trec_run_text
-from splade_lit.runs.stages import stages_table, write_stages
+from splade_lit.runs.stages import print_stages, write_stages
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -29,18 +30,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings = _parser().parse_args(arguments)
     check_writable(settings.output, settings.runs)
     check_writable(settings.per_query)
-    from rich.console import Console
-
     from splade_lit.data.tasks import load_tasks
     from splade_lit.encoder.model import AsymmetricSparseEncoder
     from splade_lit.evaluation.bm25 import best_bm25
+    from splade_lit.evaluation.measures import measure_names
     from splade_lit.evaluation.per_query import figures_of_results, write_per_query
     from splade_lit.evaluation.results import flat_metrics
-    from splade_lit.evaluation.task_evaluation import evaluate_task, sample_corpus, without_own_documents
+    from splade_lit.evaluation.task_evaluation import evaluate_task, sample_corpus, with_measures, without_own_documents
 
-    device = pick_device(settings.device)
+    device, measures = pick_device(settings.device), measure_names(settings.measures)
     tasks = load_tasks(settings.tasks, settings.nanobeir_source, settings.nanobeir_revision)
-    tasks = without_own_documents(tasks, settings.leave_out_queries)
+    tasks = with_measures(without_own_documents(tasks, settings.leave_out_queries), measures)
     if settings.max_corpus_documents:
         tasks = [sample_corpus(task, settings.max_corpus_documents) for task in tasks]
     if settings.runs:
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if settings.runs:
         for result in results:
             replace_text(settings.runs / f"{result.name}.trec", trec_run_text(result.run))
-    Console().print(stages_table(stages))
+    print_stages(stages)
 
 
 def _parser() -> CommandParser:
@@ -69,9 +69,17 @@ def _parser() -> CommandParser:
         "--tasks",
         nargs="+",
         default=["msmarco", "nfcorpus", "nq"],
-        help="NanoBEIR names, `docstrings`, or folders in BEIR's or NanoBEIR's layout (default: msmarco nfcorpus nq)",
+        help="NanoBEIR names, `docstrings`, folders in BEIR's, MS MARCO's, TREC's (FOLDER[:SPLIT]) or NanoBEIR's "
+        "layout, or irds:ID of ir_datasets (default: msmarco nfcorpus nq)",
     )
     parser.add_shared("--nanobeir-source", "--nanobeir-revision", "--max-corpus-documents")
+    parser.add_argument(
+        "--measures",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="measures by the names of ir_measures beside the metrics, such as nDCG@10 RR@10 R@1000 'AP(rel=2)@100'",
+    )
     parser.add_argument("--bm25", action="store_true", help="evaluate BM25 too (the better of words and WordPieces)")
     parser.add_argument(
         "--leave-out-queries",

@@ -247,7 +247,10 @@ BAD_TASKS: dict[str, tuple[Callable[[Path], str], str]] = {
     "no such folder": (lambda p: str(p / "none"), "is neither a folder nor a known task"),
     "neither layout": (lambda p: no_layout(p), r"neither a BEIR folder .* nor one in NanoBEIR's layout"),
     "a name without network": (lambda p: "scifact", "NanoBEIR-en: .* the Hugging Face Hub cannot be reached"),
-    "no judgements": (lambda p: broken_beir(p, "qrels/test.tsv", None), r"needs its judgements in qrels/test.tsv"),
+    "no judgements": (
+        lambda p: broken_beir(p, "qrels/test.tsv", None),
+        r"no judgements of the split test in qrels/test.tsv",
+    ),
     "empty judgements": (
         lambda p: broken_beir(p, "qrels/test.tsv", ""),
         "not judgements; give lines",

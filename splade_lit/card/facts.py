@@ -12,6 +12,7 @@ from huggingface_hub import try_to_load_from_cache
 
 from splade_lit.card.record import ColumnFacts, Example, Hyperparameters, LogFacts, ModelFacts, PairsFacts, Source
 from splade_lit.core.sources import PACKAGE_PREFIX, resolve_source
+from splade_lit.data.irds import is_irds
 from splade_lit.data.pairs import Pairs
 from splade_lit.encoder.model import AsymmetricSparseEncoder
 from splade_lit.runs.log import Log
@@ -60,7 +61,7 @@ def pairs_source(pairs: Pairs) -> Source:
     """Where pairs come from, without paths of this machine."""
     if pairs.commit is not None:
         return Source(pairs.source.rpartition("/")[2], pairs.source, pairs.commit)
-    return Source(Path(pairs.source).name)
+    return Source(pairs.source if is_irds(pairs.source) else Path(pairs.source).name)
 
 
 def pairs_facts(

@@ -69,7 +69,8 @@ _SHARED: dict[str, dict[str, Any]] = {
     "--model": {"required": True, "help": "folder of a saved model, or its Hub id"},
     "--revision": {"help": "branch, tag or commit of the model on the Hub"},
     "--corpus": {
-        "help": "file (jsonl, csv, tsv, parquet, txt; gzipped or not), data set, BEIR folder or task such as docstrings"
+        "help": "file (jsonl, csv, tsv, parquet, txt; gzipped or not), data set, folder of a test collection, irds:ID, "
+        "or task such as docstrings"
     },
     "--text-column": {"default": "text", "help": "name of the column of texts (%(default)s)"},
     "--nanobeir-source": {"default": NANOBEIR_ID, "help": "Hub id or folder of NanoBEIR (%(default)s)"},

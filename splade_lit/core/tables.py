@@ -59,17 +59,23 @@ def column_names(path: Path) -> list[str]:
 
 
 def read_rows(
-    path: Path, columns: Sequence[str], ids: Sequence[str] = (), mend: Mender | None = None, lists: bool = False
+    path: Path,
+    columns: Sequence[str],
+    ids: Sequence[str] = (),
+    mend: Mender | None = None,
+    lists: bool = False,
+    names: Sequence[str] | None = None,
 ) -> Iterator[tuple[int, Values]]:
     """Line, from 1, and values of the columns in each row of a file; a text that is not there is None.
 
     `ids` are those of the columns that hold ids. With `lists`, a list of ids is as many rows, as in judgements of some
-    NanoBEIR sets. `mend` counts what is not valid Unicode; without one, a warning says how much there was. A UserError
-    is that of `column_names`, or says that a column is missing, that a row has no id, or that a value is no text.
+    NanoBEIR sets. `mend` counts what is not valid Unicode; without one, a warning says how much there was. `names` are
+    those of the columns of a csv or tsv without a line of names, as MS MARCO's. A UserError is that of `column_names`,
+    or says that a column is missing, that a row has no id, or that a value is no text.
     """
-    _check_columns(path, columns)
+    _check_columns(path, columns, names)
     count = mend or Mender()
-    for line, record in _records(path, columns):
+    for line, record in _records(path, columns, names):
         many = next((name for name in ids if isinstance(record.get(name), list)), None) if lists else None
         for row in [{**record, many: id} for id in record[many]] if many else [record]:
             yield line, [_text(row.get(name), count, path, line, name, name in ids) for name in columns]
@@ -95,28 +101,33 @@ def read_numbers(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, list
         yield line, [] if len(columns) == 1 and record.get(columns[0]) in (None, "") else numbers
 
 
-def read_unique(files: Sequence[Path], columns: Sequence[str], mend: Mender | None = None) -> Iterator[Values]:
+def read_unique(
+    files: Sequence[Path],
+    columns: Sequence[str],
+    mend: Mender | None = None,
+    names: Sequence[str] | None = None,
+) -> Iterator[Values]:
     """The rows of files one after another, where the first column is an id that no two rows share.
 
     Memory grows by 8 bytes a row. A UserError is that of `read_rows`, or says after the last row that two have one id.
     """
     hashes = array("q")
     for path in files:
-        for _, values in read_rows(path, columns, columns[:1], mend):
+        for _, values in read_rows(path, columns, columns[:1], mend, names=names):
             hashes.append(hash(values[0]))
             yield values
     if len(np.unique(np.frombuffer(hashes, dtype=np.int64))) == len(hashes):
         return
     places: dict[str | None, str] = {}
     for path in files:
-        for line, (id,) in read_rows(path, columns[:1], columns[:1], Mender()):
+        for line, (id,) in read_rows(path, columns[:1], columns[:1], Mender(), names=names):
             place = f"{path}, line {line}"
             if (first := places.setdefault(id, place)) != place:
                 raise UserError(f"{place}: the {columns[0]} {id!r} is also that of {first}; make them unique.")
 
 
-def _check_columns(path: Path, columns: Sequence[str]) -> None:
-    if not (there := column_names(path)):
+def _check_columns(path: Path, columns: Sequence[str], given: Sequence[str] | None = None) -> None:
+    if not (there := given or column_names(path)):
         raise UserError(f"{path}: the data set has no rows.")
     if missing := ", ".join(name for name in columns if name not in there):
         names = textwrap.shorten(", ".join(there), 300, placeholder=" ...")
@@ -150,8 +161,11 @@ def _text(value: Any, mend: Mender, path: Path, line: int, column: str, is_id: b
     raise UserError(f"{path}, line {line}: the column {column} must hold {what}, but holds a value of type {there}.")
 
 
-def _records(path: Path, columns: Sequence[str] | None = None) -> _Records:
-    """Line and values by name of each row of a file; of parquet, only those of `columns`."""
+def _records(path: Path, columns: Sequence[str] | None = None, names: Sequence[str] | None = None) -> _Records:
+    """Line and values by name of each row of a file; of parquet, only those of `columns`.
+
+    `names` are those of the columns of a csv or tsv without a line of names.
+    """
     kind = file_kind(path)
     if kind not in (*FORMATS, *_TABLES) or (kind in _TABLES and path.suffix.lower() == ".gz"):
         endings = ", ".join(FORMATS)
@@ -168,7 +182,7 @@ def _records(path: Path, columns: Sequence[str] | None = None) -> _Records:
         if kind == ".txt":
             yield from ((line, {"text": without_end(text)}) for line, text in enumerate(file, start=1))
         else:
-            yield from _of_json(path, file, kind) if kind.startswith(".json") else _separated(path, file, kind)
+            yield from _of_json(path, file, kind) if kind.startswith(".json") else _separated(path, file, kind, names)
 
 
 @contextmanager
@@ -202,9 +216,9 @@ def _decoded(text: str) -> Any:
         return None
 
 
-def _separated(path: Path, file: TextIO, kind: str) -> _Records:
-    """Records of csv or tsv below the line with their names."""
-    names: list[str] = []
+def _separated(path: Path, file: TextIO, kind: str, given: Sequence[str] | None) -> _Records:
+    """Records of csv or tsv below the line with their names, or all with the names given."""
+    names = list(given or ())
     for line, fields in _fields(path, file, kind):
         if fields in ([], [""]):
             continue
@@ -216,7 +230,8 @@ def _separated(path: Path, file: TextIO, kind: str) -> _Records:
             if doubled := [name for name in names if name and names.count(name) > 1]:
                 raise UserError(f"{path}: two columns are called {doubled[0]!r}; give each a name of its own.")
         elif len(fields) != len(names):
-            raise UserError(f"{path}, line {line}: {len(fields)} columns where the first line has {len(names)}.")
+            where = f"there must be {len(names)}: {', '.join(names)}" if given else f"the first line has {len(names)}"
+            raise UserError(f"{path}, line {line}: {len(fields)} columns where {where}.")
         else:
             yield line, dict(zip(names, fields, strict=True))
 

@@ -10,8 +10,10 @@ from splade_lit.core.errors import UserError
 from splade_lit.core.files import Folder
 from splade_lit.core.tables import BATCH_ROWS
 from splade_lit.core.text import Mender
+from splade_lit.data.collection import corpus_file, id_texts, is_collection
 from splade_lit.data.hub import local_path, open_texts
-from splade_lit.data.tasks import beir_file, is_beir, is_task, load_task
+from splade_lit.data.irds import is_irds, open_irds
+from splade_lit.data.tasks import is_task, load_task
 
 
 @dataclass(frozen=True)
@@ -40,18 +42,24 @@ def open_corpus(
     """A corpus of any size, whose ids are in a column `_id` or `id`, or else row numbers, from 0.
 
     The source is a file (jsonl, csv, tsv, txt with a document a line, each gzipped or not, or parquet), a Hub id or a
-    folder in the layout of a Hub data set, or a retrieval task of one corpus (`docstrings`, `nq`, a BEIR folder). With
-    `titles`, a column `title` is put before the text, as BEIR does; a retrieval task has it there anyway. With `limit`,
-    a file is read until so many documents with text are found. A UserError says that there is no such source or column,
-    or that an id is missing or doubled.
+    folder in the layout of a Hub data set, a retrieval task of one corpus (`docstrings`, `nq`, a folder in BEIR's or MS
+    MARCO's files), or `irds:` and an id of ir_datasets. With `titles`, a column `title` is put before the text, as BEIR
+    does; a retrieval task has it there anyway. With `limit`, a file is read until so many documents with text are
+    found. A UserError says that there is no such source or column, or that an id is missing or doubled.
     """
-    folder, file = local_path(source), source
-    if is_beir(folder):
-        file, text_column = str(beir_file(folder, "corpus.jsonl")), "text"
+    if is_irds(source):
+        collection = open_irds(source)
+        num_rows = collection.num_documents or sum(1 for _ in collection.corpus())
+        return Corpus(num_rows, collection.corpus, source)
+    folder = local_path(source)
+    path = corpus_file(folder)
+    if path is not None and (path.name.startswith("collection.") or is_collection(folder)):
+        opened, text_column = id_texts(path, cache_dir), "text"
     elif is_task(source):
         corpus = load_task(source, cache_dir=cache_dir)[0].corpus
         return Corpus(len(corpus), lambda: iter(corpus.items()), source)
-    opened = open_texts(file, cache_dir=cache_dir)
+    else:
+        opened = open_texts(source, cache_dir=cache_dir)
     ids = [name for name in ("_id", "id") if name in opened.columns and name != text_column][:1]
     title = ["title"] if titles and "title" in opened.columns and text_column != "title" else []
     columns, with_ids = [*ids, *title, text_column], bool(ids)

@@ -16,11 +16,11 @@ from splade_lit.core.progress import counted
 from splade_lit.core.ranges import LARGEST_SEED, check_range
 from splade_lit.core.tokenisation import Tokenisation
 from splade_lit.core.tokens import Tokens
-from splade_lit.data.hub import check_source
+from splade_lit.data.collection_pairs import check_pairs
 from splade_lit.data.loader import PairLoader, TeacherScores
 from splade_lit.data.pairs import DOCSTRINGS, NATURAL_QUESTIONS, Pairs, load_pairs, split_rows
 from splade_lit.data.sampler import NoDuplicatesBatchSampler
-from splade_lit.data.tasks import load_tasks
+from splade_lit.data.tasks import task_queries
 from splade_lit.data.teacher import RowTeacher, in_batch_teacher
 from splade_lit.data.text_keys import without_queries
 from splade_lit.data.token_store import TokenStore, cached_token_store, tokenizer_fingerprint
@@ -41,14 +41,17 @@ class PairsDataModule(LightningDataModule):
     Args:
         tokenizer: the tokenizer of the model that is trained, or Hub id, folder, or `package:NAME/FOLDER` of a model.
         source: Hub id, folder in the layout of a Hub data set, file (jsonl, csv or tsv, gzipped or not, or parquet),
-            or `docstrings`.
+            `docstrings`, a test collection in BEIR's, MS MARCO's or TREC's files (`FOLDER` or `FOLDER:SPLIT`), or
+            `irds:` and an id of ir_datasets.
         query_column: name of the column of queries.
         document_column: name of the column of documents that answer them.
         negative_columns: names of columns of hard negatives, documents that do not answer the query.
-        config: which configuration of the data set, if there are several.
+        config: which configuration of the data set, if there are several; of a test collection `qrels` (pairs of a
+            query and a document judged relevant) or `triples`, of ir_datasets also `docpairs` and `scoreddocs`.
         split: which split of the data set.
         revision: branch, tag or commit of a Hub id; natural-questions is pinned unless one is given.
         max_pairs: use the first pairs only; null for all.
+        min_grade: of judgements, the lowest grade of a document that answers its query.
         num_eval_pairs: pairs held out of training for the validation loss.
         split_seed: seed of the choice of those pairs.
         held_out_tasks: retrieval tasks that the model is evaluated on, by name or folder; pairs with one of their
@@ -85,6 +88,7 @@ class PairsDataModule(LightningDataModule):
         split: str = "train",
         revision: str | None = None,
         max_pairs: int | None = None,
+        min_grade: int = 1,
         num_eval_pairs: int = 1_000,
         split_seed: int = 12,
         held_out_tasks: Sequence[str] = (),
@@ -110,7 +114,7 @@ class PairsDataModule(LightningDataModule):
         check_range("data", 0, num_eval_pairs=num_eval_pairs)
         check_range("data", 0, LARGEST_SEED, split_seed=split_seed, seed=seed)
         if source != DOCSTRINGS:
-            check_source(source)
+            check_pairs(source, split)
         if teacher is not None and score_columns:
             raise UserError("data.teacher and data.score_columns are two teachers; give one of them.")
         if teacher is not None:
@@ -124,7 +128,7 @@ class PairsDataModule(LightningDataModule):
         self.drop_last, self.seed, self.block_rows = drop_last, seed, block_rows
         columns = (query_column, document_column, negative_columns)
         self._load_pairs = partial(load_pairs, source, *columns, config, split, revision, max_pairs, cache_dir)
-        self._load_pairs = partial(self._load_pairs, score_columns=score_columns)
+        self._load_pairs = partial(self._load_pairs, score_columns=score_columns, min_grade=min_grade)
         self.held_out_tasks = tuple(held_out_tasks)
         self.has_teacher = teacher is not None or bool(score_columns)
         self.teacher, self._teacher_settings = teacher, (teacher_max_tokens, teacher_scale)
@@ -230,8 +234,7 @@ class PairsDataModule(LightningDataModule):
     def _without_held_out(self, pairs: Pairs) -> Pairs:
         if not self.held_out_tasks:
             return pairs
-        tasks = load_tasks(self.held_out_tasks, cache_dir=self.cache_dir)
-        kept = without_queries(pairs, (query for task in tasks for query in task.queries.values()))
+        kept = without_queries(pairs, task_queries(self.held_out_tasks, self.cache_dir))
         if len(kept) == 0:
             raise UserError(f"{pairs.source}: every pair has a query of {', '.join(self.held_out_tasks)}; give others.")
         logger.info("%s: %d pairs with held-out queries are left out.", pairs.source, len(pairs) - len(kept))

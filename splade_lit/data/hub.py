@@ -42,7 +42,8 @@ logging.getLogger("huggingface_hub.repocard").setLevel(logging.ERROR)
 class TextSource:
     """One split of a data set, whose columns are read as strings.
 
-    Its columns are those of the first of its files; the commit is that of a Hub id, if it is known.
+    Its columns are those of the first of its files; the commit is that of a Hub id, if it is known. With `no_header`,
+    the files are csv or tsv without a line of names, and `columns` says what they hold.
     """
 
     source: str
@@ -50,6 +51,7 @@ class TextSource:
     columns: tuple[str, ...]
     cache_dir: Folder = None
     commit: str | None = None
+    no_header: bool = False
 
     def read(self, columns: Sequence[str], id_column: bool = False) -> datasets.Dataset:
         """Columns in a file of the cache that is mapped into memory; a text that is not there is None.
@@ -111,8 +113,13 @@ class TextSource:
     def rows(self, columns: Sequence[str], id_column: bool, mend: Mender) -> Iterator[Values]:
         """The rows of `read` one by one, past the cache; that two share an id is known only after the last."""
         if id_column:
-            return read_unique(self.files, columns, mend)
-        return (values for path in self.files for _, values in read_rows(path, columns, mend=mend))
+            return read_unique(self.files, columns, mend, self._names)
+        rows = (read_rows(path, columns, mend=mend, names=self._names) for path in self.files)
+        return (values for of_file in rows for _, values in of_file)
+
+    @property
+    def _names(self) -> tuple[str, ...] | None:
+        return self.columns if self.no_header else None
 
     def _batches(self, schema: pa.Schema, id_column: bool, mend: Mender) -> Iterator[pa.RecordBatch]:
         rows = self.rows(schema.names, id_column, mend)

@@ -12,8 +12,8 @@ import xxhash
 from splade_lit.core.errors import UserError
 from splade_lit.core.files import Folder
 from splade_lit.core.tables import BATCH_ROWS
+from splade_lit.data.collection_pairs import Choice, open_pairs
 from splade_lit.data.docstrings import DOCSTRINGS, document_text, load_docstrings
-from splade_lit.data.hub import open_texts
 
 NATURAL_QUESTIONS = "sentence-transformers/natural-questions"
 DEFAULT_REVISIONS = {NATURAL_QUESTIONS: "f9e894e1081e206e577b4eaa9ee6de2b06ae6f17"}
@@ -83,11 +83,12 @@ def load_pairs(
     max_pairs: int | None = None,
     cache_dir: Folder = None,
     score_columns: Sequence[str] = (),
+    min_grade: int = 1,
 ) -> Pairs:
     """Pairs of a data set; rows with an empty text are left out, and a line of the log says how many.
 
     The arguments are the settings of the same names of `PairsDataModule`, which says what they mean. A UserError is
-    that of `open_texts`, `TextSource.read` or `TextSource.numbers`, or says that no pair is left.
+    that of `open_pairs`, `TextSource.read` or `TextSource.numbers`, or says that no pair is left.
     """
     commit = scores = None
     if source == DOCSTRINGS:
@@ -98,7 +99,8 @@ def load_pairs(
         columns = (query_column, document_column, *negative_columns)
         if len(set(columns)) < len(columns):
             raise UserError(f"{source}: the columns {', '.join(columns)} must be different ones.")
-        opened = open_texts(source, config, split, revision or DEFAULT_REVISIONS.get(source), cache_dir)
+        choice = Choice(min_grade, max(1, len(negative_columns)), max_pairs)
+        opened = open_pairs(source, config, split, revision or DEFAULT_REVISIONS.get(source), cache_dir, choice)
         commit = opened.commit
         names = ("query", "document", *(f"negative_{number}" for number in range(1, len(columns) - 1)))
         dataset = opened.read(columns).rename_columns(dict(zip(columns, names, strict=True)))

@@ -16,6 +16,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from splade_lit.data.tasks import RetrievalTask
+from splade_lit.evaluation.measures import measure_values, search_depth
 
 Run = Mapping[str, Mapping[str, float]]
 """Query id to document id to score: what was found for each query that was asked."""
@@ -24,7 +25,7 @@ Qrels = Mapping[str, Mapping[str, int]]
 """Query id to document id to grade."""
 
 DEPTH = 100
-"""The deepest rank that a metric looks at."""
+"""The deepest rank that a metric looks at, but for measures that a task asks for."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +46,14 @@ class RankMetrics:
         return {name: float(values.mean()) for name, values in self.per_query.items()}
 
 
-def rank_metrics(run: Run, qrels: Qrels, graded: bool = False) -> RankMetrics:
-    """Accuracy, precision and recall at 1, 3, 5 and 10, nDCG@10, MRR@10 and MAP@100.
+def rank_metrics(run: Run, qrels: Qrels, graded: bool = False, measures: Sequence[str] = ()) -> RankMetrics:
+    """Accuracy, precision and recall at 1, 3, 5 and 10, nDCG@10, MRR@10 and MAP@100, and measures by name.
 
     Args:
         run: found documents of each query that was asked, `{}` where none was; in any order.
         qrels: judgements; a document without one is not relevant. Queries that are not in the run are left out.
         graded: whether nDCG uses the grades as gains; otherwise every relevant document counts 1.
+        measures: of the library ir_measures (see `measures`), computed on the whole run and all grades.
 
     >>> run = {"q": {"a": 3.0, "b": 2.0, "c": 1.0}}
     >>> metrics = rank_metrics(run, {"q": {"b": 1, "not in the corpus": 1}})
@@ -78,6 +80,7 @@ def rank_metrics(run: Run, qrels: Qrels, graded: bool = False) -> RankMetrics:
     per_query["ndcg@10"] = ndcg(gains, ideal_gains, 10)
     per_query["mrr@10"] = reciprocal_rank(found, 10)
     per_query["map@100"] = average_precision(found, num_relevant, 100)
+    per_query |= measure_values(run, qrels, measures, tuple(relevant))
     return RankMetrics(tuple(relevant), per_query)
 
 
@@ -163,8 +166,9 @@ class RetrievalMetrics(Metric):
     def __init__(self, task: RetrievalTask, query_ids: Sequence[str], document_ids: Sequence[str]) -> None:
         super().__init__()
         self.task, self.query_ids, self.document_ids = task, query_ids, document_ids
+        self.depth = search_depth(task.measures, DEPTH)
         # Score and number of each document; one more than metrics look at, as one may be left out.
-        empty = torch.full((len(query_ids), DEPTH + 1, 2), -torch.inf, dtype=torch.float64)
+        empty = torch.full((len(query_ids), self.depth + 1, 2), -torch.inf, dtype=torch.float64)
         self.add_state("best", empty, dist_reduce_fx=_best)
 
     def update(self, scores: Float32[np.ndarray, "queries k"], documents: Int[np.ndarray, "queries k"]) -> None:
@@ -186,16 +190,17 @@ class RetrievalMetrics(Metric):
         if not any(any(found.values()) for found in run.values()):
             return {query_id: {} for query_id in run}
         kept = without_queries(run, self.task.left_out)
-        return {query_id: dict(list(found.items())[:DEPTH]) for query_id, found in kept.items()}
+        return {query_id: dict(list(found.items())[: self.depth]) for query_id, found in kept.items()}
 
     @property
     def rank_metrics(self) -> RankMetrics:
         """Metrics of each query so far."""
-        return rank_metrics(self.run, self.task.qrels, self.task.graded)
+        return rank_metrics(self.run, self.task.qrels, self.task.graded, self.task.measures)
 
 
 def _best(parts: Iterable[Tensor]) -> Tensor:
-    """The best documents of each query from all parts: score and number, `[queries, DEPTH + 1, 2]`."""
-    hits = torch.cat(list(parts), dim=1)
-    order = np.lexsort((hits[..., 1].numpy(), -hits[..., 0].numpy()))[:, : DEPTH + 1]
+    """The best documents of each query from all parts, as many as the first has: score and number."""
+    first, *others = parts
+    hits, count = torch.cat([first, *others], dim=1), first.shape[1]
+    order = np.lexsort((hits[..., 1].numpy(), -hits[..., 0].numpy()))[:, :count]
     return torch.take_along_dim(hits, torch.from_numpy(order)[..., None], dim=1)

@@ -145,6 +145,6 @@ def _by_query(figures: Sequence[QueryFigures], tasks: frozenset[str], metric: st
     return {
         (one.task, query_id): (text, value)
         for one in figures
-        if one.task in tasks
+        if one.task in tasks and metric in one.metrics
         for query_id, text, value in zip(one.query_ids, one.queries, one.metrics[metric], strict=True)
     }

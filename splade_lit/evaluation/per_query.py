@@ -20,11 +20,15 @@ from splade_lit.evaluation.metrics import RankMetrics
 from splade_lit.evaluation.results import TaskResult
 
 PER_QUERY = "per_query.jsonl"
+_ABOUT = ("stage", "task", "query_id", "query")
 
 
 @dataclass(frozen=True)
 class QueryFigures:
-    """Ids, texts and figures of the queries of a task that have a relevant document: a value of each of `METRICS`."""
+    """Ids, texts and figures of the queries of a task that have a relevant document.
+
+    `metrics` has a value of each of `METRICS`, then of each measure that was asked for.
+    """
 
     task: str
     query_ids: list[str]
@@ -40,7 +44,7 @@ class QueryFigures:
 def query_figures(task: RetrievalTask, metrics: RankMetrics) -> QueryFigures:
     """The figures of a task that a file keeps, from its rank metrics."""
     texts = [task.queries[query_id] for query_id in metrics.query_ids]
-    kept = {name: metrics.per_query[name].tolist() for name in METRICS}
+    kept = {name: metrics.per_query[name].tolist() for name in (*METRICS, *task.measures)}
     return QueryFigures(task.name, list(metrics.query_ids), texts, kept)
 
 
@@ -83,16 +87,19 @@ def read_per_query(path: Path) -> dict[str, list[QueryFigures]]:
             continue
         try:
             row = json.loads(line)
-            stage, task, query_id, query = (str(row[name]) for name in ("stage", "task", "query_id", "query"))
-            values = [float(row[name]) for name in METRICS]
+            stage, task, query_id, query = (str(row[name]) for name in _ABOUT)
+            names = (*METRICS, *(name for name in row if name not in (*_ABOUT, *METRICS)))
+            values = [float(row[name]) for name in names]
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(
                 f"{path}, line {number}: not figures of a query as an evaluation writes them; move the file away."
             ) from error
-        new = QueryFigures(task, [], [], {name: [] for name in METRICS})
+        new = QueryFigures(task, [], [], {name: [] for name in names})
         figures = stages.setdefault(stage, {}).setdefault(task, new)
+        if tuple(figures.metrics) != names:
+            raise UserError(f"{path}, line {number}: not the metrics of the lines before it; move the file away.")
         figures.query_ids.append(query_id)
         figures.queries.append(query)
-        for name, value in zip(METRICS, values, strict=True):
+        for name, value in zip(names, values, strict=True):
             figures.metrics[name].append(value)
     return {stage: list(tasks.values()) for stage, tasks in stages.items()}

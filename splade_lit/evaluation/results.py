@@ -11,7 +11,9 @@ from scipy.sparse import csr_array
 from splade_lit.core.distributed import merge, share
 from splade_lit.data.tasks import RetrievalTask
 from splade_lit.evaluation.exact_search import SearchIndex, string_order
-from splade_lit.evaluation.metrics import DEPTH, RankMetrics, RetrievalMetrics, rank_metrics
+from splade_lit.evaluation.measures import search_depth
+from splade_lit.evaluation.metric_names import shown_name
+from splade_lit.evaluation.metrics import RankMetrics, RetrievalMetrics, rank_metrics
 from splade_lit.evaluation.sparsity import RetrievalSparsity, SparsityMetrics, pooled_sparsity
 
 logger = logging.getLogger(__name__)
@@ -72,7 +74,7 @@ def evaluate_vectors(
     order = string_order(list(document_ids))[rows]
     ranking = RetrievalMetrics(task, query_ids, sorted(document_ids))
     sparsity = SparsityMetrics(queries.shape[1])
-    top = SearchIndex(documents, order).search(queries, DEPTH + 1)
+    top = SearchIndex(documents, order).search(queries, ranking.depth + 1)
     ranking.update(top.scores, order[top.documents])
     sparsity.update(queries[share()], documents)
     for metric in (ranking, sparsity):
@@ -83,24 +85,30 @@ def evaluate_vectors(
 
 
 def _warn_of_unmatched(task: RetrievalTask, result: TaskResult) -> None:
-    """Say where a relevant document that shares no term with its query is among the first ten by its id alone."""
+    """Say where a relevant document that shares no term with its query is found by its id alone.
+
+    Looked at are the first ten documents, and as many as measures look at.
+    """
     run, query_ids = result.run, result.rank_metrics.query_ids
+    depth = search_depth(task.measures, least=10)
     credited = sum(
-        any(score == 0 and task.qrels[query_id].get(id, 0) > 0 for id, score in list(run[query_id].items())[:10])
+        any(score == 0 and task.qrels[query_id].get(id, 0) > 0 for id, score in list(run[query_id].items())[:depth])
         for query_id in query_ids
     )
-    if credited:
-        matched = {query_id: {id: score for id, score in hits.items() if score} for query_id, hits in run.items()}
-        without = rank_metrics(matched, task.qrels, task.graded).means["ndcg@10"]
-        logger.warning(
-            "%s: for %d of %d queries a relevant document counts as found that shares no term with the query: it "
-            "scores 0 and comes early by its id, as in sentence-transformers. Without these nDCG@10 is %.4f, not %.4f.",
-            task.name,
-            credited,
-            len(query_ids),
-            without,
-            result.metrics["ndcg@10"],
-        )
+    if not credited:
+        return
+    matched = {query_id: {id: score for id, score in hits.items() if score} for query_id, hits in run.items()}
+    without, found = rank_metrics(matched, task.qrels, task.graded, task.measures).means, result.metrics
+    looked_at = ("ndcg@10", *task.measures)
+    changed = [name for name in looked_at if f"{without[name]:.4f}" != f"{found[name]:.4f}"] or ["ndcg@10"]
+    logger.warning(
+        "%s: for %d of %d queries a relevant document counts as found that shares no term with the query: it "
+        "scores 0 and comes early by its id, as in sentence-transformers. Without these %s.",
+        task.name,
+        credited,
+        len(query_ids),
+        ", ".join(f"{shown_name(name)} is {without[name]:.4f}, not {found[name]:.4f}" for name in changed),
+    )
 
 
 def flat_metrics(results: Sequence[TaskResult], one_vocabulary: bool = True) -> dict[str, float]:
@@ -130,9 +138,13 @@ def flat_metrics(results: Sequence[TaskResult], one_vocabulary: bool = True) -> 
 
 def figure_names(tasks: Sequence[RetrievalTask]) -> set[str]:
     """The full names of all figures that `flat_metrics` gives of tasks, before they are measured."""
-    figures = _named("", rank_metrics({}, {}).per_query, SparsityMetrics(1).statistics.metrics)
-    names = {task.name for task in tasks} | {f"{task.group}_mean" for task in tasks if task.group}
-    return {f"{name}{figure}" for name in names for figure in figures}
+    names = set()
+    for task in tasks:
+        rank = rank_metrics({}, {}, measures=task.measures).per_query
+        figures = _named("", rank, SparsityMetrics(1).statistics.metrics)
+        of = [task.name, *([f"{task.group}_mean"] if task.group else [])]
+        names |= {f"{name}{figure}" for name in of for figure in figures}
+    return names
 
 
 def _named(name: str, rank: Mapping[str, Any], sparsity: Mapping[str, float]) -> dict[str, Any]:

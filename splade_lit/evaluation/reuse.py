@@ -62,7 +62,7 @@ def task_fingerprint(tasks: Sequence[RetrievalTask], encoder: AsymmetricSparseEn
     state = xxhash.xxh3_128(json.dumps([asdict(task) for task in tasks]).encode())
     for path in sorted(Path(splade_lit.__file__).parent.rglob("*.py")):
         state.update(path.read_bytes())
-    versions = [version(name) for name in ("torch", "transformers", "tokenizers", "scipy", "bm25s")]
+    versions = [version(name) for name in ("torch", "transformers", "tokenizers", "scipy", "bm25s", "ir-measures")]
     state.update(" ".join([tokenizer_fingerprint(encoder.tokenizer), *versions]).encode())
     return state.hexdigest()
 

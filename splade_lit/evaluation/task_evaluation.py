@@ -13,6 +13,7 @@ from splade_lit.core.errors import UserError
 from splade_lit.core.progress import WorkProgress
 from splade_lit.core.tokenisation import Tokenisation
 from splade_lit.data.tasks import RetrievalTask, sampled_ids
+from splade_lit.evaluation.measures import check_judged, measure_names
 from splade_lit.evaluation.results import TaskResult, evaluate_vectors, flat_metrics
 
 logger = logging.getLogger(__name__)
@@ -100,6 +101,18 @@ def without_own_documents(tasks: Sequence[RetrievalTask], setting: bool | None) 
             does = "is left out of its own ranking, as in BEIR" if task.leave_out_queries else "can find itself"
             logger.warning("%s: %d queries have the id of a document; each %s.", task.name, shared, does)
     return list(tasks)
+
+
+def with_measures(tasks: Sequence[RetrievalTask], measures: Sequence[str]) -> list[RetrievalTask]:
+    """The tasks, on which measures of these names are computed too (see `measure_names`).
+
+    Raises:
+        UserError: a measure cannot be computed here, or a task has no judgement of a grade that it counts.
+    """
+    names = measure_names(measures)
+    measured = [replace(task, measures=names) for task in tasks]
+    check_judged(measured)
+    return measured
 
 
 def evaluate_task(

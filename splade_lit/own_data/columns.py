@@ -8,6 +8,7 @@ import numpy as np
 
 from splade_lit.core.errors import UserError
 from splade_lit.core.text import read_qrels
+from splade_lit.data.collection_pairs import open_pairs
 from splade_lit.data.corpus import Corpus, load_corpus, open_corpus
 from splade_lit.data.hub import open_texts
 from splade_lit.data.pairs import DOCSTRINGS, Pairs, load_pairs
@@ -58,7 +59,7 @@ def read_pairs(
     """
     if source == DOCSTRINGS:
         raise UserError("docstrings come with a retrieval task of their own; train with experiments/quickstart.yaml.")
-    opened = open_texts(source)
+    opened = open_pairs(source)
     names = opened.columns
     query = query_column or _usual(source, names, QUERY_COLUMNS, document_column, "queries", "--query-column")
     document = document_column or _usual(source, names, DOCUMENT_COLUMNS, query, "documents", "--document-column")

@@ -13,10 +13,11 @@ from splade_lit.core.errors import UserError
 from splade_lit.core.files import replace_text
 from splade_lit.core.progress import WorkProgress
 from splade_lit.core.tables import BATCH_ROWS
+from splade_lit.data.collection import titled_file
 from splade_lit.data.corpus import Corpus, open_corpus
 from splade_lit.data.hub import local_path, open_texts
 from splade_lit.data.pairs import Pairs
-from splade_lit.data.tasks import beir_file, is_beir, is_task
+from splade_lit.data.tasks import is_task
 from splade_lit.data.text_keys import document_key, hashes, query_key
 from splade_lit.own_data.columns import MIN_PAIRS, OwnPairs, text_column_of
 from splade_lit.own_data.held_out import HeldOut, given_test
@@ -88,8 +89,8 @@ def read_titled(source: str, text_column: str | None, title_column: str | None) 
         UserError: as `open_corpus`; a column is not there, or that of texts has no usual name.
     """
     folder, file = local_path(source), source
-    if is_beir(folder):
-        file, text_column = str(beir_file(folder, "corpus.jsonl")), "text"
+    if path := titled_file(folder):
+        file, text_column = str(path), "text"
     elif is_task(source):
         corpus = open_corpus(source)
         return TitledCorpus(source, corpus.num_rows, lambda: (Document(id, "", text) for id, text in corpus.rows()))

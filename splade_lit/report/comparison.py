@@ -5,8 +5,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from splade_lit.core.errors import UserError
-from splade_lit.evaluation.metric_names import METRICS
+from splade_lit.evaluation.metric_names import is_measure, shown_name
 from splade_lit.evaluation.paired_tests import Difference, differences
+from splade_lit.evaluation.per_query import QueryFigures
 from splade_lit.report.charts import Series
 from splade_lit.report.measure import Searched
 from splade_lit.report.system import System, is_group, members, sets_of
@@ -41,7 +42,6 @@ class Quantity:
         return self.show(system.figure(one, self.figure))
 
 
-QUALITIES = {metric: Quantity(metric, name, 4) for metric, name in METRICS.items()}
 QUERY_DIMS = Quantity("query_active_dims", "query dims", 1)
 # Costs: less is better.
 QUANTITIES = (
@@ -52,6 +52,11 @@ QUANTITIES = (
     Quantity("training_minutes", "train min", 1, "Training time", "min", "training time (minutes)"),
     Quantity("emissions_g", "g CO2eq", 2, "Emissions", "g", "emissions of the run (g CO2eq)"),
 )
+
+
+def quality_of(metric: str) -> Quantity:
+    """A metric as a figure to show."""
+    return Quantity(metric, shown_name(metric), 4)
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,13 @@ class Comparison:
     @property
     def metric_name(self) -> str:
         """The metric as people write it."""
-        return METRICS[self.metric]
+        return shown_name(self.metric)
+
+    @property
+    def measures(self) -> list[str]:
+        """The measures by the names of ir_measures that a system has on the headline."""
+        figures = (name for system in self.systems for name in system.figures.get(self.headline, {}))
+        return list(dict.fromkeys(filter(is_measure, figures)))
 
     @property
     def series(self) -> dict[str, Series]:
@@ -148,10 +159,12 @@ def compare(
     """Put systems of different names (see `with_one_bm25`) side by side; the other arguments are `Comparison`'s."""
     shared = frozenset().union(*(members(system, headline) for system in systems))
     per_query = {system.name: system.per_query for system in systems if system.per_query}
-    untested = [system.name for system in systems if headline in system.figures and not system.per_query]
+    tested_on = {one.name for one in systems if any(metric in figures.metrics for figures in one.per_query)}
+    untested = [one.name for one in systems if headline in one.figures and one.name not in tested_on]
     notes = [*notes, *(note for system in systems for note in system.notes), *_differing_groups(systems, headline)]
     if untested and headline:
-        notes.append(f"No figures of single queries, so no tests: {', '.join(untested)}.")
+        of = f" by {shown_name(metric)}" if is_measure(metric) else ""
+        notes.append(f"No figures of single queries{of}, so no tests: {', '.join(untested)}.")
     tested = differences(per_query, shared, metric)
     return Comparison(list(systems), headline, metric, starts_of(systems), tested, searched, list(dict.fromkeys(notes)))
 
@@ -183,9 +196,9 @@ def _once(owned: Iterable[tuple[str, System]]) -> list[tuple[list[str], System]]
     for owner, system in owned:
         for number, (owners, other) in enumerate(kept):
             if _is_same(other, system):
-                known = {figures.task for figures in other.per_query}
-                per_query = [*other.per_query, *(one for one in system.per_query if one.task not in known)]
-                both = replace(other, figures={**system.figures, **other.figures}, per_query=per_query)
+                sets = dict.fromkeys((*system.figures, *other.figures))
+                figures = {one: {**system.figures.get(one, {}), **other.figures.get(one, {})} for one in sets}
+                both = replace(other, figures=figures, per_query=_of_both(other.per_query, system.per_query))
                 kept[number] = ([*owners, owner], both)
                 break
         else:
@@ -205,8 +218,20 @@ def _is_same(one: System, other: System) -> bool:
         one.stage == other.stage
         and (bool(shared) or one.kind == "bm25")
         and all(math.isclose(a[name], b[name], rel_tol=1e-6) for a, b in figures for name in a.keys() & b.keys())
-        and all(queries.get(each.task, each).metrics == each.metrics for each in other.per_query)
+        and all(_agree(queries.get(each.task, each), each) for each in other.per_query)
     )
+
+
+def _agree(one: QueryFigures, other: QueryFigures) -> bool:
+    """Whether figures of the queries of a task are the same in the metrics that both have."""
+    return all(one.metrics[name] == other.metrics[name] for name in one.metrics.keys() & other.metrics.keys())
+
+
+def _of_both(first: Sequence[QueryFigures], second: Sequence[QueryFigures]) -> list[QueryFigures]:
+    """Figures of queries of a system that was evaluated twice: all tasks, with all metrics of each."""
+    more = {one.task: one for one in second}
+    both = [replace(one, metrics={**more.pop(one.task, one).metrics, **one.metrics}) for one in first]
+    return [*both, *more.values()]
 
 
 def _differing_groups(systems: Sequence[System], headline: str) -> list[str]:

@@ -10,7 +10,6 @@ import numpy as np
 from splade_lit.core.errors import UserError
 from splade_lit.core.text import read_trec_run
 from splade_lit.data.tasks import RetrievalTask
-from splade_lit.evaluation.metric_names import METRICS
 from splade_lit.evaluation.metrics import rank_metrics, without_queries
 from splade_lit.evaluation.per_query import QueryFigures, query_figures, read_per_query
 from splade_lit.report.system import FINAL, System, bm25_of, systems_of_run
@@ -103,7 +102,7 @@ def _of_rankings(paths: Sequence[Path], name: str, tasks: Sequence[RetrievalTask
                 f"{name} ranks nothing for {missing} of {len(task.queries)} queries of {task.name}: they are 0."
             )
         asked = without_queries({query_id: run.get(query_id, {}) for query_id in task.queries}, task.left_out)
-        figures.append(query_figures(task, rank_metrics(asked, task.qrels, task.graded)))
+        figures.append(query_figures(task, rank_metrics(asked, task.qrels, task.graded, task.measures)))
     return _of_figures(name, figures, tasks, notes)
 
 
@@ -115,5 +114,6 @@ def _of_figures(
     for group in dict.fromkeys(task.group for task in tasks if task.group is not None):
         names = [task.name for task in tasks if task.group == group]
         if set(names) <= means.keys():
-            means[f"{group}_mean"] = {key: float(np.mean([means[one][key] for one in names])) for key in METRICS}
+            shared = [key for key in means[names[0]] if all(key in means[one] for one in names)]
+            means[f"{group}_mean"] = {key: float(np.mean([means[one][key] for one in names])) for key in shared}
     return System(name, "other", figures=means, per_query=list(figures), notes=tuple(notes))

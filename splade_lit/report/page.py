@@ -24,6 +24,7 @@ def html(comparison: Comparison, machine: str) -> str:
         machine=machine,
         marks=[*map(legend_mark, comparison.series.values()), *("" for _ in comparison.starts)],
         quality=tables.quality_rows(comparison),
+        measures=tables.measure_rows(comparison),
         cost=tables.cost_rows(comparison),
         sets=tables.set_rows(comparison),
         tests=tables.test_rows(comparison),

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from splade_lit.evaluation.metric_names import METRICS
 from splade_lit.evaluation.paired_tests import p_value
-from splade_lit.report.comparison import QUALITIES, QUANTITIES, QUERY_DIMS, Comparison, Quantity
+from splade_lit.report.comparison import QUANTITIES, QUERY_DIMS, Comparison, Quantity, quality_of
 from splade_lit.report.system import System, sets_of
 
 
@@ -29,13 +29,23 @@ def quality_rows(comparison: Comparison, metrics: Iterable[str] = METRICS) -> Ro
 
     `*` marks the systems that are on the Pareto front of active dims.
     """
-    shown = [*(QUALITIES[metric] for metric in metrics), QUERY_DIMS, *QUANTITIES[:2]]
+    shown = [*(quality_of(metric) for metric in metrics), QUERY_DIMS, *QUANTITIES[:2]]
     front = [*comparison.front(QUANTITIES[0]), *(False for _ in comparison.starts)]
     rows = [
         [system.name, system.stage or "-", *_cells(system, comparison, shown), "*" if on_front else ""]
         for system, on_front in zip([*comparison.systems, *comparison.starts], front, strict=True)
     ]
     return Rows(comparison.headline, ["system", "stage", *(one.name for one in shown), "front"], rows, names=2)
+
+
+def measure_rows(comparison: Comparison) -> Rows | None:
+    """Each system and each start by the measures of ir_measures; None where no system has one."""
+    shown = [quality_of(measure) for measure in comparison.measures]
+    if not shown:
+        return None
+    systems = [*comparison.systems, *comparison.starts]
+    rows = [[system.name, system.stage or "-", *_cells(system, comparison, shown)] for system in systems]
+    return Rows("measures of ir_measures", ["system", "stage", *(one.name for one in shown)], rows, names=2)
 
 
 def cost_rows(comparison: Comparison) -> Rows:
@@ -51,7 +61,7 @@ def _cells(system: System, comparison: Comparison, shown: Sequence[Quantity]) ->
 
 def set_rows(comparison: Comparison) -> Rows:
     """The metric of each system on each set."""
-    quality, sets = QUALITIES[comparison.metric], sets_of(comparison.systems)
+    quality, sets = quality_of(comparison.metric), sets_of(comparison.systems)
     rows = [[system.name, *(quality.of(system, one) for one in sets)] for system in comparison.systems]
     return Rows(quality.name, ["system", *sets], rows)
 

@@ -12,12 +12,14 @@ from splade_lit.command_line.devices import pick_device
 from splade_lit.core.errors import UserError
 from splade_lit.core.files import replace_text
 from splade_lit.data.tasks import load_tasks
+from splade_lit.evaluation.measures import measure_names
 from splade_lit.evaluation.metric_names import METRICS
+from splade_lit.evaluation.task_evaluation import with_measures
 from splade_lit.report.comparison import QUANTITIES, Comparison, compare, headline_of, with_one_bm25
 from splade_lit.report.measure import find_tasks, measure
 from splade_lit.report.other_systems import needs_tasks, read_results
 from splade_lit.report.page import finding, html
-from splade_lit.report.rows import cost_rows, quality_rows, set_rows, terminal_table, test_rows
+from splade_lit.report.rows import cost_rows, measure_rows, quality_rows, set_rows, terminal_table, test_rows
 from splade_lit.report.system import members, printable, sets_of, systems_of_run
 from splade_lit.runs.machine import hardware
 from splade_lit.runs.run import read_run
@@ -33,18 +35,27 @@ def write_report(settings: Namespace) -> None:
     """
     device = pick_device(settings.device)
     nanobeir = settings.nanobeir_source, settings.nanobeir_revision
+    of_metric = [] if settings.metric in METRICS else [settings.metric]
+    measures = measure_names([*settings.measures, *of_metric])
+    metric = measure_names(of_metric)[0] if of_metric else settings.metric
     tasks = load_tasks(settings.tasks, *nanobeir) if settings.tasks else None
     groups = [systems_of_run(read_run(path), name) for name, path in _names(settings.runs)]
     notes: list[str] = []
     measured = settings.search_documents > 0 and any(group[0].model is not None for group in groups)
-    if tasks is None and (measured or any(needs_tasks(path) for _, path in _named(settings.results))):
+    ranked = any(needs_tasks(path) for _, path in _named(settings.results))
+    if tasks is None and (measured or ranked):
         tasks, notes = find_tasks([group[0] for group in groups])
-    groups += [read_results(path, name, tasks or []) for name, path in _named(settings.results)]
+    judged = with_measures(tasks or [], measures) if ranked else []
+    groups += [read_results(path, name, judged) for name, path in _named(settings.results)]
     systems = with_one_bm25(groups)
     names = [system.name for system in systems]
     if repeated := [name for name in names if names.count(name) > 1]:
         raise UserError(f"two systems are called {repeated[0]!r}; name one with --results NAME=PATH.")
     headline = headline_of(systems, settings.set)
+    for name in measures:
+        if not any(system.figure(headline, name) is not None for system in systems):
+            ways = "evaluate with --measures, or name it in measures of RetrievalEvaluation"
+            raise UserError(f"no system has {name} on {headline or 'any set'}; {ways}.")
     searched = None
     if measured and tasks:
         # The task that the charts are about, or the first one of their group, or the first one there is.
@@ -56,7 +67,7 @@ def write_report(settings: Namespace) -> None:
                 f"Search was measured on {searched.num_documents:,} documents of {searched.task}, not "
                 f"{settings.search_documents:,}: all documents that have a judgement are kept."
             )
-    comparison = compare(systems, headline, settings.metric, searched, notes)
+    comparison = compare(systems, headline, metric, searched, notes)
     replace_text(settings.output, html(comparison, hardware([]).cpu_model or "unknown processor"))
     _print(comparison)
     print(f"report: {settings.output}")
@@ -90,6 +101,8 @@ def _print(comparison: Comparison) -> None:
         console.width = _WIDTH
     shown = [metric for metric in METRICS if metric in ("ndcg@10", "mrr@10", "recall@10", comparison.metric)]
     tables = [quality_rows(comparison, shown)] if comparison.headline else []
+    if measures := measure_rows(comparison):
+        tables.append(measures)
     if len(sets_of(comparison.systems)) > 1:
         tables.append(set_rows(comparison))
     tables.append(cost_rows(comparison))

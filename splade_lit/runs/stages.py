@@ -1,7 +1,8 @@
 """`metrics.json` of a run: the figures of each stage, under the full names of sentence-transformers' evaluators.
 
 A full name is a set or a group of sets, and what was measured on it: `NanoNQ_dot_ndcg@10`, `NanoNQ_corpus_active_dims`,
-`NanoBEIR_mean_dot_mrr@10`. Figures of one set have plain names: `ndcg@10`, `corpus_active_dims`.
+`NanoBEIR_mean_dot_mrr@10`; a measure of ir_measures has its own name there, `NanoNQ_dot_R@1000`. Figures of one set
+have plain names: `ndcg@10`, `corpus_active_dims`.
 """
 
 import json
@@ -11,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE
+from rich.console import Console
 from rich.table import Table
 
 from splade_lit.core.errors import UserError
 from splade_lit.core.files import replace_text
-from splade_lit.evaluation.metric_names import METRICS
+from splade_lit.evaluation.metric_names import METRICS, is_measure, is_sparsity
 
 METRICS_JSON = "metrics.json"
 MAIN = "ndcg@10"
@@ -85,10 +87,10 @@ def by_set(metrics: Mapping[str, float]) -> dict[str, dict[str, float]]:
 def published_name(figure: str) -> str:
     """The name of a figure without its set, as the metadata of a card has it.
 
-    >>> published_name("ndcg@10"), published_name("corpus_active_dims")
-    ('dot_ndcg@10', 'corpus_active_dims')
+    >>> published_name("ndcg@10"), published_name("AP"), published_name("corpus_active_dims")
+    ('dot_ndcg@10', 'dot_AP', 'corpus_active_dims')
     """
-    return f"dot_{figure}" if "@" in figure else figure
+    return figure if is_sparsity(figure) else f"dot_{figure}"
 
 
 def over_wordpieces(bm25: Mapping[str, float]) -> bool:
@@ -107,6 +109,13 @@ def headline_figures(metrics: Mapping[str, float]) -> dict[str, float]:
     groups = [one for one in sets if one.endswith("_mean")] or sets
     names = [f"{one}{end}" for one in groups for end in (_MAIN_END, "_query_active_dims", "_corpus_active_dims")]
     return {name: metrics[name] for name in names if name in metrics}
+
+
+def print_stages(stages: Stages) -> None:
+    """Print the tables of stages: metrics and sparsity, then measures where there are some."""
+    for table in (stages_table(stages), measures_table(stages)):
+        if table is not None:
+            Console().print(table)
 
 
 def stages_table(stages: Stages) -> Table:
@@ -129,6 +138,28 @@ def stages_table(stages: Stages) -> Table:
     for number, (one, stage, row) in enumerate(rows, start=1):
         cells = [_COLUMNS[name][1].format(row[name]) if name in row else "-" for name in shown]
         table.add_row(one, stage, *cells, end_section=number % len(stages) == 0)
+    return table
+
+
+def measures_table(stages: Stages) -> Table | None:
+    """A table with one row for each measure of ir_measures of each set and group; None if there are none.
+
+    >>> table = measures_table({"before": {"NanoNQ_dot_ndcg@10": 0.25, "NanoNQ_dot_R@1000": 0.5, "NanoNQ_dot_AP": 0.3}})
+    >>> [column.header for column in table.columns], table.row_count
+    (['task', 'measure', 'before'], 2)
+    """
+    figures = {stage: by_set(metrics) for stage, metrics in stages.items()}
+    names = [(one, name) for sets in figures.values() for one, of in sets.items() for name in of if is_measure(name)]
+    if not names:
+        return None
+    table = Table(box=SIMPLE, pad_edge=False, collapse_padding=True)
+    for heading in ("task", "measure"):
+        table.add_column(heading, no_wrap=True)
+    for stage in stages:
+        table.add_column(stage, justify="right")
+    for one, name in dict.fromkeys(names):
+        values = [sets.get(one, {}).get(name) for sets in figures.values()]
+        table.add_row(one, name, *("-" if value is None else f"{value:.4f}" for value in values))
     return table
 
 

@@ -17,7 +17,6 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from rich.console import Console
 
 from splade_lit.command_line.arguments import parse_settings
 from splade_lit.command_line.exit_codes import quiet_libraries
@@ -27,7 +26,7 @@ from splade_lit.core.ranges import LARGEST_SEED, check_range
 from splade_lit.data.datamodule import ENCODER_SETTINGS, PairsDataModule
 from splade_lit.runs.config import CONFIG
 from splade_lit.runs.folder import CHECKPOINTS, MODEL, check_run_folder, check_same_model, remove_run
-from splade_lit.runs.stages import headline_figures, stages_table
+from splade_lit.runs.stages import headline_figures, print_stages
 from splade_lit.training.callbacks.csv_log import CsvLog
 from splade_lit.training.callbacks.hooks import callbacks_of
 from splade_lit.training.callbacks.last_checkpoint import LastCheckpoint
@@ -188,7 +187,7 @@ def run(arguments: Sequence[str]) -> None:
         print("warning: not a step was trained; the saved model is the one that the run started from.", file=sys.stderr)
     figures: dict[str, float] = {}
     for callback in callbacks_of(cli.trainer, RetrievalEvaluation):
-        Console().print(stages_table(callback.stages))
+        print_stages(callback.stages)
         figures |= headline_figures(callback.stages.get("after", {}))
     model_folder = Path(cli.trainer.default_root_dir) / MODEL
     print("  ".join([f"model: {model_folder}", *(f"{name} {value:.4g}" for name, value in figures.items())]))

@@ -19,10 +19,11 @@ from splade_lit.core.ranges import check_range
 from splade_lit.data.tasks import NANOBEIR_ID, load_tasks
 from splade_lit.encoder.model import AsymmetricSparseEncoder
 from splade_lit.evaluation.bm25 import best_bm25
+from splade_lit.evaluation.measures import measure_names
 from splade_lit.evaluation.per_query import PER_QUERY, QueryFigures, figures_of_results, write_per_query
 from splade_lit.evaluation.results import figure_names, flat_metrics
 from splade_lit.evaluation.reuse import StageFigures, model_fingerprint, reused, task_fingerprint
-from splade_lit.evaluation.task_evaluation import TokenisedTask, evaluate_task, without_own_documents
+from splade_lit.evaluation.task_evaluation import TokenisedTask, evaluate_task, with_measures, without_own_documents
 from splade_lit.runs.stages import METRICS_JSON, write_stages
 from splade_lit.training.callbacks.hooks import EveryNSteps, callbacks_of, encoder_of, evaluating
 from splade_lit.training.callbacks.loggers import log_figures
@@ -37,20 +38,23 @@ class RetrievalEvaluation(L.Callback):
     """Evaluates retrieval under the names that sentence-transformers' evaluators give their metrics.
 
     ModelCheckpoint and EarlyStopping can watch `NanoBEIR_mean_dot_ndcg@10`, `NanoNQ_corpus_active_dims` and so on, on
-    every rank; loggers get them under `val/`. Where one of those two looks after a validation, an epoch or a number of
-    steps of its own, the model is evaluated then as well, so that it never sees figures of an earlier step. Figures of
-    the stages `bm25`, `before` and `after` go to `metrics.json` in the folder of the run, those of each query to
-    `per_query.jsonl`. A run may have several of these callbacks, of different tasks: a small one often, a large one at
-    the end. Where a run has several processes, each encodes its share of the corpus.
+    every rank, and a measure that is asked for as `NanoNQ_dot_R@1000`; loggers get them under `val/`. Where one of
+    those two looks after a validation, an epoch or a number of steps of its own, the model is evaluated then as well,
+    so that it never sees figures of an earlier step. Figures of the stages `bm25`, `before` and `after` go to
+    `metrics.json` in the folder of the run, those of each query to `per_query.jsonl`. A run may have several of these
+    callbacks, of different tasks: a small one often, a large one at the end. Where a run has several processes, each
+    encodes its share of the corpus.
 
     Args:
-        tasks: what to evaluate on: NanoBEIR names (`msmarco`, `nfcorpus`, `nq`, ...), folders of retrieval sets in
-            BEIR's or NanoBEIR's layout, `docstrings`.
+        tasks: what to evaluate on: NanoBEIR names (`msmarco`, `nfcorpus`, `nq`, ...), folders in BEIR's, MS MARCO's,
+            TREC's (`FOLDER` or `FOLDER:SPLIT`) or NanoBEIR's layout, `irds:` and an id of ir_datasets, `docstrings`.
         nanobeir_source: Hub id or folder that NanoBEIR names are looked up in.
         nanobeir_revision: branch, tag or commit of it on the Hub.
         every_n_steps: optimizer steps between two evaluations; none between start and end if not given.
         before: evaluate before the first step (not when a run is resumed).
         bm25: evaluate BM25 too, over words and over WordPieces, and keep the better of the two.
+        measures: names of measures of the library ir_measures that are computed beside the metrics, such as `nDCG@10`,
+            `RR@10`, `R@1000`, `AP(rel=2)@100`; rankings are as deep as they ask, 1,000 for one without a cut-off.
         reuse: take the figures of `before` and `bm25` from the cache where an earlier run measured the same ones: same
             weights, settings, texts, judgements and versions.
         leave_out_queries: leave the document with a query's own id out of its ranking, as BEIR does for ArguAna and
@@ -60,7 +64,7 @@ class RetrievalEvaluation(L.Callback):
         cache_dir: folder of caches; the usual one if not given.
 
     Raises:
-        UserError: a task cannot be loaded, or a setting is out of range.
+        UserError: a task cannot be loaded, a setting is out of range, or a measure cannot be computed.
     """
 
     def __init__(
@@ -71,6 +75,7 @@ class RetrievalEvaluation(L.Callback):
         every_n_steps: int | None = None,
         before: bool = True,
         bm25: bool = False,
+        measures: list[str] = [],  # noqa: B006 - the CLI shows it
         reuse: bool = True,
         leave_out_queries: bool | None = None,
         max_corpus_documents: int | None = None,
@@ -79,8 +84,9 @@ class RetrievalEvaluation(L.Callback):
         check_range("RetrievalEvaluation", 1, every_n_steps=every_n_steps, max_corpus_documents=max_corpus_documents)
         if not tasks:
             raise UserError("RetrievalEvaluation.tasks is empty; name a task, such as nq, or remove the callback.")
+        names = measure_names(measures)
         loaded = load_tasks(tasks, nanobeir_source, nanobeir_revision, cache_dir)
-        self.tasks = without_own_documents(loaded, leave_out_queries)
+        self.tasks = with_measures(without_own_documents(loaded, leave_out_queries), names)
         self.every_n_steps = every_n_steps
         self.before = before
         self.bm25 = bm25

@@ -10,8 +10,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 STEP = "trainer/global_step"  # the x-axis of all metrics: optimizer steps, counted from 0
 
-# Names of rank metrics are those of sentence-transformers' evaluators.
-_MORE_IS_BETTER = re.compile(r"_dot_[a-z]+@\d+$|sparsity_ratio$")
+_MORE_IS_BETTER = re.compile(r"_dot_[^/]+$|sparsity_ratio$")
 _LESS_IS_BETTER = re.compile(r"loss$|active_dims(_median|_p95)?$|avg_flops$")
 
 
@@ -20,6 +19,8 @@ def best_value(metric: str) -> Literal["max", "min"] | None:
 
     >>> best_value("val/NanoBEIR_mean_dot_ndcg@10"), best_value("sparsity/document_active_dims")
     ('max', 'min')
+    >>> best_value("val/NanoNQ_dot_AP(rel=2)@100")
+    'max'
     >>> best_value("train/lambda_d")
     """
     if _MORE_IS_BETTER.search(metric):
