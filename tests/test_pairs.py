@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from splade_lit.core.errors import UserError
+from splade_lit.data.answers import NO_TEXT
 from splade_lit.data.hub import open_texts
 from splade_lit.data.pairs import Pairs, load_pairs, split_rows
 
@@ -150,16 +151,36 @@ def test_rows_that_are_left_out_are_counted(tmp_path: Path, caplog: pytest.LogCa
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.parquet"])
-def test_empty_texts_are_counted_and_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str) -> None:
-    kept = {"query": "q", "answer": "a", "wrong": "w"}
+def test_rows_without_query_or_document_are_counted_and_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    kept = {"query": "q", "answer": "a"}
     empty = [{**kept, column: text} for column in kept for text in ("", " \t\n", "\u2003", None)]
-    rows = [kept, *empty[:5], {**kept, "query": "."}, *empty[5:], {**kept, "answer": "0"}]
+    rows = [kept, *empty[:3], {**kept, "query": "."}, *empty[3:], {**kept, "answer": "0"}]
     source = write_table(tmp_path / name, rows)
     with caplog.at_level(logging.INFO, "splade_lit"):
-        pairs = load_pairs(source, negative_columns=["wrong"])
-    assert texts(pairs) == [("q", "a", "w"), (".", "a", "w"), ("q", "0", "w")]
-    assert caplog.messages == [f"{source}: 12 of 15 pairs have an empty text and are skipped."]
+        pairs = load_pairs(source)
+    assert texts(pairs) == [("q", "a"), (".", "a"), ("q", "0")]
+    assert caplog.messages == [f"{source}: 8 of 11 pairs have an empty text and are skipped."]
     assert caplog.records[0].levelno == logging.WARNING
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
+def test_further_positives_and_negatives_may_be_empty(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    whole = {"query": "q", "answer": "a", "also": "b", "wrong": "w"}
+    rows = [whole, *({**whole, column: text} for column in ("also", "wrong") for text in ("", " \t\n", "\u2003", None))]
+    with caplog.at_level(logging.INFO, "splade_lit"):
+        pairs = load_pairs(write_table(tmp_path / name, rows), negative_columns=["wrong"], positive_columns=["also"])
+    assert (pairs.columns, pairs.num_positives) == (("query", "document", "positive_2", "negative_1"), 2)
+    assert len(pairs) == 9
+    assert not caplog.messages
+    assert [text for batch in pairs.batches("positive_2") for text in batch] == ["b", *[""] * 4, *["b"] * 4]
+    present = pairs.fingerprints() != NO_TEXT
+    assert present[:, :2].all()
+    assert present[:, 2:].tolist() == [[True, True], *[[False, True]] * 4, *[[True, False]] * 4]
+    assert set(pairs[4].values()) == {"q", "a", "", "w"}
 
 
 def test_columns_that_are_not_used_may_be_empty(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -267,7 +288,7 @@ BAD_SOURCES: dict[str, tuple[Callable[[Path], str], str]] = {
     "no row": (lambda p: no_rows(p / "a.parquet"), "the data set has no rows"),
     "only empty texts": (
         lambda p: write(p / "a.csv", "query,answer\n,\n,x\n"),
-        "no pair with text in all .* of 2 rows",
+        "no pair with both a query and a document, of 2 rows",
     ),
     "a text file": (lambda p: write(p / "a.jsonl", "some words\nand more\n"), "line 1: not a JSON object"),
     "half a line": (lambda p: write(p / "a.jsonl", jsonl(ROWS) + '{"query": "a'), "line 4: not a JSON object"),

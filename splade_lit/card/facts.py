@@ -73,7 +73,7 @@ def pairs_facts(
     first = pairs.select(range(min(_MEASURED, len(pairs))))
 
     def column_facts(name: str, column: str) -> ColumnFacts:
-        texts = list(first.dataset[column])
+        texts = [text for batch in first.batches(column) for text in batch if text] or [""]
         if column == "query":
             lengths = encoder.tokenisation.query_lengths(texts)
         else:

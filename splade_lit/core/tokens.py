@@ -82,22 +82,21 @@ class PairBatch:
 
     Attributes:
         queries: the distinct token ids of each query (presence is all that counts), `Q` texts.
-        documents: the `Q` positives, document i answering query i, then the `Q` first hard negatives, the `Q` second
-            ones and so on.
+        documents: the first positive of each query, document i answering query i, then their further positives and
+            their hard negatives, column after column. Where a row has none in a column, there is none.
+        answers: int64 `[answers, 2]`: which document answers which query, pairs (query, document) in ascending order:
+            every document of the batch that is known to answer a query, whichever row it is in.
         teacher_scores: fp32 `[Q, documents]`, what a teacher gives for each query with each document, NaN for pairs
             that it has not scored; None without a teacher.
     """
 
     queries: Tokens
     documents: Tokens
+    answers: Tensor
     teacher_scores: Tensor | None = None
-
-    @cached_property
-    def answers(self) -> Tensor:
-        """int64 `[Q, 2]`: which document answers which query, pairs (query, document) on the device of the ids."""
-        return torch.arange(len(self.queries), device=self.documents.input_ids.device).repeat(2, 1).T
 
     def to(self, device: torch.device | str, **kwargs: Any) -> "PairBatch":
         """The same batch on another device."""
+        answers = self.answers.to(device, non_blocking=True)
         scores = None if self.teacher_scores is None else self.teacher_scores.to(device, non_blocking=True)
-        return PairBatch(self.queries.to(device), self.documents.to(device), scores)
+        return PairBatch(self.queries.to(device), self.documents.to(device), answers, scores)

@@ -16,6 +16,7 @@ from splade_lit.core.progress import counted
 from splade_lit.core.ranges import LARGEST_SEED, check_range
 from splade_lit.core.tokenisation import Tokenisation
 from splade_lit.core.tokens import Tokens
+from splade_lit.data.answers import NO_TEXT, KnownAnswers
 from splade_lit.data.collection_pairs import check_pairs
 from splade_lit.data.loader import PairLoader, TeacherScores
 from splade_lit.data.pairs import DOCSTRINGS, NATURAL_QUESTIONS, Pairs, load_pairs, split_rows
@@ -45,7 +46,10 @@ class PairsDataModule(LightningDataModule):
             `irds:` and an id of ir_datasets.
         query_column: name of the column of queries.
         document_column: name of the column of documents that answer them.
-        negative_columns: names of columns of hard negatives, documents that do not answer the query.
+        positive_columns: names of columns of further answers, which may be empty in a row. Answers may also stand in
+            rows of their own: what answers a query anywhere in the data set is never a negative of it.
+        negative_columns: names of columns of hard negatives, documents that do not answer the query; they may be empty
+            in a row.
         config: which configuration of the data set, if there are several; of a test collection `qrels` (pairs of a
             query and a document judged relevant) or `triples`, of ir_datasets also `docpairs` and `scoreddocs`.
         split: which split of the data set.
@@ -83,6 +87,7 @@ class PairsDataModule(LightningDataModule):
         source: str = NATURAL_QUESTIONS,
         query_column: str = "query",
         document_column: str = "answer",
+        positive_columns: Sequence[str] = (),
         negative_columns: Sequence[str] = (),
         config: str | None = None,
         split: str = "train",
@@ -126,9 +131,9 @@ class PairsDataModule(LightningDataModule):
         self.num_eval_pairs, self.split_seed = num_eval_pairs, split_seed
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.drop_last, self.seed, self.block_rows = drop_last, seed, block_rows
-        columns = (query_column, document_column, negative_columns)
+        columns = (query_column, document_column, negative_columns, positive_columns, score_columns)
         self._load_pairs = partial(load_pairs, source, *columns, config, split, revision, max_pairs, cache_dir)
-        self._load_pairs = partial(self._load_pairs, score_columns=score_columns, min_grade=min_grade)
+        self._load_pairs = partial(self._load_pairs, min_grade=min_grade)
         self.held_out_tasks = tuple(held_out_tasks)
         self.has_teacher = teacher is not None or bool(score_columns)
         self.teacher, self._teacher_settings = teacher, (teacher_max_tokens, teacher_scale)
@@ -149,6 +154,8 @@ class PairsDataModule(LightningDataModule):
         self.train_rows, self.eval_rows = split_rows(len(pairs), self.num_eval_pairs, self.split_seed)
         logger.info("%s: %d pairs for training, %d held out.", pairs.source, len(self.train_rows), len(self.eval_rows))
         self.fingerprints = pairs.fingerprints()
+        self.answers = KnownAnswers(self.fingerprints, pairs.num_positives)
+        self._report(pairs)
         stores = [self._tokenize(pairs, position) for position in range(len(pairs.columns))]
         self.queries, *self.documents = stores
         self._teacher_scores = self._teach(pairs)
@@ -161,7 +168,7 @@ class PairsDataModule(LightningDataModule):
             ways = "lower batch_size or the number of devices, or set drop_last to false"
             raise UserError(f"data: {len(self.train_rows)} pairs give no batch; {ways}.")
         single = sum(len(batch) == 1 for batch in loader.sampler.batches())
-        if 2 * single > len(loader) and len(self.documents) == 1:
+        if 2 * single > len(loader) and len(self.documents) == self._loaded().num_positives:
             count = f"{single} of {len(loader)} batches hold a single pair"
             ways = "remove copies of texts, raise batch_size, or give negative_columns"
             logger.warning("data: %s, with no other document to learn from; %s.", count, ways)
@@ -201,21 +208,24 @@ class PairsDataModule(LightningDataModule):
 
     @property
     def num_documents(self) -> int:
-        """Number of training documents, hard negatives not counted."""
-        return len(self.train_rows)
+        """Number of training documents, further positives among them, hard negatives not counted."""
+        return int(self.answers.present(self.train_rows)[:, : self._loaded().num_positives].sum())
 
     def document_frequencies(self, vocab_size: int) -> np.ndarray:
         """int64 `[vocab_size]`: in how many training documents each token is, cut as in training.
 
         Hard negatives are not counted, nor are the special tokens that the tokenizer adds to every document.
         """
-        frequencies = self.documents[0].document_frequencies(self.train_rows, vocab_size)
+        frequencies = np.zeros(vocab_size, dtype=np.int64)
+        present = self.answers.present(self.train_rows).T[: self._loaded().num_positives]
+        for store, there in zip(self.documents, present, strict=False):
+            frequencies += store.document_frequencies(self.train_rows[there], vocab_size)
         (added,) = self.tokenisation.documents([""], prompt="")
         frequencies[added[added < vocab_size]] = 0
         return frequencies
 
     def sample_documents(self, num_documents: int, seed: int) -> Tokens:
-        """Token ids of training documents drawn without repetition; all of them if there are fewer."""
+        """Token ids of documents of training pairs drawn without repetition; of all pairs if there are fewer."""
         return self.documents[0].gather(self._sample_rows(num_documents, seed))
 
     def sample_queries(self, num_queries: int, seed: int) -> Tokens:
@@ -224,7 +234,7 @@ class PairsDataModule(LightningDataModule):
 
     def _sample_rows(self, num_rows: int, seed: int) -> np.ndarray:
         rng = np.random.default_rng(seed)
-        return rng.choice(self.train_rows, size=min(num_rows, self.num_documents), replace=False)
+        return rng.choice(self.train_rows, size=min(num_rows, len(self.train_rows)), replace=False)
 
     def _loaded(self) -> Pairs:
         if self._pairs is None:
@@ -239,6 +249,19 @@ class PairsDataModule(LightningDataModule):
             raise UserError(f"{pairs.source}: every pair has a query of {', '.join(self.held_out_tasks)}; give others.")
         logger.info("%s: %d pairs with held-out queries are left out.", pairs.source, len(pairs) - len(kept))
         return kept
+
+    def _report(self, pairs: Pairs) -> None:
+        """Say what is unusual in the data: several answers of a query, texts that are not there, contradictions."""
+        answers = self.answers.answers_per_query
+        if several := int((answers > 1).sum()):
+            text = "%s: %d of %d queries have several answers, up to %d; none of them counts as a negative."
+            logger.info(text, pairs.source, several, len(answers), answers.max())
+        for column, empty in zip(pairs.columns, (self.fingerprints == NO_TEXT).sum(axis=0), strict=True):
+            if empty:
+                logger.info("%s: %d of %d rows have no %s.", pairs.source, empty, len(pairs), column)
+        if wrong := self.answers.num_contradictions:
+            text = "%s: %d hard negatives are documents that answer their query elsewhere in the data; they count as "
+            logger.warning(text + "answers.", pairs.source, wrong)
 
     def _tokenize(self, pairs: Pairs, position: int) -> TokenStore:
         column, ways = pairs.columns[position], self.tokenisation
@@ -257,7 +280,7 @@ class PairsDataModule(LightningDataModule):
 
     def _teach(self, pairs: Pairs) -> TeacherScores | None:
         if pairs.scores is not None:
-            return RowTeacher(pairs.scores, np.ones_like(pairs.scores, dtype=bool))
+            return RowTeacher(pairs.scores, self.fingerprints[:, 1:] != NO_TEXT)
         if self.teacher is None:
             return None
         device = self.trainer.strategy.root_device if self.trainer else "cpu"
@@ -266,11 +289,14 @@ class PairsDataModule(LightningDataModule):
 
     def _loader(self, rows: np.ndarray, batch_size: int, shuffle: bool, drop_last: bool = False) -> PairLoader:
         devices = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        texts = self.fingerprints[rows]
+        texts = np.where(texts == NO_TEXT, texts[:, :1], texts)  # no text is in no other row: as if it were the query
         sampler = NoDuplicatesBatchSampler(
-            self.fingerprints[rows], batch_size, self.seed, drop_last, shuffle, *devices, block_rows=self.block_rows
+            texts, batch_size, self.seed, drop_last, shuffle, *devices, block_rows=self.block_rows
         )
         trained_batches = self._trained_batches if self.trainer else None
-        return PairLoader(self.queries, self.documents, sampler, rows, trained_batches, self._teacher_scores)
+        texts = (self.queries, self.documents, self.answers)
+        return PairLoader(*texts, sampler, rows, trained_batches, self._teacher_scores)
 
     def _trained_batches(self) -> int:
         assert self.trainer is not None

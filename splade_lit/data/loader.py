@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from splade_lit.core.tokens import PairBatch, Tokens
+from splade_lit.data.answers import KnownAnswers
 from splade_lit.data.sampler import NoDuplicatesBatchSampler
 from splade_lit.data.token_store import TokenStore
 
@@ -28,7 +29,8 @@ class PairLoader:
 
     Args:
         queries: distinct token ids of the queries.
-        documents: token ids of the positives, then of each column of hard negatives; all as long as `queries`.
+        documents: token ids of each column of positives, then of hard negatives; all as long as `queries`.
+        answers: which documents there are, and which of them answer which query.
         sampler: gives batches as positions in `rows` of the stores; Lightning calls its `set_epoch`.
         trained_batches: gives how many batches of the epoch were trained on, as training may stop in the middle of a
             batch; by default, all that were handed out.
@@ -39,6 +41,7 @@ class PairLoader:
         self,
         queries: TokenStore,
         documents: Sequence[TokenStore],
+        answers: KnownAnswers,
         sampler: NoDuplicatesBatchSampler,
         rows: np.ndarray,
         trained_batches: Callable[[], int] | None = None,
@@ -46,6 +49,7 @@ class PairLoader:
     ) -> None:
         self.queries = queries
         self.documents = documents
+        self.answers = answers
         self.sampler = sampler
         self.batch_sampler = None  # Lightning reads it of every loader that has a sampler
         self.rows = rows
@@ -70,10 +74,13 @@ class PairLoader:
 
     def batch(self, rows: np.ndarray) -> PairBatch:
         """The batch of these rows of the stores."""
-        columns = [store.gather(rows) for store in self.documents]
+        present = self.answers.present(rows).T
+        columns = [store.gather(rows[there]) for store, there in zip(self.documents, present, strict=True)]
         lengths = chain.from_iterable(column.lengths for column in columns)
         documents = Tokens(torch.cat([column.input_ids for column in columns]), tuple(lengths))
-        return PairBatch(self.queries.gather(rows), documents, self.teacher(rows) if self.teacher else None)
+        answers = torch.from_numpy(self.answers.among(rows))
+        teacher_scores = self.teacher(rows) if self.teacher else None
+        return PairBatch(self.queries.gather(rows), documents, answers, teacher_scores)
 
     def state_dict(self) -> dict[str, int]:
         """The epoch and how many of its batches are done; Lightning saves them with each checkpoint."""

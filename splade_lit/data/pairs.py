@@ -1,4 +1,4 @@
-"""Training pairs: a query, the document that answers it, and hard negatives if there are any."""
+"""Training pairs: a query, documents that answer it, and hard negatives if there are any."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,6 +12,7 @@ import xxhash
 from splade_lit.core.errors import UserError
 from splade_lit.core.files import Folder
 from splade_lit.core.tables import BATCH_ROWS
+from splade_lit.data.answers import NO_TEXT
 from splade_lit.data.collection_pairs import Choice, open_pairs
 from splade_lit.data.docstrings import DOCSTRINGS, document_text, load_docstrings
 
@@ -25,7 +26,8 @@ logger = logging.getLogger(__name__)
 class Pairs:
     """Pairs of text, read from disk as they are asked for.
 
-    The columns are `query`, `document`, `negative_1`, `negative_2` and so on. `config` is what was asked for, `commit`
+    The columns are `query`, `document`, `positive_2` and so on for further answers, `negative_1`, `negative_2` and so
+    on. Query and document are there in every row, the others may be empty. `config` is what was asked for, `commit`
     that of a Hub id, if it is known. `scores`, fp32 `[pairs, documents]`, are what a teacher gives for the query with
     each document of its row, in the order of the columns, NaN where it has not scored; None without a teacher.
     """
@@ -41,13 +43,18 @@ class Pairs:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> dict[str, str]:
-        """One pair: column to text."""
-        return self.dataset[index]
+        """One pair: column to text, empty where there is none."""
+        return {column: text or "" for column, text in self.dataset[index].items()}
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """`query`, `document` and the negatives, in this order."""
+        """`query`, `document`, further positives and the negatives, in this order."""
         return tuple(self.dataset.column_names)
+
+    @property
+    def num_positives(self) -> int:
+        """How many columns hold documents that answer the query."""
+        return sum(name == "document" or name.startswith("positive_") for name in self.columns)
 
     def select(self, rows: Sequence[int] | np.ndarray) -> "Pairs":
         """These rows in this order; no text is copied."""
@@ -55,16 +62,19 @@ class Pairs:
         return replace(self, dataset=self.dataset.select(rows), scores=scores)
 
     def batches(self, column: str, rows: int = BATCH_ROWS) -> Iterator[list[str]]:
-        """The texts of a column, `rows` at a time."""
-        return (batch[column] for batch in self.dataset.select_columns(column).iter(rows))
+        """The texts of a column, `rows` at a time; empty where there is none but white space."""
+        for batch in self.dataset.select_columns(column).iter(rows):
+            yield ["" if text is None or text.isspace() else text for text in batch[column]]
 
     def hashes(self, column: str, key: Callable[[str], str] = str) -> np.ndarray:
         """uint64 `[pairs]`: the hash of the key of each text of a column."""
         return hashes(key(text) for batch in self.batches(column) for text in batch)
 
     def fingerprints(self) -> np.ndarray:
-        """uint64 `[pairs, columns]`: the 64-bit hash of each text; equal texts have equal hashes."""
-        return np.stack([self.hashes(column) for column in self.columns], axis=1)
+        """uint64 `[pairs, columns]`: the 64-bit hash of each text, equal for equal texts; `NO_TEXT` if it is empty."""
+        columns = [self.hashes(column) for column in self.columns]
+        (empty,) = hashes([""])
+        return np.stack([np.where(column == empty, np.uint64(NO_TEXT), column) for column in columns], axis=1)
 
 
 def hashes(texts: Iterable[str]) -> np.ndarray:
@@ -77,15 +87,16 @@ def load_pairs(
     query_column: str = "query",
     document_column: str = "answer",
     negative_columns: Sequence[str] = (),
+    positive_columns: Sequence[str] = (),
+    score_columns: Sequence[str] = (),
     config: str | None = None,
     split: str = "train",
     revision: str | None = None,
     max_pairs: int | None = None,
     cache_dir: Folder = None,
-    score_columns: Sequence[str] = (),
     min_grade: int = 1,
 ) -> Pairs:
-    """Pairs of a data set; rows with an empty text are left out, and a line of the log says how many.
+    """Pairs of a data set; rows without a query or a document are left out, and a line of the log says how many.
 
     The arguments are the settings of the same names of `PairsDataModule`, which says what they mean. A UserError is
     that of `open_pairs`, `TextSource.read` or `TextSource.numbers`, or says that no pair is left.
@@ -96,13 +107,14 @@ def load_pairs(
         texts = {"query": [d.first_sentence for d in train], "document": [document_text(d) for d in train]}
         dataset = datasets.Dataset.from_dict(texts)
     else:
-        columns = (query_column, document_column, *negative_columns)
+        columns = (query_column, document_column, *positive_columns, *negative_columns)
         if len(set(columns)) < len(columns):
             raise UserError(f"{source}: the columns {', '.join(columns)} must be different ones.")
         choice = Choice(min_grade, max(1, len(negative_columns)), max_pairs)
         opened = open_pairs(source, config, split, revision or DEFAULT_REVISIONS.get(source), cache_dir, choice)
         commit = opened.commit
-        names = ("query", "document", *(f"negative_{number}" for number in range(1, len(columns) - 1)))
+        further = [f"positive_{number}" for number, _ in enumerate(positive_columns, start=2)]
+        names = ("query", "document", *further, *(f"negative_{n}" for n, _ in enumerate(negative_columns, start=1)))
         dataset = opened.read(columns).rename_columns(dict(zip(columns, names, strict=True)))
         scores = opened.numbers(score_columns, len(columns) - 1) if score_columns else None
     pairs = Pairs(dataset, source, config, commit, scores)
@@ -128,12 +140,12 @@ def split_rows(num_pairs: int, num_eval_pairs: int, seed: int) -> tuple[np.ndarr
 
 def _without_empty_texts(pairs: Pairs) -> Pairs:
     has_text = [np.zeros(0, dtype=bool)]
-    for table in pairs.dataset.with_format("arrow").iter(BATCH_ROWS):
+    for table in pairs.dataset.select_columns(["query", "document"]).with_format("arrow").iter(BATCH_ROWS):
         lengths = [pc.fill_null(pc.utf8_length(pc.utf8_trim_whitespace(column)), 0) for column in table.columns]
         has_text.append(np.all([column.to_numpy() > 0 for column in lengths], axis=0))
     rows = np.flatnonzero(np.concatenate(has_text))
     if len(rows) == 0:
-        raise UserError(f"{pairs.source}: no pair with text in all of its columns, of {len(pairs)} rows.")
+        raise UserError(f"{pairs.source}: no pair with both a query and a document, of {len(pairs)} rows.")
     empty = len(pairs) - len(rows)
     if empty == 0:
         return pairs

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from splade_lit.core.tables import BATCH_ROWS
+from splade_lit.data.answers import NO_TEXT
 from splade_lit.data.pairs import Pairs
 from splade_lit.encoder.layout import folder_fingerprint, model_folder
 from splade_lit.teachers.sentence_encoder import (
@@ -105,7 +106,8 @@ class DistinctTexts:
     """The distinct texts of some columns of pairs, by their hashes, read from disk as they are asked for."""
 
     def __init__(self, pairs: Pairs, fingerprints: np.ndarray, columns: slice) -> None:
-        self.hashes, first = np.unique(fingerprints[:, columns], return_index=True)
+        hashes, first = np.unique(fingerprints[:, columns], return_index=True)
+        self.hashes, first = hashes[hashes != NO_TEXT], first[hashes != NO_TEXT]
         self._pairs, self._names = pairs, pairs.columns[columns]
         self._rows, self._columns = np.divmod(first, len(self._names))
 

@@ -147,7 +147,8 @@ class SaveModel(PhaseCallback):
         given = settings.get("data")
         columns = None  # what the data set itself calls its columns, if it is one of columns
         if given and given["source"] != DOCSTRINGS:
-            columns = [given["query_column"], given["document_column"], *given["negative_columns"]]
+            columns = [given["query_column"], given["document_column"]]
+            columns += [*given.get("positive_columns", ()), *given["negative_columns"]]
         train = facts.pairs_facts(data.train_pairs, encoder, columns, self.sample_texts)
         assert train is not None  # a run without pairs does not begin
         after = run.stages.get("after", {})
