@@ -5,7 +5,7 @@ vectors of weights, queries count words, and search and metrics are the same cod
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import bm25s
 import numpy as np
@@ -45,23 +45,45 @@ def bm25_vectors(
     task: RetrievalTask, tokenizer: PreTrainedTokenizerBase | None = None, k1: float = 1.2, b: float = 0.75
 ) -> tuple[csr_array, csr_array]:
     """Counts of the words of the judged queries, and weights of those of the documents; see `bm25_result`."""
-    documents = _tokens(list(task.corpus.values()), tokenizer)
+    weights, numbers = word_weights(task.name, list(task.corpus.values()), tokenizer, k1, b)
+    queries = [task.queries[query_id] for query_id in judged_query_ids(task)]
+    return word_counts(queries, numbers, tokenizer), weights
+
+
+def word_weights(
+    source: str,
+    texts: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    k1: float = 1.2,
+    b: float = 0.75,
+) -> tuple[csr_array, dict[str, int]]:
+    """Weights of the words of documents, `[documents, words]`, and the number of each word; see `bm25_result`.
+
+    A UserError, which names `source`, says that no document has a word.
+    """
+    documents = _tokens(list(texts), tokenizer)
     if not any(documents):
-        raise UserError(f"{task.name}: BM25 finds no word in any document; give texts.")
+        raise UserError(f"{source}: BM25 finds no word in any document; give texts.")
     bm25 = bm25s.BM25(method="lucene", k1=k1, b=b)
     bm25.index(documents, create_empty_token=False, show_progress=False)
     # bm25s numbers the words in any order; sums over them are the same to the last digit only in one order.
     words = sorted(bm25.vocab_dict)
-    numbers = {word: number for number, word in enumerate(words)}
     weights = csc_array(
         (bm25.scores["data"], bm25.scores["indices"], bm25.scores["indptr"]),
         shape=(len(documents), len(words)),
     )[:, [bm25.vocab_dict[word] for word in words]]
-    queries = _tokens([task.queries[query_id] for query_id in judged_query_ids(task)], tokenizer)
+    return weights.tocsr(), {word: number for number, word in enumerate(words)}
+
+
+def word_counts(
+    texts: Sequence[str], numbers: Mapping[str, int], tokenizer: PreTrainedTokenizerBase | None = None
+) -> csr_array:
+    """How often each word is in each query, `[queries, words]`, of those words that documents have."""
+    queries = _tokens(list(texts), tokenizer)
     found = [(row, numbers[word]) for row, query in enumerate(queries) for word in query if word in numbers]
     rows, columns = np.array(found, dtype=np.int64).reshape(-1, 2).T
     ones = np.ones(len(found), np.float32)
-    return csr_array((ones, (rows, columns)), shape=(len(queries), len(words))), weights.tocsr()
+    return csr_array((ones, (rows, columns)), shape=(len(queries), len(numbers)))
 
 
 def best_bm25(

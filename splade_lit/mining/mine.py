@@ -1,0 +1,128 @@
+"""Hard negatives for pairs: a block of pairs at a time, from a miner's ranking to rows of a data set."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Float32, Int64
+
+from splade_lit.core.progress import WorkProgress
+from splade_lit.mining.candidates import Candidates
+from splade_lit.mining.miners import Miner, Scorer
+from splade_lit.mining.selection import Rules, drawn, in_ranks, refused
+
+BLOCK = 512  # pairs whose negatives are looked for together
+
+
+@dataclass(frozen=True)
+class Mined:
+    """The negatives of a block of pairs.
+
+    Attributes:
+        pairs: their rows.
+        answers: the documents of their columns of positives, -1 for none; `answer_scores` are their scores.
+        negatives: documents, highest score first, -1 where there are no more; `negative_scores` are their scores.
+    """
+
+    pairs: Int64[np.ndarray, " pairs"]
+    answers: Int64[np.ndarray, "pairs positives"]
+    answer_scores: Float32[np.ndarray, "pairs positives"]
+    negatives: Int64[np.ndarray, "pairs negatives"]
+    negative_scores: Float32[np.ndarray, "pairs negatives"]
+
+
+@dataclass
+class Counts:
+    """What was looked at.
+
+    Attributes:
+        candidates: documents within the ranks.
+        refused: how many of them met a condition too few, by the first such condition.
+    """
+
+    candidates: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+
+
+def mine(
+    candidates: Candidates,
+    queries: Iterator[list[str]],
+    miner: Miner,
+    rules: Rules,
+    teacher: Scorer | None = None,
+    counts: Counts | None = None,
+) -> Iterator[Mined]:
+    """The negatives of all pairs, in their order, a block at a time.
+
+    A document that answers the query of a pair anywhere in the data is no negative of it, nor is one that is the query
+    itself. Ranks are those of the miner, among the others. Scores are those of the teacher, or if there is none, of the
+    miner. Negatives of pairs with the same query are drawn for each pair.
+
+    Args:
+        candidates: the documents.
+        queries: the queries of the pairs, `BLOCK` at a time.
+        miner: finds documents.
+        rules: which of them become negatives.
+        teacher: scores answers and documents within the ranks, for the margins.
+        counts: what was looked at is added here.
+    """
+    counts = counts or Counts()
+    with WorkProgress("mining", "pairs", len(candidates.answers)) as progress:
+        start = 0
+        for texts in queries:
+            pairs = np.arange(start, start + len(texts))
+            yield _mine_block(candidates, pairs, texts, miner, rules, teacher, counts)
+            start += len(texts)
+            progress.advance(len(texts))
+
+
+def _mine_block(
+    candidates: Candidates,
+    pairs: np.ndarray,
+    texts: list[str],
+    miner: Miner,
+    rules: Rules,
+    teacher: Scorer | None,
+    counts: Counts,
+) -> Mined:
+    different = {text: number for number, text in enumerate(dict.fromkeys(texts))}
+    query_of = np.array([different[text] for text in texts])
+    _, first = np.unique(query_of, return_index=True)
+    queries = list(different)
+    size = len(candidates.texts)
+
+    owner, known = candidates.known(pairs[first])
+    own = candidates.own(pairs[first])
+    excluded = np.concatenate([owner * size + known, own[0] * size + own[1]])
+    room = int(np.bincount(excluded // size, minlength=1).max())
+    encoded = miner.encode(queries)
+    found = miner.search(encoded, min(rules.last_rank + room, size))
+    documents = found.documents.astype(np.int64)
+    keys = np.arange(len(queries))[:, None] * size + documents
+    within = in_ranks((found.scores > miner.least) & ~np.isin(keys, excluded), rules)
+
+    scores, scorer, vectors = found.scores.copy(), teacher or miner, encoded
+    if teacher is not None:
+        vectors = teacher.encode(queries)
+        rows, places = np.nonzero(within)
+        scores[within] = teacher.scores(vectors, rows, documents[rows, places])
+    known_scores = scorer.scores(vectors, owner, known)
+    worst = np.full(len(queries), np.inf, np.float32)
+    np.minimum.at(worst, owner, known_scores)
+
+    allowed = within.copy()
+    counts.candidates += int(within[query_of].sum())
+    for name, bad in refused(scores, worst, rules):
+        counts.refused[name] += int((allowed & bad)[query_of].sum())
+        allowed &= ~bad
+
+    rng = np.random.default_rng((rules.seed, int(pairs[0])))
+    places = drawn(scores[query_of], allowed[query_of], rules, rng)
+    there = places >= 0
+    negatives = np.where(there, np.take_along_axis(documents[query_of], places, axis=1), -1)
+    negative_scores = np.where(there, np.take_along_axis(scores[query_of], places, axis=1), np.float32(np.nan))
+    answers = candidates.answers[pairs]
+    at = np.searchsorted(owner * size + known, query_of[:, None] * size + answers).clip(max=len(known) - 1)
+    answer_scores = np.where(answers >= 0, known_scores[at], np.float32(np.nan))
+    return Mined(pairs, answers, answer_scores, negatives, negative_scores)

@@ -1,0 +1,108 @@
+"""Models as miners and as teachers: BM25, one with a query table, and what sentence-transformers runs."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.sparse import csr_array, vstack
+
+from splade_lit.core.errors import UserError, first_line
+from splade_lit.core.files import Folder, cache_folder
+from splade_lit.core.progress import WorkProgress
+from splade_lit.data.pairs import hashes
+from splade_lit.encoder.layout import find_inference_free, folder_fingerprint, model_folder
+from splade_lit.encoder.model import AsymmetricSparseEncoder
+from splade_lit.encoder.vectors import as_csr
+from splade_lit.evaluation.bm25 import word_counts, word_weights
+from splade_lit.mining.miners import CrossEncoderScorer, DenseMiner, Miner, Scorer, SparseMiner
+from splade_lit.teachers.kinds import check_installed, teacher_kind
+from splade_lit.teachers.sentence_encoder import SentenceEncoder
+from splade_lit.teachers.vectors import add_vectors, open_vectors
+
+BM25 = "bm25"
+_CHUNK = 256  # documents between two steps of the progress
+
+
+def check_source(source: str, option: str, searches: bool) -> None:
+    """Raise a UserError, before anything long, if `open_scorer` cannot take a source, or as a miner, cannot search."""
+    if source == BM25 or find_inference_free(source):
+        return
+    kind = teacher_kind(model_folder(source), source)
+    if searches and kind == "cross-encoder":
+        raise UserError(f"{source} is a cross-encoder, which cannot search; give it as --teacher, and another miner.")
+    check_installed(option)
+
+
+def open_miner(
+    source: str, texts: Sequence[str], device: torch.device, max_tokens: int | None = None, cache_dir: Folder = None
+) -> Miner:
+    """A miner over documents; the arguments are those of `open_scorer`, and `check_source` has been called."""
+    miner = open_scorer(source, texts, device, max_tokens, cache_dir)
+    assert isinstance(miner, SparseMiner | DenseMiner)
+    return miner
+
+
+def open_scorer(
+    source: str, texts: Sequence[str], device: torch.device, max_tokens: int | None = None, cache_dir: Folder = None
+) -> Scorer:
+    """What scores queries with documents, which are encoded here.
+
+    Args:
+        source: `bm25` (over words, as `bm25_result` has them), or a model as folder, Hub id or `package:NAME/FOLDER`:
+            with a query table, a sentence encoder, a cross-encoder or another sparse encoder.
+        texts: the documents, all different.
+        device: where a model runs.
+        max_tokens: tokens of a text that a sentence encoder reads; as many as it can if not given.
+        cache_dir: where vectors of sentence encoders are kept.
+
+    Raises:
+        UserError: there is no such model, or it cannot be read.
+    """
+    if source == BM25:
+        weights, words = word_weights("mine", texts)
+        return SparseMiner(weights, lambda queries: word_counts(queries, words))
+    if find_inference_free(source):
+        encoder = AsymmetricSparseEncoder.load(source, device=device)
+        vectors = encoder.encode_document(list(texts), show_progress_bar=True, convert_to_csr=True)
+        return SparseMiner(vectors, lambda queries: encoder.encode_query(list(queries), convert_to_csr=True))
+    folder = model_folder(source)
+    kind = teacher_kind(folder, source)
+    if kind == "sentence encoder":
+        return _sentence_encoder(folder, texts, device, max_tokens, cache_folder(cache_dir))
+    import sentence_transformers
+
+    try:
+        if kind == "cross-encoder":
+            model = sentence_transformers.CrossEncoder(str(folder), device=str(device))
+            return CrossEncoderScorer(lambda pairs: model.predict(pairs, show_progress_bar=False), texts)
+        sparse = sentence_transformers.SparseEncoder(str(folder), device=str(device))
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise UserError(f"{source} cannot be read as a {kind}: {first_line(error)}.") from error
+    parts = []
+    with WorkProgress("encoding", "documents", len(texts)) as progress:
+        for start in range(0, len(texts), _CHUNK):
+            parts.append(as_csr(sparse.encode_document(list(texts[start : start + _CHUNK]), show_progress_bar=False)))
+            progress.advance(parts[-1].shape[0])
+    documents = csr_array(vstack(parts, format="csr"))
+    return SparseMiner(documents, lambda qs: as_csr(sparse.encode_query(list(qs), show_progress_bar=False)))
+
+
+def _sentence_encoder(
+    folder: Path, texts: Sequence[str], device: torch.device, max_tokens: int | None, cache: Path
+) -> DenseMiner:
+    """Its vectors of documents are kept on disk, where a teacher in training finds them too."""
+    encoder = SentenceEncoder(folder, max_tokens, device)
+    place = cache / "teachers" / f"{folder_fingerprint(folder)}-{max_tokens or 'all'}" / "document"
+    keys = hashes(texts)
+    vectors = add_vectors(
+        open_vectors(place),
+        keys,
+        np.array(list(map(len, texts))),
+        lambda positions: [texts[position] for position in positions.tolist()],
+        lambda batch: encoder.encode(batch, "document"),
+        place,
+        "encoding",
+    )
+    encode: Callable[[Sequence[str]], np.ndarray] = lambda queries: encoder.encode(queries, "query")  # noqa: E731
+    return DenseMiner(vectors.gather(vectors.rows(keys)), encode, device)

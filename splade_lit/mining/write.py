@@ -1,0 +1,175 @@
+"""The data set that mining leaves: parquet that `fit` reads, what it was made with, and what is in it."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Float32, Int64
+
+from splade_lit.core.errors import UserError
+from splade_lit.core.files import replace_text, whole_file
+from splade_lit.data.pairs import Pairs
+from splade_lit.mining.candidates import Candidates
+from splade_lit.mining.mine import Counts, Mined
+
+METADATA = "splade_lit.mine"
+"""The key in the file's metadata under which its settings stand."""
+_GROUP_ROWS = 8_192
+
+
+@dataclass(frozen=True)
+class MinedFacts:
+    """What was mined.
+
+    Attributes:
+        num_found: pairs by the number of their negatives, from none to all.
+        answers: scores of the answers of pairs that have negatives.
+        negatives: scores of the negatives.
+        margins: by how much the answer of each negative's pair scores higher.
+        counts: what was looked at.
+    """
+
+    num_found: Int64[np.ndarray, " negatives+1"]
+    answers: Float32[np.ndarray, " pairs"]
+    negatives: Float32[np.ndarray, " negatives"]
+    margins: Float32[np.ndarray, " negatives"]
+    counts: Counts
+
+    @property
+    def num_pairs(self) -> int:
+        """All pairs."""
+        return int(self.num_found.sum())
+
+    @property
+    def num_whole(self) -> int:
+        """Pairs with as many negatives as were asked for."""
+        return int(self.num_found[-1])
+
+
+def mined_file(output: Path) -> Path:
+    """The file to write: the output itself if it ends in .parquet, else one in the folder that it names."""
+    return output if output.suffix.lower() == ".parquet" else output / "train.parquet"
+
+
+def write_mined(
+    path: Path,
+    pairs: Pairs,
+    candidates: Candidates,
+    mined: Iterable[Mined],
+    num_negatives: int,
+    counts: Counts,
+    settings: Mapping[str, object],
+    scores: bool = False,
+    drop_incomplete: bool = False,
+) -> MinedFacts:
+    """Write pairs with their negatives, as sentence-transformers' `n-tuple`; a reader never sees half of the file.
+
+    The columns are `query`, `answer`, `positive_2` and so on where pairs have further answers, `negative_1` and so on,
+    null where there are no more, and with `scores` a list of the scores of all documents of the row in this order.
+
+    Args:
+        path: the file.
+        pairs: what was mined for.
+        candidates: the documents.
+        mined: the negatives, a block at a time, in the order of the pairs.
+        num_negatives: columns of negatives.
+        counts: what was looked at, complete when `mined` is.
+        settings: kept in the metadata of the file.
+        scores: write the scores.
+        drop_incomplete: leave out pairs with fewer negatives.
+
+    Raises:
+        UserError: no negative was found, or the file cannot be written.
+    """
+    names = ["query", "answer", *(f"positive_{n}" for n in range(2, pairs.num_positives + 1))]
+    names += [f"negative_{n}" for n in range(1, num_negatives + 1)]
+    fields = [(name, pa.string()) for name in names] + [("scores", pa.list_(pa.float32()))] * scores
+    schema = pa.schema(fields, {METADATA: json.dumps(dict(settings))})
+    num_found = np.zeros(num_negatives + 1, np.int64)
+    seen: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+
+    def rows() -> Iterable[pa.RecordBatch]:
+        for block in mined:
+            found = (block.negatives >= 0).sum(axis=1)
+            num_found[:] += np.bincount(found, minlength=num_negatives + 1)
+            there, answer = block.negatives >= 0, block.answer_scores[:, :1]
+            margins = (answer - block.negative_scores)[there]
+            seen.append((answer[found > 0, 0], block.negative_scores[there], margins))
+            kept = found == num_negatives if drop_incomplete else np.ones(len(found), bool)
+            yield _rows(schema, pairs, candidates, block, kept)
+
+    try:
+        with whole_file(path) as temporary:
+            with pq.ParquetWriter(temporary, schema) as writer:
+                for group in _groups(rows()):
+                    writer.write_table(pa.Table.from_batches(group, schema))
+            answers, negatives, margins = (np.concatenate(part) for part in zip(*seen, strict=True))
+            facts = MinedFacts(num_found, answers, negatives, margins, counts)
+            if not (facts.num_whole if drop_incomplete else len(facts.negatives)):
+                raise UserError(f"No pair has {_asked(num_negatives, drop_incomplete)}; nothing is written. {_ADVICE}")
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}); free space or choose another folder.") from error
+    return facts
+
+
+_ADVICE = "Give wider --ranks, smaller margins, or a larger --corpus."
+
+
+def _asked(num_negatives: int, all_of_them: bool) -> str:
+    return f"{num_negatives} negatives" if all_of_them else "a negative"
+
+
+def _groups(batches: Iterable[pa.RecordBatch]) -> Iterable[list[pa.RecordBatch]]:
+    group: list[pa.RecordBatch] = []
+    for batch in batches:
+        group.append(batch)
+        if sum(len(one) for one in group) >= _GROUP_ROWS:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _rows(schema: pa.Schema, pairs: Pairs, candidates: Candidates, block: Mined, kept: np.ndarray) -> pa.RecordBatch:
+    part = pairs.select(block.pairs[kept])
+    columns: list[list[str | None]] = [
+        [text or None for text in chain.from_iterable(part.batches(name))]
+        for name in pairs.columns[: 1 + pairs.num_positives]
+    ]
+    for numbers in block.negatives[kept].T:
+        columns.append([candidates.texts[number] if number >= 0 else None for number in numbers.tolist()])
+    arrays = [pa.array(column, pa.string()) for column in columns]
+    if "scores" in schema.names:
+        values = np.concatenate([block.answer_scores, block.negative_scores], axis=1)[kept]
+        # Missing ones are null, as their texts are.
+        lists = [[None if np.isnan(one) else float(one) for one in row] for row in values]
+        arrays.append(pa.array(lists, pa.list_(pa.float32())))
+    return pa.record_batch(arrays, schema)
+
+
+def write_notes(path: Path, settings: Mapping[str, object], report: Iterable[str]) -> None:
+    """Write the README.md beside a mined file: the settings, and what was found."""
+    given = "".join(f"- {name}: {value}\n" for name, value in settings.items() if value is not None)
+    lines = "".join(f"{line}\n" for line in report)
+    title = "# Pairs with hard negatives\n\nWritten by `python -m splade_lit.mine`.\n\n"
+    replace_text(path, f"{title}{given}\n```text\n{lines}```\n")
+
+
+def report(facts: MinedFacts) -> list[str]:
+    """What was found, in lines for a person."""
+    lines = [f"{'':12}{'mean':>9}{'least':>9}{'25 %':>9}{'50 %':>9}{'75 %':>9}{'most':>9}"]
+    for name, values in (("answers", facts.answers), ("negatives", facts.negatives), ("margins", facts.margins)):
+        figures = [values.mean(), *np.quantile(values, [0, 0.25, 0.5, 0.75, 1])]
+        lines.append(f"{name:12}" + "".join(f"{figure:9.3f}" for figure in figures))
+    for name, number in facts.counts.refused.items():
+        share = number / max(facts.counts.candidates, 1)
+        lines.append(f"{name:12}{number:,} documents within the ranks left out for it ({share:.1%})")
+    fewer, none = facts.num_pairs - facts.num_whole - int(facts.num_found[0]), int(facts.num_found[0])
+    whole = f"{facts.num_whole:,} of {facts.num_pairs:,} pairs have all {len(facts.num_found) - 1} negatives"
+    lines.append(f"{'pairs':12}{whole}, {fewer:,} fewer, {none:,} none")
+    return lines
