@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import ir_measures
+import numpy as np
 import pytest
 
 from splade_lit.core.errors import UserError
@@ -24,6 +25,9 @@ TEXTS = {"10": "rivers flow to the sea", "9": "songs are sung", "8": 'a "quoted"
 QUERIES = {"1": "what flows", "2": "what is sung", "3": "which film"}
 QRELS = [("1", "10", 2), ("1", "9", 0), ("2", "9", 1), ("3", "8", 1), ("3", "lost", 1), ("4", "7", 1)]
 TRIPLES = [("1", "10", "9"), ("2", "9", "8"), ("2", "9", "gone"), ("3", "8", "7")]
+# Lines of a query need not follow each other; the judged document is not among those of query 2.
+SCORES = [("1", "8", 3.0), ("2", "7", 1.0), ("1", "9", 4.0), ("3", "8", 9.0), ("1", "10", 5.0), ("2", "8", 2.0)]
+SCORES += [("2", "10", 0.5), ("1", "7", 0.5)]
 TOPICS = """
 <top>
 <num> Number: 1
@@ -218,8 +222,7 @@ class ScoredDoc(NamedTuple):
 
 class Scored(ir_datasets.formats.BaseScoredDocs):
     def scoreddocs_iter(self) -> Iterator[ScoredDoc]:
-        scores = [("1", "10", 5.0), ("1", "9", 4.0), ("1", "8", 3.0), ("2", "8", 2.0), ("2", "7", 1.0)]
-        return (ScoredDoc(*row) for row in scores)
+        return (ScoredDoc(*row) for row in SCORES)
 
     def scoreddocs_cls(self) -> type[ScoredDoc]:
         return ScoredDoc
@@ -266,9 +269,24 @@ def test_a_registered_set_gives_pairs_triples_and_scored_documents(
     assert "1 of 5 pairs name a document that is not there" in caplog.text
     triples = rows(source=source, config="docpairs", negative_columns=["negative_1"])
     assert triples == [(QUERIES[q], titled[p], titled[n]) for q, p, n in TRIPLES if n in TEXTS]
-    scored = load_pairs(source, config="scoreddocs", negative_columns=["negative_1", "negative_2"])
-    assert [row["negative_1"] for row in scored.dataset] == [titled["9"], titled["8"]]
-    assert [row["document"] for row in scored.dataset] == [titled["10"], titled["9"]]
+    negatives = ["negative_1", "negative_2"]
+    scored = load_pairs(source, config="scoreddocs", negative_columns=negatives, score_columns=["scores"])
+    expected = [("1", "10", "9", "8"), ("2", "9", "8", "7")]
+    assert rows(source=source, config="scoreddocs", negative_columns=negatives) == [
+        (QUERIES[query], *(titled[id] for id in ids)) for query, *ids in expected
+    ]
+    assert "1 of 3 queries have no relevant document or fewer than 2 others that are scored" in caplog.text
+    np.testing.assert_array_equal(scored.scores, [[5, 4, 3], [np.nan, 2, 1]])
+
+
+def test_candidates_without_scores(registered: str, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    source = f"irds:{registered}"
+    monkeypatch.setattr(f"{__name__}.SCORES", [(query, id, 0.0) for query, id, _ in SCORES])
+    pairs = load_pairs(source, config="scoreddocs", negative_columns=["negative_1"])
+    assert [row["negative_1"].split()[0] for row in pairs.dataset] == ["T8", "T7"]
+    assert "its documents have no scores" in caplog.text
+    with pytest.raises(UserError, match="no column scores"):
+        load_pairs(source, config="scoreddocs", negative_columns=["negative_1"], score_columns=["scores"])
 
 
 def test_figures_of_a_registered_set_are_the_libraries_own(shared_data: Path, tmp_path: Path) -> None:

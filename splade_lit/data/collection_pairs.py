@@ -7,7 +7,7 @@ looked up when its pair is written, so that a corpus of millions is never in mem
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -108,10 +108,11 @@ def check_pairs(source: str, split: str = "train") -> None:
 
 def _stored(collection: Collection, config: str | None, choice: Choice, cache_dir: Folder) -> TextSource:
     """The pairs of a collection as a file of the cache."""
+    notes: list[str] = []
     kinds: dict[str, Callable[[], Iterator[_Row]] | None] = {
         QRELS: (lambda: _judged(collection, choice.min_grade)) if collection.qrels else None,
         DOCPAIRS if is_irds(collection.source) else TRIPLES: collection.triples and (lambda: _triples(collection)),
-        SCORED: collection.scored and (lambda: _scored(collection, choice)),
+        SCORED: collection.scored and (lambda: _scored(collection, choice, notes)),
     }
     there = [kind for kind, rows in kinds.items() if rows]
     kind = config or next(iter(there), QRELS)
@@ -125,7 +126,7 @@ def _stored(collection: Collection, config: str | None, choice: Choice, cache_di
     if not path.is_file():
         limit = choice.limit if kind != QRELS else None
         try:
-            _write(path, collection, rows(), limit)
+            _write(path, collection, rows(), limit, notes)
         except OSError as error:
             place = "free space, or set data.cache_dir or SPLADE_LIT_CACHE to another folder"
             raise UserError(f"{path} cannot be written ({error.strerror}); {place}.") from error
@@ -134,8 +135,11 @@ def _stored(collection: Collection, config: str | None, choice: Choice, cache_di
     return TextSource(collection.source, (path,), tuple(pq.read_schema(path).names), cache_dir)
 
 
-def _write(path: Path, collection: Collection, rows: Iterator[_Row], limit: int | None) -> None:
-    """Write pairs with their texts; those of a query or document that is not there are counted and left out."""
+def _write(path: Path, collection: Collection, rows: Iterator[_Row], limit: int | None, notes: list[str]) -> None:
+    """Write pairs with their texts; those of a query or document that is not there are counted and left out.
+
+    What a reader must know stands in the file, `notes` and those counts, so that it is told whenever the file is read.
+    """
     queries, lookup = dict(collection.queries()), collection.lookup()
     written = no_query = no_document = 0
     writer = None
@@ -159,7 +163,7 @@ def _write(path: Path, collection: Collection, rows: Iterator[_Row], limit: int 
                 lost = f"{no_query} name no query and {no_document} no document that is there"
                 raise UserError(f"{collection.source}: no pair is left; of its pairs {lost}.")
             left_out = {"query": no_query, "document": no_document}
-            notes = [
+            notes += [
                 f"{count:,} of {written + no_query + no_document:,} pairs name a {what} that is not there; left out."
                 for what, count in left_out.items()
                 if count
@@ -202,50 +206,57 @@ def _triples(collection: Collection) -> Iterator[_Row]:
     return (_Row(query, (positive, negative)) for query, positive, negative in collection.triples())
 
 
-def _scored(collection: Collection, choice: Choice) -> Iterator[_Row]:
+def _scored(collection: Collection, choice: Choice, notes: list[str]) -> Iterator[_Row]:
     """A pair for each relevant document, with the scored documents that are not relevant as negatives, best first.
 
     Without judgements the document of the highest score stands as the answer. Queries that have too few documents, or
-    none that is relevant, are counted and left out.
+    none that is relevant, are counted and left out. The best of each query are kept in memory, and nothing else.
     """
     qrels = _qrels(collection) if collection.qrels else None
     if qrels is None:
-        logger.warning("%s: no judgements, so the best-scored document stands as the answer.", collection.source)
+        notes.append("no judgements, so the best-scored document stands as the answer.")
+    candidates = _candidates(collection, choice, qrels or {})
+    with_scores = any(score for scores in candidates.values() for score in scores.values())
+    if not with_scores:
+        notes.append("its documents have no scores; the first ones of a query count.")
     left_out = 0
-    for query_id, scores in _by_query(collection):
-        best = sorted(scores, key=lambda id: (-scores[id], id))
-        relevant = best[:1]
-        if qrels is not None:
-            relevant = [id for id, grade in qrels.get(query_id, {}).items() if grade >= choice.min_grade]
-        others = [id for id in best if id not in relevant and (qrels or {}).get(query_id, {}).get(id, 0) <= 0]
-        others = others[: choice.num_negatives]
+    for query_id, scores in candidates.items():
+        grades = (qrels or {}).get(query_id, {})
+        relevant = [id for id, grade in grades.items() if grade >= choice.min_grade]
+        if qrels is None:
+            relevant = list(scores)[:1]
+        others = [id for id in scores if id not in relevant and grades.get(id, 0) <= 0][: choice.num_negatives]
         if not relevant or len(others) < choice.num_negatives:
             left_out += 1
             continue
         for answer in relevant:
             ids = (answer, *others)
-            yield _Row(query_id, ids, tuple(scores.get(id) for id in ids))
+            yield _Row(query_id, ids, tuple(scores.get(id) for id in ids) if with_scores else None)
     if left_out:
-        logger.warning(
-            "%s: %d queries have no relevant document or fewer than %d others that are scored; left out.",
-            collection.source,
-            left_out,
-            choice.num_negatives,
-        )
+        lacking = f"no relevant document or fewer than {choice.num_negatives} others that are scored"
+        notes.append(f"{left_out:,} of {len(candidates):,} queries have {lacking}; left out.")
 
 
-def _by_query(collection: Collection) -> Iterator[tuple[str, dict[str, float]]]:
-    """Scores of the documents of each query, whose lines follow each other."""
+def _candidates(collection: Collection, choice: Choice, qrels: Qrels) -> dict[str, dict[str, float]]:
+    """Scores of each query's best documents and of all that are judged, best first; equal ones as they come."""
     assert collection.scored is not None
-    current, scores = "", dict[str, float]()
-    for query_id, document_id, score in collection.scored():
-        if query_id != current and scores:
-            yield current, scores
-            scores = {}
-        current = query_id
-        scores[document_id] = score
-    if scores:
-        yield current, scores
+    found: dict[str, dict[str, float]] = {}
+    lines = collection.scored()
+    parts = iter(lambda: list(islice(lines, BATCH_ROWS)), [])
+    for part in counted(parts, f"reading scored documents of {collection.source}", "documents"):
+        for query_id, document_id, score in part:
+            scores = found.setdefault(query_id, {})
+            scores[document_id] = score
+            if len(scores) > 4 * (choice.num_negatives + 1) + 2 * len(qrels.get(query_id, {})):
+                found[query_id] = _best(scores, choice.num_negatives + 1, qrels.get(query_id, {}))
+    return {id: _best(scores, choice.num_negatives + 1, qrels.get(id, {})) for id, scores in found.items()}
+
+
+def _best(scores: Mapping[str, float], count: int, judged: Container[str]) -> dict[str, float]:
+    """The judged documents and `count` others, best first."""
+    ordered = sorted(scores, key=lambda id: -scores[id])
+    others = dict.fromkeys([id for id in ordered if id not in judged][:count])
+    return {id: scores[id] for id in ordered if id in judged or id in others}
 
 
 def _qrels(collection: Collection) -> Qrels:
