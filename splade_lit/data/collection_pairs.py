@@ -7,7 +7,7 @@ looked up when its pair is written, so that a corpus of millions is never in mem
 
 import json
 import logging
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -98,35 +98,45 @@ def open_pairs(
     return open_texts(source, config, split, revision, cache_dir)
 
 
-def check_pairs(source: str, split: str = "train") -> None:
-    """Raise a UserError if a source can be known not to be there, before anything is loaded."""
+def check_pairs(source: str, config: str | None = None, split: str = "train") -> None:
+    """Raise a UserError if a source can be known not to have such pairs, before anything is loaded."""
     if is_irds(source):
-        open_irds(source)
-    elif not split_source(source)[0].is_dir():
+        _kind(open_irds(source), config)
+        return
+    path, given = split_source(source)
+    if not path.is_dir():
         check_source(source)
+    elif is_collection(path) and splits_of(path) and config in (None, QRELS):
+        check_split(path, given or split)
+
+
+def _kind(collection: Collection, config: str | None) -> str:
+    """Which pairs of a collection a configuration names: judgements, if there are some and none is given."""
+    triples = DOCPAIRS if is_irds(collection.source) else TRIPLES
+    kinds = {QRELS: collection.qrels, triples: collection.triples, SCORED: collection.scored}
+    there = [kind for kind, of in kinds.items() if of is not None]
+    kind = config or next(iter(there), QRELS)
+    if kind not in there:
+        has = f"it has {', '.join(there)}" if there else "it has none at all"
+        raise UserError(f"{collection.source}: no pairs of the kind {kind} (data.config); {has}.")
+    if config is None and len(there) > 1:
+        others = ", ".join(there[1:])
+        logger.info("%s: pairs are those of %s; data.config takes %s too.", collection.source, kind, others)
+    return kind
 
 
 def _stored(collection: Collection, config: str | None, choice: Choice, cache_dir: Folder) -> TextSource:
     """The pairs of a collection as a file of the cache."""
-    notes: list[str] = []
-    kinds: dict[str, Callable[[], Iterator[_Row]] | None] = {
-        QRELS: (lambda: _judged(collection, choice.min_grade)) if collection.qrels else None,
-        DOCPAIRS if is_irds(collection.source) else TRIPLES: collection.triples and (lambda: _triples(collection)),
-        SCORED: collection.scored and (lambda: _scored(collection, choice, notes)),
-    }
-    there = [kind for kind, rows in kinds.items() if rows]
-    kind = config or next(iter(there), QRELS)
-    if (rows := kinds.get(kind)) is None:
-        has = f"it has {', '.join(there)}" if there else "it has none at all"
-        raise UserError(f"{collection.source}: no pairs of the kind {kind} (data.config); {has}.")
-    if config is None and len(there) > 1:
-        logger.info("%s: pairs are those of %s; data.config takes %s too.", collection.source, kind, there[1:])
+    kind, notes = _kind(collection, config), list[str]()
+    if kind == QRELS:
+        rows, choice = _judged(collection, choice.min_grade), Choice(choice.min_grade)
+    else:
+        rows = _scored(collection, choice, notes) if kind == SCORED else _triples(collection)
     key = xxhash.xxh3_64_hexdigest(repr((collection.state, kind, choice)).encode("utf-8", "surrogatepass"))
     path = cache_folder(cache_dir) / "pairs" / f"{key}.parquet"
     if not path.is_file():
-        limit = choice.limit if kind != QRELS else None
         try:
-            _write(path, collection, rows(), limit, notes)
+            _write(path, collection, rows, choice.limit, notes)
         except OSError as error:
             place = "free space, or set data.cache_dir or SPLADE_LIT_CACHE to another folder"
             raise UserError(f"{path} cannot be written ({error.strerror}); {place}.") from error

@@ -119,7 +119,7 @@ class PairsDataModule(LightningDataModule):
         check_range("data", 0, num_eval_pairs=num_eval_pairs)
         check_range("data", 0, LARGEST_SEED, split_seed=split_seed, seed=seed)
         if source != DOCSTRINGS:
-            check_pairs(source, split)
+            check_pairs(source, config, split)
         if teacher is not None and score_columns:
             raise UserError("data.teacher and data.score_columns are two teachers; give one of them.")
         if teacher is not None:

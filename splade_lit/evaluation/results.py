@@ -79,7 +79,9 @@ def evaluate_vectors(
     sparsity.update(queries[share()], documents)
     for metric in (ranking, sparsity):
         merge(metric)
-    result = TaskResult(task.name, task.group, ranking.rank_metrics, sparsity.statistics, ranking.run)
+    run = ranking.run
+    metrics = rank_metrics(run, task.qrels, task.graded, task.measures)
+    result = TaskResult(task.name, task.group, metrics, sparsity.statistics, run)
     _warn_of_unmatched(task, result)
     return result
 
