@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -327,4 +328,19 @@ def test_ids_that_cannot_be_had_are_told(registered: str, monkeypatch: pytest.Mo
     with pytest.raises(UserError, match=r"no pairs of the kind docpairs \(data.config\); it has qrels"):
         load_pairs("irds:beir/nfcorpus/test", config="docpairs")
     with pytest.raises(UserError, match="knows no set 'nope'"):
-        PairsDataModule("unused", source="irds:nope")
+        PairsDataModule("not loaded", source="irds:nope")
+    with pytest.raises(UserError, match="no pairs of the kind triples"):
+        PairsDataModule("not loaded", source=f"irds:{registered}", config="triples")
+    monkeypatch.setitem(sys.modules, "ir_datasets", None)
+    with pytest.raises(UserError, match="needs ir_datasets; run `pip install ir-datasets`"):
+        load_task(f"irds:{registered}")
+
+
+def test_files_that_cannot_be_had_are_told(tmp_path: Path) -> None:
+    dataset = ir_datasets.create_dataset(str(tmp_path / "none.tsv"), str(tmp_path / "none.tsv"), str(tmp_path / "none"))
+    ir_datasets.registry.register("local/none", dataset)
+    try:
+        with pytest.raises(UserError, match=r"irds:local/none cannot be read \(FileNotFoundError: .*none.*\); connect"):
+            load_task("irds:local/none")
+    finally:
+        del ir_datasets.registry._registered["local/none"]
