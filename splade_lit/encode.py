@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from splade_lit.command_line.arguments import CommandParser, positive_int
+from splade_lit.command_line.arguments import LIMITS, CommandParser, positive_int
 from splade_lit.command_line.exit_codes import run_command
 from splade_lit.core.files import check_writable
 
@@ -33,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     device = pick_device(settings.device)
     corpus = open_corpus(settings.corpus, settings.text_column)
     encoder = AsymmetricSparseEncoder.load(settings.model, revision=settings.revision, device=device)
+    encoder.pruning = encoder.pruning.changed(vars(settings))
     try:
         header = write_corpus_vectors(
             encoder,
@@ -59,6 +60,7 @@ def _parser() -> CommandParser:
     parser.add_argument(
         "--shard-documents", type=positive_int, default=10_000, help="documents of a shard (%(default)s)"
     )
+    parser.add_shared(*LIMITS[1:])
     parser.add_shared("--device")
     return parser
 

@@ -13,7 +13,7 @@ from argparse import BooleanOptionalAction
 from collections.abc import Sequence
 from pathlib import Path
 
-from splade_lit.command_line.arguments import CommandParser
+from splade_lit.command_line.arguments import LIMITS, CommandParser
 from splade_lit.command_line.devices import pick_device
 from splade_lit.command_line.exit_codes import run_command
 from splade_lit.core.files import check_writable, replace_text
@@ -46,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if settings.runs:
         check_trec_ids(id for task in tasks for id in (*task.queries, *task.corpus))
     encoder = AsymmetricSparseEncoder.load(settings.model, revision=settings.revision, device=device)
+    encoder.pruning = encoder.pruning.changed(vars(settings))
     stages, per_query = {}, {}
     if settings.bm25:
         stages["bm25"], of_bm25 = best_bm25(tasks, encoder.tokenizer)
@@ -89,6 +90,7 @@ def _parser() -> CommandParser:
     )
     parser.add_argument("--output", type=Path, help="JSON file for all figures, one object for `bm25` and `model` each")
     parser.add_argument("--per-query", type=Path, help="jsonl file for the figures of each query, which compare takes")
+    parser.add_shared(*LIMITS)
     parser.add_argument("--runs", type=Path, help="folder for the rankings: one file in TREC's run format a task")
     parser.add_shared("--device")
     return parser

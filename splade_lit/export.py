@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from splade_lit.command_line.arguments import CommandParser
+from splade_lit.command_line.arguments import LIMITS, CommandParser
 from splade_lit.command_line.exit_codes import run_command
 from splade_lit.core.errors import UserError
 from splade_lit.core.files import check_writable
@@ -50,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if settings.max_corpus_documents:
         tasks = [sample_corpus(task, settings.max_corpus_documents) for task in tasks]
     encoder = AsymmetricSparseEncoder.load(settings.model, revision=settings.revision)
+    encoder.pruning = encoder.pruning.changed(vars(settings))
     export_onnx(encoder, folder, values=settings.values, int8=settings.int8)
     for path in sorted(folder.glob("*.onnx")):
         print(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
@@ -91,6 +92,7 @@ def _parser() -> CommandParser:
     parser.add_argument(
         "--int8", action="store_true", help="write the graph with 8-bit weights too, about a quarter of the size"
     )
+    parser.add_shared(*LIMITS)
     parser.add_argument("--tasks", nargs="+", default=[], help="tasks to compare nDCG@10 on, named as in evaluate")
     parser.add_shared("--nanobeir-source", "--nanobeir-revision", "--max-corpus-documents")
     return parser

@@ -7,6 +7,7 @@
 Without a query on the command line, queries are read from standard input, a line each.
 """
 
+import logging
 import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from splade_lit.encoder.query_side import QuerySide
 
 _SNIPPET_CHARACTERS = 160
+
+logger = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -84,10 +87,14 @@ def _stored_vectors(settings: "argparse.Namespace") -> "tuple[list[str], csr_arr
     from splade_lit.engines.shards import read_corpus_vectors
 
     ids, documents, header = read_corpus_vectors(settings.vectors, settings.limit)
-    if header.model != document_side_fingerprint(find_saved(settings.model, settings.revision)):
+    layout = find_saved(settings.model, settings.revision)
+    if header.model != document_side_fingerprint(layout):
         raise UserError(
             f"The vectors in {settings.vectors} are those of another model; encode the corpus with this one."
         )
+    kept, model_keeps = header.pruning.documents_keep, layout.pruning.documents_keep
+    if kept != model_keeps:
+        logger.warning("Kept of a document in these vectors: %s; as the model has it: %s.", kept, model_keeps)
     return ids, documents
 
 

@@ -120,17 +120,17 @@ def exported(tiny_tokenizer, tmp_path_factory, tasks) -> tuple[AsymmetricSparseE
 QUERIES = [*TEXTS, "Who wrote the RIVER river song?", "a b c d e f g h i j k l", "5 6 7 , z the"]
 
 
-@pytest.mark.parametrize("max_active_dims", [5, None])
-def test_queries_from_the_files_alone(exported, tmp_path, max_active_dims):
+@pytest.mark.parametrize("limit", [5, None])
+def test_queries_from_the_files_alone(exported, tmp_path, limit):
     encoder, folder, _ = exported
     for name in ("idf.json", "tokenizer.json"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     config = json.loads((folder / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"max_active_dims": max_active_dims}))
+    (tmp_path / "config.json").write_text(json.dumps(config | {"max_query_active_dims": limit}))
     names = {"folder": tmp_path}
     exec(CODE[0], names)
-    limit = max_active_dims or encoder.vocab_size
-    for query, terms in zip(QUERIES, encoder.decode(encoder.encode_query(QUERIES, max_active_dims=limit)), strict=True):
+    vectors = encoder.encode_query(QUERIES, max_active_dims=limit or encoder.vocab_size)
+    for query, terms in zip(QUERIES, encoder.decode(vectors), strict=True):
         assert names["encode_query"](query) == dict(terms)
 
 

@@ -3,6 +3,7 @@
 import inspect
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from splade_lit.core.sources import PACKAGE_PREFIX, resolve_source
 from splade_lit.data.irds import is_irds
 from splade_lit.data.pairs import Pairs
 from splade_lit.encoder.model import AsymmetricSparseEncoder
+from splade_lit.encoder.pruning import Pruning
 from splade_lit.runs.log import Log
 
 _MEASURED = 1000
@@ -39,7 +41,18 @@ def model_facts(encoder: AsymmetricSparseEncoder, base: Source | None = None) ->
         activation=encoder.document.activation,
         frozen_idf=encoder.query.frozen,
         max_active_dims=encoder.max_active_dims,
+        documents_keep=_documents_keep(encoder.pruning),
     )
+
+
+def pruned_facts(model: ModelFacts, pruning: Pruning) -> ModelFacts:
+    """What a model is whose limits have become these."""
+    return replace(model, max_active_dims=pruning.max_active_dims, documents_keep=_documents_keep(pruning))
+
+
+def _documents_keep(pruning: Pruning) -> str | None:
+    told = pruning == Pruning().capped(pruning.max_active_dims) or pruning.of_documents == Pruning()
+    return None if told else pruning.documents_keep
 
 
 def base_source(source: str, revision: str | None = None) -> Source:

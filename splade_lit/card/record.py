@@ -44,7 +44,8 @@ class ModelFacts:
         dims: size of a vector.
         max_document_tokens: tokens a document is cut to, special tokens included.
         frozen_idf: whether the query weights were kept as they started.
-        max_active_dims: how many weights of a vector are kept; all if None.
+        max_active_dims: how many weights are kept of a vector, of a query or a document alike; all if None.
+        documents_keep: which weights of a document are kept, in words, where there is more to say.
     """
 
     base: Source | None
@@ -58,6 +59,7 @@ class ModelFacts:
     activation: str
     frozen_idf: bool
     max_active_dims: int | None = None
+    documents_keep: str | None = None
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,17 @@ class SparsityFacts:
 
 
 @dataclass(frozen=True)
+class PrunedTask:
+    """nDCG@10 and mean active dims of a document on a task, with whole vectors and with what is kept of them."""
+
+    name: str
+    whole_ndcg: float
+    ndcg: float
+    whole_active_dims: float
+    active_dims: float
+
+
+@dataclass(frozen=True)
 class Hyperparameters:
     """Settings by dotted name: all of them, and those that differ from the defaults."""
 
@@ -189,6 +202,7 @@ class Card:
         language: codes of ISO 639-1.
         widget: texts to try the model with.
         sparsity: of a sample of training documents.
+        pruned: tasks on which limits of documents were chosen after training; None where none were.
         footprint: energy and emissions of the run.
         versions: name to version of what the run used.
     """
@@ -203,6 +217,7 @@ class Card:
     training: Training | None = None
     retrieval: Retrieval | None = None
     sparsity: SparsityFacts | None = None
+    pruned: list[PrunedTask] | None = None
     footprint: Footprint | None = None
     versions: dict[str, str] = field(default_factory=dict)
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from inspect import signature
+from math import inf, isfinite, nan
 from pathlib import Path
 from pkgutil import resolve_name
 from textwrap import dedent, shorten
@@ -65,6 +66,35 @@ def at_least(least: int) -> Callable[[str], int]:
 
 positive_int = at_least(1)
 
+
+def number_from(least: float, most: float = inf) -> Callable[[str], float]:
+    """Numbers from `least` to `most`, as the type of an option.
+
+    >>> number_from(0, 1)("0.25")
+    0.25
+    """
+
+    def number(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = nan
+        if not (isfinite(value) and least <= value <= most):
+            ends = f"at least {least:g}" if most == inf else f"from {least:g} to {most:g}"
+            raise argparse.ArgumentTypeError(f"must be a number {ends}, not {text}")
+        return value
+
+    return number
+
+
+LIMITS = (
+    "--max-query-active-dims",
+    "--max-document-active-dims",
+    "--min-document-weight",
+    "--min-document-weight-share",
+)
+"""Options for the limits of `splade_lit.encoder.pruning.Pruning`; the first one is that of queries."""
+
 _SHARED: dict[str, dict[str, Any]] = {
     "--model": {"required": True, "help": "folder of a saved model, or its Hub id"},
     "--revision": {"help": "branch, tag or commit of the model on the Hub"},
@@ -78,6 +108,26 @@ _SHARED: dict[str, dict[str, Any]] = {
     "--max-corpus-documents": {
         "type": positive_int,
         "help": "take a sample of each corpus with this many documents, all judged ones among them",
+    },
+    "--max-query-active-dims": {
+        "type": at_least(0),
+        "metavar": "N",
+        "help": "keep the N largest weights of a query (default: as the model has it; 0: all)",
+    },
+    "--max-document-active-dims": {
+        "type": at_least(0),
+        "metavar": "N",
+        "help": "keep the N largest weights of a document (default: as the model has it; 0: all)",
+    },
+    "--min-document-weight": {
+        "type": number_from(0),
+        "metavar": "W",
+        "help": "drop weights of a document below W (default: as the model has it; 0: none)",
+    },
+    "--min-document-weight-share": {
+        "type": number_from(0, 1),
+        "metavar": "S",
+        "help": "drop weights of a document below S times its largest (default: as the model has it; 0: none)",
     },
     "--device": {"help": "device to encode on, such as cpu or cuda (default: cuda where there is one)"},
 }

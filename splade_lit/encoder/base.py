@@ -23,6 +23,10 @@ def read_base(
     freeze_idf: bool = False,
     max_query_tokens: int | None = None,
     max_document_tokens: int | None = None,
+    max_query_active_dims: int | None = None,
+    max_document_active_dims: int | None = None,
+    min_document_weight: float | None = None,
+    min_document_weight_share: float | None = None,
     pooling: Pooling | None = None,
     activation: Activation | None = None,
     packed: bool = True,
@@ -35,7 +39,7 @@ def read_base(
     An encoder without a masked-LM head gets the grafted head (see `splade_lit.encoder.grafted`); its decoder bias is
     still to be calibrated on documents. A model that has a query table already, one saved here or another inference-
     free one, goes on with all that it has: body, head, bias, table, prompts, and what is not given here. For a plain
-    base model that is the limits of its tokenizer, "max" and "relu".
+    base model that is the limits of its tokenizer, "max", "relu", and whole vectors.
 
     Settings are documented under the same names in `splade_lit.training.module.SpladeModule`. `idf` may be an array
     `[vocab]` too, but not "corpus"; `revision` is that of the base model on the Hub.
@@ -55,6 +59,12 @@ def read_base(
         document = MlmDocumentEncoder(model, tokenizer.pad_token_id, packed=packed)
         document.grafted = grafted
         base = EncoderParts(IdfQueryEncoder(np.ones(document.vocab_size, np.float32)), document, tokenizer)
+    limits = {
+        "max_query_active_dims": max_query_active_dims,
+        "max_document_active_dims": max_document_active_dims,
+        "min_document_weight": min_document_weight,
+        "min_document_weight_share": min_document_weight_share,
+    }
     document = base.document
     document.pooling, document.activation = pooling or document.pooling, activation or document.activation
     table: Tensor | np.ndarray = base.query.idf_weights
@@ -68,4 +78,5 @@ def read_base(
         query=IdfQueryEncoder(table, freeze_idf),
         max_query_tokens=max_query_tokens or base.max_query_tokens,
         max_document_tokens=max_document_tokens or base.max_document_tokens,
+        pruning=base.pruning.changed(limits),
     )

@@ -24,7 +24,7 @@ def check_saved(
     saved = AsymmetricSparseEncoder.load(
         folder, device=encoder.device, packed=encoder.document.packed, trust_remote_code=trust_remote_code
     )
-    settings = {name: name for name in ("max_query_tokens", "max_document_tokens", "prompts", "max_active_dims")}
+    settings = {name: name for name in ("max_query_tokens", "max_document_tokens", "prompts", "pruning")}
     settings |= {name: f"document.{name}" for name in ("pooling", "activation")}
     settings["frozen query weights"] = "query.frozen"
     differing = [name for name, path in settings.items() if attrgetter(path)(encoder) != attrgetter(path)(saved)]

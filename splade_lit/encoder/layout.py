@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 from splade_lit.core.errors import UserError, first_line
 from splade_lit.core.sources import resolve_source
+from splade_lit.encoder.pruning import Pruning
 
 # As transformers, whose tokenizers say 10^30 where they have none.
 NO_LIMIT = 1_000_000
@@ -55,7 +57,7 @@ class SavedLayout:
     activation: Any = "relu"
     max_document_tokens: int | None = None
     prompts: dict[str, str] = field(default_factory=dict)
-    max_active_dims: int | None = None
+    pruning: Pruning = field(default_factory=Pruning)
 
 
 def find_saved(source: str | Path, revision: str | None = None, queries_only: bool = False) -> SavedLayout:
@@ -191,7 +193,20 @@ def _read_layout(folder: Path, source: str) -> SavedLayout:
             _limit(limits, "document_length") or _limit(limits, "max_seq_length") or _token_limit(document)
         ),
         prompts={name: text or "" for name, text in (model_config.get("prompts") or {}).items()},
-        max_active_dims=_limit(model_config, "max_active_dims"),
+        pruning=_pruning(model_config),
+    )
+
+
+def _pruning(model_config: dict[str, Any]) -> Pruning:
+    """The limits as `Pruning.saved` writes them; where sentence-transformers wrote the file, its cap of both sides."""
+    limits = model_config.get("pruning") or {}
+    if not limits:
+        return Pruning().capped(_limit(model_config, "max_active_dims"))
+    return Pruning(
+        max_query_active_dims=_limit(limits, "max_query_active_dims"),
+        max_document_active_dims=_limit(limits, "max_document_active_dims"),
+        min_document_weight=_size(limits, "min_document_weight"),
+        min_document_weight_share=_size(limits, "min_document_weight_share", 1.0),
     )
 
 
@@ -226,6 +241,14 @@ def _limit(config: dict[str, Any], name: str) -> int | None:
     return None if value is None else int(value)
 
 
+def _size(config: dict[str, Any], name: str, most: float = inf) -> float:
+    value = config.get(name, 0.0)
+    if not (isinstance(value, int | float) and 0 <= value <= most and value < inf):
+        ends = "at least 0" if most == inf else f"from 0 to {most:g}"
+        raise UserError(f"{name} is {value!r} in the model's JSON files; it must be a number {ends}.")
+    return float(value)
+
+
 def read_json(path: Path, missing: Any = None, kind: type = dict) -> Any:
     """What a JSON file of a model holds, `missing` where there is no such file.
 
@@ -246,12 +269,12 @@ def read_json(path: Path, missing: Any = None, kind: type = dict) -> Any:
 
 
 def document_side_fingerprint(layout: SavedLayout) -> str:
-    """A hash of the files that document vectors depend on: models in which they are equal give equal vectors.
+    """A hash of the files that document vectors depend on: models in which they are equal give equal whole vectors.
 
-    It takes as long as reading the weights from the disk.
+    What `pruning` leaves of them is no part of it. It takes as long as reading the weights from the disk.
     """
     digest = xxhash.xxh3_64(repr((layout.pooling, layout.activation, layout.max_document_tokens)).encode())
-    digest.update(repr((layout.prompts.get("document"), layout.max_active_dims)).encode())
+    digest.update(repr((layout.prompts.get("document"), None)).encode())  # None: hashes of before stay what they are
     for path in sorted(layout.document_folder.iterdir()):
         _add_file(digest, path, path.name)
     return digest.hexdigest()

@@ -1,6 +1,7 @@
 """The asymmetric encoder: a table for queries, a masked-language model for documents, one vocabulary for both."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from splade_lit.encoder.base import read_base
 from splade_lit.encoder.body.packing import evaluation_mode
 from splade_lit.encoder.document import MlmDocumentEncoder
 from splade_lit.encoder.layout import NO_LIMIT
+from splade_lit.encoder.pruning import Pruning
 from splade_lit.encoder.query import IdfQueryEncoder
 from splade_lit.encoder.rows import encode_by_length, keep_largest, split_rows
 from splade_lit.encoder.saved import EncoderParts, read_saved
@@ -41,7 +43,9 @@ class AsymmetricSparseEncoder(nn.Module):
         max_query_tokens: queries are cut after this many tokens; the tokenizer's limit if not given.
         max_document_tokens: documents are cut to this many, special tokens included; likewise if not given.
         prompts: texts put before every query and document, under the names "query" and "document".
-        max_active_dims: keep this many largest weights of each vector; all if not given.
+        max_active_dims: keep this many largest weights of each vector, on a side for which `pruning` has no cap of its
+            own; all if not given.
+        pruning: which weights of queries and of documents are kept; an attribute, which may be set at any time.
 
     Raises:
         ValueError: the sides differ in size.
@@ -57,6 +61,7 @@ class AsymmetricSparseEncoder(nn.Module):
         max_document_tokens: int | None = None,
         prompts: Mapping[str, str] | None = None,
         max_active_dims: int | None = None,
+        pruning: Pruning | None = None,
     ) -> None:
         super().__init__()
         if len(query.idf_weights) != document.vocab_size:
@@ -76,7 +81,7 @@ class AsymmetricSparseEncoder(nn.Module):
         self.document = document
         prompts = {"query": "", "document": ""} | dict(prompts or {})
         self.tokenisation = Tokenisation(tokenizer, max_query_tokens or limit, max_document_tokens, prompts)
-        self.max_active_dims = max_active_dims
+        self.pruning = (pruning or Pruning()).capped(max_active_dims)
 
     @classmethod
     def from_base(cls, source: str, **settings: Any) -> "AsymmetricSparseEncoder":
@@ -102,7 +107,7 @@ class AsymmetricSparseEncoder(nn.Module):
 
     def save(self, folder: str | Path) -> None:
         """Write the encoder in sentence-transformers' format; see `splade_lit.encoder.saved_writer.write_saved`."""
-        settings = self.max_query_tokens, self.max_document_tokens, self.prompts, self.max_active_dims
+        settings = self.max_query_tokens, self.max_document_tokens, self.prompts, self.pruning
         write_saved(EncoderParts(self.query, self.document, self.tokenizer, *settings), folder)
 
     @property
@@ -124,6 +129,15 @@ class AsymmetricSparseEncoder(nn.Module):
     def prompts(self) -> Mapping[str, str]:
         """Texts put before every query and document, by name."""
         return self.tokenisation.prompts
+
+    @property
+    def max_active_dims(self) -> int | None:
+        """The cap of both sides, None where there is none or they differ; see `pruning`."""
+        return self.pruning.max_active_dims
+
+    @max_active_dims.setter
+    def max_active_dims(self, cap: int | None) -> None:
+        self.pruning = replace(self.pruning, max_query_active_dims=cap, max_document_active_dims=cap)
 
     @property
     def vocab_size(self) -> int:
@@ -191,7 +205,8 @@ class AsymmetricSparseEncoder(nn.Module):
             convert_to_sparse_tensor: sparse COO tensors, else dense ones.
             save_to_cpu: return the result on the CPU.
             device: device to run on and of the result; moves the model there, as the peer does.
-            max_active_dims: keep this many largest weights; the model's setting if not given.
+            max_active_dims: keep this many largest weights; the model's setting if not given. Its other limits
+                (`pruning`) hold as well.
             convert_to_csr: return a scipy CSR array (float32 values, int32 indices), whatever the three above say.
 
         Returns:
@@ -212,7 +227,8 @@ class AsymmetricSparseEncoder(nn.Module):
 
     def encode_query_tokens(self, token_ids: Sequence[np.ndarray], *, max_active_dims: int | None = None) -> csr_array:
         """Query vectors `[queries, vocab]` from distinct token ids of each query (`tokenize_queries`)."""
-        return keep_largest(self.query.encode(token_ids), self._limit(max_active_dims))
+        limit = self.pruning.max_query_active_dims if max_active_dims is None else max_active_dims
+        return keep_largest(self.query.encode(token_ids), limit)
 
     def encode_document_tokens(
         self,
@@ -227,16 +243,19 @@ class AsymmetricSparseEncoder(nn.Module):
         Args:
             token_ids: one array a document.
             on_batch: called with the number of documents of each batch, such as `WorkProgress.advance`.
-            max_active_dims: keep this many largest weights; the model's setting if not given.
+            max_active_dims: keep this many largest weights; the model's setting if not given. Its other limits
+                (`pruning`) hold as well.
             tokens_per_batch: documents of like length go in batches of so many tokens; chosen by device if not given.
         """
         budget = tokens_per_batch or _TOKENS_PER_BATCH.get(self.device.type, 4096)
+        limit = self.pruning.max_document_active_dims if max_active_dims is None else max_active_dims
+        pruning = replace(self.pruning, max_document_active_dims=limit)
 
         def encode(batch: Sequence[np.ndarray]) -> csr_array:
             return as_csr(self.document(Tokens.from_lists(batch).to(self.device)))
 
         with evaluation_mode(self), torch.no_grad():
-            return encode_by_length(encode, token_ids, budget, self._limit(max_active_dims), on_batch)
+            return encode_by_length(encode, token_ids, budget, pruning, on_batch)
 
     def similarity(self, embeddings_1: Vectors, embeddings_2: Vectors) -> Tensor:
         """Dot products, dense float32 `[rows 1, rows 2]` on the device of the first set."""
@@ -292,9 +311,6 @@ class AsymmetricSparseEncoder(nn.Module):
             return product
         sparse = csr_to_torch(product).to(embeddings_2.device)
         return sparse[0] if embeddings_2.ndim == 1 else sparse
-
-    def _limit(self, max_active_dims: int | None) -> int | None:
-        return self.max_active_dims if max_active_dims is None else max_active_dims
 
     def _converted(
         self,

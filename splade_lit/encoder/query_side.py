@@ -78,7 +78,7 @@ def load_query_side(source: str | Path, *, revision: str | None = None) -> Query
     weights = read_table(layout, vocabulary, max(vocabulary.values()) + 1)
     limit = layout.max_query_tokens
     tokenisation = Tokenisation(tokenizer, limit, layout.max_document_tokens or limit, layout.prompts)
-    return QuerySide(weights, tokenisation, layout.max_active_dims)
+    return QuerySide(weights, tokenisation, layout.pruning.max_query_active_dims)
 
 
 def check_query_tokenizer(layout: SavedLayout, engine: Tokenizer) -> None:

@@ -6,6 +6,8 @@ from itertools import pairwise
 import numpy as np
 from scipy.sparse import csr_array, vstack
 
+from splade_lit.encoder.pruning import Pruning
+
 _DOCUMENTS_PER_BATCH = 512
 
 
@@ -13,20 +15,20 @@ def encode_by_length(
     encode: Callable[[list[np.ndarray]], csr_array],
     token_ids: Sequence[np.ndarray],
     tokens_per_batch: int,
-    max_active_dims: int | None,
+    pruning: Pruning,
     on_batch: Callable[[int], None] | None,
 ) -> csr_array:
     """Vectors `[documents, vocab]` in the order given, from batches of documents of like length.
 
     A batch has `tokens_per_batch` tokens, as if padded, at most (or one document). `encode` gives its vectors, also
-    those of an empty batch; `on_batch` is called with the number of its documents.
+    those of an empty batch, which are then pruned; `on_batch` is called with the number of its documents.
     """
     order = np.argsort([-len(ids) for ids in token_ids], kind="stable")
     parts, start = [encode([])], 0
     while start < len(order):
         size = tokens_per_batch // max(len(token_ids[order[start]]), 1)
         batch = [token_ids[row] for row in order[start : start + min(max(size, 1), _DOCUMENTS_PER_BATCH)]]
-        parts.append(keep_largest(encode(batch), max_active_dims))
+        parts.append(prune_documents(encode(batch), pruning))
         start += len(batch)
         if on_batch is not None:
             on_batch(len(batch))
@@ -72,3 +74,29 @@ def keep_largest(matrix: csr_array, max_active_dims: int | None) -> csr_array:
     index = np.sort(order[np.arange(len(order)) - matrix.indptr[rows] < max_active_dims])
     pointers = np.concatenate([[0], np.cumsum(np.minimum(counts, max_active_dims))]).astype(np.int32)
     return csr_array((matrix.data[index], matrix.indices[index], pointers), shape=matrix.shape)
+
+
+def prune_documents(matrix: csr_array, pruning: Pruning) -> csr_array:
+    """Document vectors `[documents, vocab]` with the weights that the limits let stay; sizes are absolute values.
+
+    Raises:
+        ValueError: `max_document_active_dims` below 1, or `min_document_weight_share` not from 0 to 1.
+
+    >>> documents = csr_array(np.array([[3.0, 1.0, 2.0], [0.5, 0.0, 0.2]]))
+    >>> prune_documents(documents, Pruning(min_document_weight=0.5, min_document_weight_share=0.5)).toarray()
+    array([[3. , 0. , 2. ],
+           [0.5, 0. , 0. ]])
+    """
+    share = pruning.min_document_weight_share
+    if not 0 <= share <= 1:
+        raise ValueError(f"min_document_weight_share must be from 0 to 1, got {share}")
+    matrix = keep_largest(matrix, pruning.max_document_active_dims)  # which never drops the largest weight
+    if not (share or pruning.min_document_weight):
+        return matrix
+    num_rows, sizes = matrix.shape[0], np.abs(matrix.data)
+    rows = np.repeat(np.arange(num_rows), np.diff(matrix.indptr))
+    largest = np.zeros(num_rows, sizes.dtype)
+    np.maximum.at(largest, rows, sizes)
+    kept = sizes >= np.maximum(share * largest, pruning.min_document_weight)[rows]
+    pointers = np.concatenate([[0], np.cumsum(np.bincount(rows[kept], minlength=num_rows))]).astype(np.int32)
+    return csr_array((matrix.data[kept], matrix.indices[kept], pointers), shape=matrix.shape)

@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -13,6 +13,7 @@ from splade_lit.core.errors import UserError
 from splade_lit.encoder.document import MlmDocumentEncoder
 from splade_lit.encoder.layout import find_saved
 from splade_lit.encoder.masked_lm import load_masked_lm, load_tokenizer
+from splade_lit.encoder.pruning import Pruning
 from splade_lit.encoder.query import IdfQueryEncoder
 from splade_lit.encoder.query_side import check_query_tokenizer
 from splade_lit.encoder.table import read_table
@@ -28,7 +29,7 @@ class EncoderParts:
     max_query_tokens: int | None = None
     max_document_tokens: int | None = None
     prompts: Mapping[str, str] | None = None
-    max_active_dims: int | None = None
+    pruning: Pruning = field(default_factory=Pruning)
 
 
 def read_saved(
@@ -61,4 +62,4 @@ def read_saved(
     # Some files promise more tokens than the model has positions.
     max_document_tokens = layout.max_document_tokens and min(layout.max_document_tokens, document.max_positions)
     query, limits = IdfQueryEncoder(weights, layout.frozen), (layout.max_query_tokens, max_document_tokens)
-    return EncoderParts(query, document, tokenizer, *limits, layout.prompts, layout.max_active_dims)
+    return EncoderParts(query, document, tokenizer, *limits, layout.prompts, layout.pruning)

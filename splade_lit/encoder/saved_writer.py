@@ -3,7 +3,7 @@
 Written is the form of releases 5.0 to 5.3, which all releases from 5.0 to 6.2 read:
 
     modules.json                       the one module: a Router
-    config_sentence_transformers.json  similarity, prompts, max_active_dims
+    config_sentence_transformers.json  similarity, prompts, max_active_dims, pruning
     router_config.json                 which folders make the query route and the document route
     query_0_SparseStaticEmbedding/     weights [vocab] and the tokenizer
     document_0_MLMTransformer/         the transformers model and the tokenizer
@@ -27,8 +27,11 @@ from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase
 
 from splade_lit.core.errors import UserError
+from splade_lit.core.files import replace_text
 from splade_lit.encoder.document import MlmDocumentEncoder
+from splade_lit.encoder.layout import find_saved, read_json
 from splade_lit.encoder.masked_lm import quiet_transformers
+from splade_lit.encoder.pruning import Pruning
 from splade_lit.encoder.saved import EncoderParts
 
 _CLASSES = "sentence_transformers.sparse_encoder.models"
@@ -71,6 +74,20 @@ def write_saved(parts: EncoderParts, folder: str | Path) -> None:
         ) from error
 
 
+def write_pruning(pruning: Pruning, folder: str | Path) -> None:
+    """Set which weights a saved model keeps, whoever saved it; nothing else of it changes.
+
+    Raises:
+        UserError: the folder holds no saved asymmetric model, or cannot be written.
+    """
+    layout, path = find_saved(folder), Path(folder) / "config_sentence_transformers.json"
+    if layout.query_folder is None:
+        raise UserError(f"{folder} has no place for limits; load it as AsymmetricSparseEncoder and save it first.")
+    config = read_json(path, missing={})
+    config = {name: value for name, value in config.items() if name not in ("max_active_dims", "pruning")}
+    replace_text(path, _as_json(config | pruning.saved))
+
+
 def _take_place(new: Path, old: Path, target: Path) -> None:
     if target.exists():
         for kept in target.iterdir():
@@ -96,9 +113,8 @@ def _write(parts: EncoderParts, folder: Path) -> None:
         "prompts": dict(parts.prompts or {}),
         "default_prompt_name": None,
         "similarity_fn_name": "dot",
+        **parts.pruning.saved,
     }
-    if parts.max_active_dims is not None:
-        config["max_active_dims"] = parts.max_active_dims
     contents = {
         "modules.json": [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Router"}],
         "config_sentence_transformers.json": config,
@@ -164,4 +180,8 @@ def save_tokenizer(
 
 
 def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(_as_json(content), encoding="utf-8")
+
+
+def _as_json(content: Any) -> str:
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"

@@ -5,9 +5,10 @@
     model_int8.onnx   the same with 8-bit weights, if asked for
     tokenizer.json    the tokenizer, of documents (with its special tokens) and of queries (without)
     idf.json          token to query weight; tokens that weigh nothing are left out
-    config.json       limits, prompts, pooling
+    config.json       limits of tokens and of weights, prompts, pooling
 
-The number of documents and of tokens is free. `max_active_dims` is not in the graph; the reader applies it.
+The number of documents and of tokens is free. Limits on the weights (`Pruning`) are not in the graph;
+the reader applies them.
 """
 
 import json
@@ -17,6 +18,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, fields
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
@@ -34,6 +36,7 @@ from splade_lit.encoder.body.packing import evaluation_mode
 from splade_lit.encoder.document import MlmDocumentEncoder
 from splade_lit.encoder.masked_lm import quiet_transformers
 from splade_lit.encoder.model import AsymmetricSparseEncoder
+from splade_lit.encoder.pruning import Pruning
 from splade_lit.encoder.rows import encode_by_length, keep_largest, look_up
 from splade_lit.encoder.saved_writer import save_tokenizer
 from splade_lit.encoder.table import idf_from_json
@@ -96,7 +99,8 @@ class OnnxDocumentEncoder:
             )
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         self.vocab_size: int = config["vocab_size"]
-        self.max_active_dims: int | None = config["max_active_dims"]
+        known = {field.name: config[field.name] for field in fields(Pruning) if field.name in config}
+        self.pruning = Pruning(**known).capped(config.get("max_active_dims"))  # which earlier exports have instead
         self._padding_id: int = config["padding_id"]
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -107,7 +111,7 @@ class OnnxDocumentEncoder:
 
     def encode_query_tokens(self, token_ids: Sequence[np.ndarray]) -> csr_array:
         """Query vectors `[queries, vocab]` from distinct token ids."""
-        return keep_largest(look_up(self._query_weights, token_ids), self.max_active_dims)
+        return keep_largest(look_up(self._query_weights, token_ids), self.pruning.max_query_active_dims)
 
     def encode_document_tokens(
         self, token_ids: Sequence[np.ndarray], *, on_batch: Callable[[int], None] | None = None
@@ -116,7 +120,7 @@ class OnnxDocumentEncoder:
 
         `on_batch` is called with the number of documents of each batch.
         """
-        return encode_by_length(self._run, token_ids, _TOKENS_PER_BATCH, self.max_active_dims, on_batch)
+        return encode_by_length(self._run, token_ids, _TOKENS_PER_BATCH, self.pruning, on_batch)
 
     def _run(self, token_ids: Sequence[np.ndarray]) -> csr_array:
         tokens = Tokens.from_lists(token_ids)
@@ -188,10 +192,8 @@ def _write_settings(encoder: AsymmetricSparseEncoder, folder: Path, values: Valu
     weights = encoder.idf_weights.detach().float().tolist()
     table = {token: weight for token, weight in zip(tokens, weights, strict=True) if weight and token is not None}
     settings = {
-        **{
-            name: getattr(encoder, name)
-            for name in ("vocab_size", "max_query_tokens", "max_document_tokens", "max_active_dims")
-        },
+        **{name: getattr(encoder, name) for name in ("vocab_size", "max_query_tokens", "max_document_tokens")},
+        **asdict(encoder.pruning),
         **{name: getattr(encoder.document, name) for name in ("padding_id", "pooling", "activation")},
         **{"prompts": dict(encoder.prompts), "values": values},
     }

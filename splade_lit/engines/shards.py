@@ -7,7 +7,7 @@ shard-00000.npz   ids, a CSR matrix (int32 indices, float32 or float16 values), 
 import json
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +20,7 @@ from scipy.sparse import csr_array, vstack
 from splade_lit.core.errors import UserError
 from splade_lit.core.files import replace_text, whole_file
 from splade_lit.core.progress import WorkProgress
+from splade_lit.encoder.pruning import Pruning
 
 if TYPE_CHECKING:
     from splade_lit.data.corpus import Corpus
@@ -43,6 +44,7 @@ class Header:
         values: `float32` or `float16`.
         shard_documents: documents of each shard but the last.
         num_documents: all documents; None while they are being written.
+        pruning: which weights were kept.
     """
 
     model: str
@@ -51,6 +53,7 @@ class Header:
     values: str
     shard_documents: int
     num_documents: int | None = None
+    pruning: Pruning = field(default_factory=Pruning)
 
 
 def write_corpus_vectors(
@@ -81,7 +84,8 @@ def write_corpus_vectors(
         UserError: the folder holds something else, cannot be written, or the corpus has no text.
     """
     folder = Path(folder)
-    header = Header(model, corpus.source, encoder.vocab_size, values, shard_documents)
+    pruning = encoder.pruning.of_documents
+    header = Header(model, corpus.source, encoder.vocab_size, values, shard_documents, pruning=pruning)
     _check_folder(folder, header)
     num_documents = 0
     try:
@@ -152,8 +156,9 @@ def _write_header(folder: Path, header: Header) -> None:
 
 def _read_header(folder: Path) -> Header | None:
     try:
-        return Header(**json.loads((folder / _HEADER).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        values = json.loads((folder / _HEADER).read_text(encoding="utf-8"))
+        return Header(**values | {"pruning": Pruning(**values.get("pruning", {}))})
+    except (OSError, ValueError, TypeError, AttributeError):
         return None
 
 

@@ -71,7 +71,7 @@ def model_fingerprint(tasks: Sequence[RetrievalTask], encoder: AsymmetricSparseE
     """A hash of what a model's figures depend on: all weights and settings too, and the kind of device."""
     document, body = encoder.document, encoder.document.model
     settings = {
-        "limits": [encoder.max_query_tokens, encoder.max_document_tokens, encoder.max_active_dims],
+        "limits": [encoder.max_query_tokens, encoder.max_document_tokens, asdict(encoder.pruning)],
         "prompts": encoder.prompts,
         "document": [document.pooling, document.activation, document.packed, document.padding_id],
         "body": [type(body).__name__, body.config.to_dict()],

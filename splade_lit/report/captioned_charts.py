@@ -12,7 +12,7 @@ from splade_lit.report.charts import Point, Series, legend_mark, short, short_qu
 from splade_lit.report.comparison import QUANTITIES, Comparison, Quantity
 from splade_lit.report.system import System
 
-_RING = Markup('<svg class="key" viewBox="-8 -8 16 16" aria-hidden="true"><circle class="ring" r="7"/></svg>')
+RING = Markup('<svg class="key" viewBox="-8 -8 16 16" aria-hidden="true"><circle class="ring" r="7"/></svg>')
 
 # Optimizer steps and values.
 Points = Sequence[tuple[float, float]]
@@ -103,7 +103,7 @@ def _trade_off(comparison: Comparison, quantity: Quantity) -> CaptionedChart | N
     if not points:
         return None
     if any(point.on_front for point in points):
-        legend.append((_RING, "on the Pareto front"))
+        legend.append((RING, "on the Pareto front"))
     svg = charts.scatter(points, quantity.label, f"{comparison.metric_name} of {comparison.headline}", levels)
     note = f"Not known of {', '.join(missing)}." if missing else ""
     return CaptionedChart(_trade_off_title(comparison, quantity, points), svg, legend, note)

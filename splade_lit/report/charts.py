@@ -118,7 +118,11 @@ def legend_mark(series: Series) -> Markup:
 
 
 def scatter(
-    points: Sequence[Point], x_label: str, y_label: str, levels: Sequence[tuple[Series, float, str]] = ()
+    points: Sequence[Point],
+    x_label: str,
+    y_label: str,
+    levels: Sequence[tuple[Series, float, str]] = (),
+    lines: Sequence[Line] = (),
 ) -> Markup:
     """Points, a stepped line through those on the front, and horizontal lines for systems that have no x.
 
@@ -127,10 +131,11 @@ def scatter(
         x_label: with its unit.
         y_label: with its unit.
         levels: series, y and text of each horizontal line.
+        lines: lines that join some of the points.
     """
     x = make_scale([point.x for point in points], _LEFT, _RIGHT, is_cost=True)
     y = make_scale([*(point.y for point in points), *(level for _, level, _ in levels)], _BOTTOM, _TOP)
-    return _draw("scatter", x=x, y=y, x_label=x_label, y_label=y_label, points=points, levels=levels)
+    return _draw("scatter", x=x, y=y, x_label=x_label, y_label=y_label, points=points, levels=levels, lines=lines)
 
 
 def curves(lines: Sequence[Line], x_label: str, y_label: str) -> Markup:

@@ -1,10 +1,11 @@
 """The figures of a comparison as rows of text, for the terminal and for the page."""
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from rich.box import SIMPLE
-from rich.console import JustifyMethod
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
@@ -12,6 +13,8 @@ from splade_lit.evaluation.metric_names import METRICS
 from splade_lit.evaluation.paired_tests import p_value
 from splade_lit.report.comparison import QUANTITIES, QUERY_DIMS, Comparison, Quantity, quality_of
 from splade_lit.report.system import System, sets_of
+
+_WIDTH = 120  # columns of the tables where no terminal says
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,14 @@ def test_rows(comparison: Comparison) -> Rows:
     return Rows(f"differences in {comparison.metric_name}, query by query", columns, rows, names=2)
 
 
+def wide_console() -> Console:
+    """Where tables are printed: a terminal as wide as it is, or else 120 columns, unless COLUMNS asks for others."""
+    console = Console(highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = _WIDTH
+    return console
+
+
 def terminal_table(rows: Rows) -> Table:
     """The rows for a terminal; names are text, whatever they look like."""
     table = Table(title=Text(rows.title), title_justify="left", box=SIMPLE, pad_edge=False, collapse_padding=True)
@@ -91,7 +102,7 @@ def terminal_table(rows: Rows) -> Table:
         name = number < rows.names
         # A word a line: then the figures alone decide how wide a column is, and they are never broken.
         heading = column if name else column.replace("@", " @").replace(" ", "\n")
-        justify: JustifyMethod = "left" if name or column == "front" else "right"
+        justify: JustifyMethod = "left" if name or column in ("front", "note") else "right"
         table.add_column(heading, justify=justify, overflow="fold", no_wrap=not name)
     for row in rows.rows:
         table.add_row(*map(Text, row))

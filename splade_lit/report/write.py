@@ -5,7 +5,6 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.text import Text
 
 from splade_lit.command_line.devices import pick_device
@@ -19,12 +18,18 @@ from splade_lit.report.comparison import QUANTITIES, Comparison, compare, headli
 from splade_lit.report.measure import find_tasks, measure
 from splade_lit.report.other_systems import needs_tasks, read_results
 from splade_lit.report.page import finding, html
-from splade_lit.report.rows import cost_rows, measure_rows, quality_rows, set_rows, terminal_table, test_rows
+from splade_lit.report.rows import (
+    cost_rows,
+    measure_rows,
+    quality_rows,
+    set_rows,
+    terminal_table,
+    test_rows,
+    wide_console,
+)
 from splade_lit.report.system import members, printable, sets_of, systems_of_run
 from splade_lit.runs.machine import hardware
 from splade_lit.runs.run import read_run
-
-_WIDTH = 120  # columns of the tables where no terminal says
 
 
 def write_report(settings: Namespace) -> None:
@@ -95,10 +100,7 @@ def _names(folders: Sequence[Path]) -> list[tuple[str, Path]]:
 
 
 def _print(comparison: Comparison) -> None:
-    # A file or a pipe has no width of its own; what is asked for in COLUMNS counts.
-    console = Console(highlight=False)
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = _WIDTH
+    console = wide_console()
     shown = [metric for metric in METRICS if metric in ("ndcg@10", "mrr@10", "recall@10", comparison.metric)]
     tables = [quality_rows(comparison, shown)] if comparison.headline else []
     if measures := measure_rows(comparison):

@@ -43,6 +43,11 @@ class SpladeModule(L.LightningModule):
         nonnegative_idf: set negative query weights to 0 after every optimizer step (search engines refuse them).
         max_query_tokens: tokens a query is cut to; the base model's limit if not given.
         max_document_tokens: tokens a document is cut to, special tokens included; the base model's limit if not given.
+        max_query_active_dims: keep so many weights of a query where it is searched with, the largest; training sees
+            all. The base model's limit if not given, as with the next three; 0 for all.
+        max_document_active_dims: keep so many weights of a document where it is searched, likewise (docs/sparsity.md).
+        min_document_weight: drop weights of a document below this, likewise.
+        min_document_weight_share: drop weights of a document below this share (0 to 1) of its largest one, likewise.
         pooling: of logits over the tokens of a document, `max` or `sum`; if not given, the base model's, else `max`.
         activation: `relu` for log1p(relu(x)), `log1p_relu` for a second log1p on top; if not given, the base model's
             where it has a query table, else `relu`.
@@ -81,6 +86,10 @@ class SpladeModule(L.LightningModule):
         nonnegative_idf: bool = False,
         max_query_tokens: int | None = None,
         max_document_tokens: int | None = None,
+        max_query_active_dims: int | None = None,
+        max_document_active_dims: int | None = None,
+        min_document_weight: float | None = None,
+        min_document_weight_share: float | None = None,
         pooling: Pooling | None = None,
         activation: Activation | None = None,
         packed: bool = True,
@@ -107,6 +116,10 @@ class SpladeModule(L.LightningModule):
         check_range("model", 0, weight_decay=weight_decay)
         check_range("model", 1, max_query_tokens=max_query_tokens, max_document_tokens=max_document_tokens)
         check_range("model", 1, start_active_dims=start_active_dims)
+        check_range("model", 0, max_query_active_dims=max_query_active_dims)
+        check_range("model", 0, max_document_active_dims=max_document_active_dims)
+        check_range("model", 0, min_document_weight=min_document_weight)
+        check_range("model", 0, 1, min_document_weight_share=min_document_weight_share)
         for name, value, kind in (
             ("pooling", pooling, Pooling),
             ("activation", activation, Activation),
