@@ -142,7 +142,12 @@ def _write(folder: Path, of_queries: "Pruning", pruning: "Pruning", limits: Sequ
 
 
 def _within(text: str) -> float | str:
-    return CHANCE if text == CHANCE else number_from(0, 1)(text)
+    if text == CHANCE:
+        return text
+    try:
+        return number_from(0, 1)(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}, or the word {CHANCE}") from None
 
 
 def _parser() -> CommandParser:

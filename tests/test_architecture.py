@@ -108,7 +108,7 @@ def test_modules_say_what_they_are_for():
 
 
 def test_every_experiment_and_command_is_where_it_is_looked_for():
-    names = ("card", "compare", "encode", "evaluate", "export", "fit", "init", "mine", "push", "search")
+    names = ("card", "compare", "encode", "evaluate", "export", "fit", "init", "mine", "prune", "push", "search")
     assert {f"splade_lit.{name}" for name in names} <= COMMANDS.keys()
     for name, module in COMMANDS.items():
         assert f"python -m {name}" in (REPOSITORY / f"{module.replace('.', '/')}.py").read_text()

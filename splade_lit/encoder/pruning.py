@@ -68,9 +68,9 @@ class Pruning:
         'all'
         """
         cap, least, share = self.max_document_active_dims, self.min_document_weight, self.min_document_weight_share
-        parts = [f"at most {cap:,} dims"] * bool(cap)
-        parts += [f"weights from {least:g}"] * bool(least)
-        parts += [f"weights from {100 * share:g}% of the largest"] * bool(share)
+        parts = [f"at most {cap:,} dims"] if cap else []
+        parts += [f"weights from {least:g}"] if least else []
+        parts += [f"weights from {100 * share:g}% of the largest"] if share else []
         return ", ".join(parts) or "all"
 
     @property
