@@ -134,7 +134,7 @@ def _write(folder: Path, of_queries: "Pruning", pruning: "Pruning", limits: Sequ
     has_card = tell_pruning(folder, new, pruned)
     if pruning.min_document_weight or pruning.min_document_weight_share:
         logger.warning("sentence-transformers knows a number of dims alone, and gives the other weights too.")
-    elif pruning.max_document_active_dims != of_queries.max_query_active_dims:
+    elif pruning.max_document_active_dims and not new.max_active_dims:
         logger.warning("sentence-transformers has one number of dims for both sides, and cuts queries to it too.")
     if (folder / "onnx" / "config.json").is_file():
         logger.warning("%s has the limits of before; export again.", folder / "onnx")
