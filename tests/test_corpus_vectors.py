@@ -20,6 +20,7 @@ from splade_lit import encode, search
 from splade_lit.core.errors import UserError
 from splade_lit.data.corpus import Corpus, open_corpus
 from splade_lit.encoder.model import AsymmetricSparseEncoder
+from splade_lit.encoder.pruning import Pruning
 from splade_lit.engines import shards as corpus_vectors
 from splade_lit.engines.shards import read_corpus_vectors, write_corpus_vectors
 
@@ -247,6 +248,7 @@ HOSTILE = ["\n", "\r\n", "\t", '"', "'", ",", "\\", "\0", " ", "\u2028", "\ufeff
 def test_any_ids_come_back_as_they_were(ids):
     encoder = SimpleNamespace(
         vocab_size=5,
+        pruning=Pruning(),
         tokenisation=SimpleNamespace(documents=list),
         encode_document_tokens=lambda token_ids, on_batch: csr_array((len(token_ids), 5), dtype=np.float32),
     )
