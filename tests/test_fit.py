@@ -31,6 +31,7 @@ from conftest import REPOSITORY
 from sentence_transformers import SparseEncoder
 from wandb_files import OfflineRun
 
+from splade_lit.command_line.devices import precision_on_cpu
 from splade_lit.encoder.model import AsymmetricSparseEncoder
 from splade_lit.fit import main
 
@@ -285,14 +286,24 @@ def test_smoke_runs_for_real(tmp_path):
     assert AsymmetricSparseEncoder.load(run / "model").vocab_size == 30_522
 
 
-def test_half_precision_falls_back_on_a_cpu(world, tmp_path, recwarn):
+@pytest.mark.parametrize("avx512_bf16", [True, False])
+def test_half_precision_falls_back_on_a_cpu(world, tmp_path, recwarn, monkeypatch, avx512_bf16):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": avx512_bf16}, raising=False)
     changes = {"trainer.precision": "16-mixed", "trainer.max_steps": 1, "trainer.callbacks": None}
     outcome = call(main, "--config", world.config(tmp_path / "run", changes))
     assert outcome.code == 0
+    fitting = "bf16-mixed" if avx512_bf16 else "32-true"
     warned = [line for line in outcome.err.splitlines() if "16-mixed" in line or "precision" in line]
-    assert warned == ["warning: no GPU here, so trainer.precision 16-mixed falls back to 32-true."]
+    assert warned == [f"warning: the run is on a CPU, so trainer.precision 16-mixed falls back to {fitting}."]
     assert not [warning for warning in recwarn if "16-mixed" in str(warning.message)]
-    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["trainer"]["precision"] == "32-true"
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["trainer"]["precision"] == fitting
+
+
+@pytest.mark.parametrize("avx512_bf16", [True, False])
+def test_precision_of_a_cpu(monkeypatch, avx512_bf16):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": avx512_bf16}, raising=False)
+    assert precision_on_cpu("bf16-mixed") == ("bf16-mixed" if avx512_bf16 else "32-true")
+    assert [precision_on_cpu(other) for other in ("32-true", None)] == ["32-true", None]
 
 
 def test_a_folder_that_holds_a_run_is_refused(world, copy):

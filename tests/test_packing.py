@@ -55,6 +55,20 @@ def test_packed_equals_padded(architecture, make_masked_lm):
         torch.testing.assert_close(ours[1][name], grad, rtol=1e-4, atol=1e-5 * largest, msg=name)
 
 
+@pytest.mark.parametrize("architecture", VERIFIED)
+def test_bf16_on_a_cpu_stays_near_single_precision(architecture, make_masked_lm):
+    packed, _ = encoders(make_masked_lm, architecture)
+    tokens = documents()
+    embeddings, expected = gradients(packed, tokens)
+    packed.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16):
+        halves, half_gradients = gradients(packed, tokens)
+    assert halves.dtype == torch.float32
+    assert float((halves - embeddings).norm() / embeddings.norm()) < 0.02
+    both = [torch.cat([each[name].flatten() for name in expected]) for each in (half_gradients, expected)]
+    assert float(torch.cosine_similarity(*both, dim=0)) > 0.95
+
+
 @pytest.mark.parametrize("architecture", FALLBACK)
 def test_others_warn_in_one_line_and_run_padded(architecture, make_masked_lm, caplog, capfd):
     with caplog.at_level(logging.WARNING):

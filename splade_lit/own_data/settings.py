@@ -29,10 +29,11 @@ _SAMPLE_DOCUMENTS = 2_500  # of a corpus, in evaluations while training on a CPU
 
 @dataclass(frozen=True)
 class Machine:
-    """Where the run will be: name of the GPU, or of the CPU with its cores, and whether there is a GPU."""
+    """Where the run will be: name of the GPU, or of the CPU with its cores; is there a GPU; the fastest precision."""
 
     name: str
     gpu: bool
+    precision: str = "32-true"
 
 
 class _Learning(NamedTuple):

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import yaml
 
+from splade_lit.command_line.devices import precision_on_cpu
 from splade_lit.core.errors import UserError
 from splade_lit.core.files import check_writable, replace_text
 from splade_lit.core.progress import duration
@@ -186,6 +187,6 @@ def _expected(times: MeasuredTimes, settings: dict[str, Any], num_corpus: int) -
 
 def _machine() -> Machine:
     if torch.cuda.is_available():
-        return Machine(torch.cuda.get_device_name(), gpu=True)
+        return Machine(torch.cuda.get_device_name(), gpu=True, precision="16-mixed")
     threads = torch.get_num_threads()
-    return Machine(f"{threads} CPU core{'s' * (threads > 1)}", gpu=False)
+    return Machine(f"{threads} CPU core{'s' * (threads > 1)}", gpu=False, precision=precision_on_cpu("bf16-mixed"))

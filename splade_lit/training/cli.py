@@ -19,6 +19,7 @@ from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from splade_lit.command_line.arguments import parse_settings
+from splade_lit.command_line.devices import precision_on_cpu
 from splade_lit.command_line.exit_codes import quiet_libraries
 from splade_lit.core.errors import UserError, first_line
 from splade_lit.core.files import replace_text
@@ -97,9 +98,12 @@ class FitCLI(LightningCLI):
         settings = self.config.trainer
         check_run_folder(settings.default_root_dir, self.config.ckpt_path, self.config.overwrite)
         has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
-        if settings.precision == "16-mixed" and (settings.accelerator in ("cpu", "tpu") or not has_gpu):
-            settings.precision = "32-true"
-            print("warning: no GPU here, so trainer.precision 16-mixed falls back to 32-true.", file=sys.stderr)
+        if settings.accelerator in ("cpu", "tpu") or not has_gpu:
+            fitting = precision_on_cpu(settings.precision)
+            if fitting != settings.precision:
+                what = f"trainer.precision {settings.precision} falls back to {fitting}"
+                print(f"warning: the run is on a CPU, so {what}.", file=sys.stderr)
+            settings.precision = fitting
         resolved = self.config.clone()
         resolved.ckpt_path, resolved.overwrite = None, False
         self.opens_folder = OpenRunFolder(
