@@ -2,6 +2,7 @@
 
     python -m splade_lit.compare runs/quickstart
     python -m splade_lit.compare runs/a runs/b --results peer=peer_metrics.json --output report.html
+    python -m splade_lit.compare evaluated/a evaluated/b --metric R@1000
 
 A run is the folder that `fit` leaves, whole or not, or one with the metrics.json and per_query.jsonl that `evaluate`
 writes. `--results` takes what other systems leave: figures as JSON or CSV, as sentence-transformers' evaluators write
