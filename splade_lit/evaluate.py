@@ -2,7 +2,7 @@
 
     python -m splade_lit.evaluate --model runs/quickstart/model --tasks docstrings --bm25 --output metrics.json
     python -m splade_lit.evaluate --model runs/my_run/model --tasks msmarco nfcorpus nq ./beir/scifact
-    python -m splade_lit.evaluate --model runs/my_run/model --tasks nq --measures nDCG@10 R@1000 "P(rel=2)@5"
+    python -m splade_lit.evaluate --model runs/my_run/model --tasks nq --measures nDCG@10 RR@10 R@1000 AP
 
 Prints a table; `--output` keeps every figure under the names that sentence-transformers' evaluators use. A folder with
 metrics.json and per_query.jsonl (`--output folder/metrics.json --per-query folder/per_query.jsonl`) is one that
