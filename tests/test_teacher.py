@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from command_runs import call, load_checkpoint, rows
-from transformers import BertConfig, BertModel
+from tiny_runs import save_sentence_encoder
 
 from splade_lit import fit
 from splade_lit.core.errors import UserError
@@ -26,20 +26,7 @@ sentence_transformers = pytest.importorskip("sentence_transformers")
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory, tiny_tokenizer) -> Path:
     """A tiny random sentence encoder with prompts, as sentence-transformers saves it."""
-    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
-
-    folder = tmp_path_factory.mktemp("teacher")
-    torch.manual_seed(3)
-    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    BertModel(BertConfig(vocab_size=len(tiny_tokenizer), **shape)).save_pretrained(folder / "body")
-    tiny_tokenizer.save_pretrained(folder / "body")
-    body = Transformer(str(folder / "body"))
-    model = sentence_transformers.SentenceTransformer(
-        modules=[body, Pooling(16)], prompts={"query": "what ", "document": ""}, device="cpu"
-    )
-    model.max_seq_length = 24
-    model.save(str(folder / "model"))
-    return folder / "model"
+    return save_sentence_encoder(tmp_path_factory.mktemp("teacher") / "model", tiny_tokenizer)
 
 
 @pytest.fixture
@@ -149,6 +136,13 @@ def test_vectors_are_kept_in_memory_where_the_cache_cannot_be_written(tmp_path, 
         vectors = add(blocked / "folder", ["one"])
     assert "A teacher's vectors are kept in memory" in caplog.text
     assert vectors.gather(vectors.rows(hashes(["one"]))).tolist() == encode(["one"]).tolist()
+
+
+def test_vectors_that_are_not_finite_are_refused(tmp_path):
+    for value in (math.nan, 1e6):
+        with pytest.raises(UserError, match="a vector is not finite"):
+            add(tmp_path, ["one"], lambda texts, value=value: np.full((len(texts), 3), value, np.float32))
+    assert open_vectors(tmp_path) == []
 
 
 def test_the_cache_is_of_one_model_and_one_limit(make, tmp_path, monkeypatch):

@@ -2,12 +2,14 @@
 
 import json
 import random
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+import torch
+from transformers import BertConfig, BertModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from splade_lit.data.datamodule import PairsDataModule
 from splade_lit.training.module import SpladeModule
@@ -24,6 +26,23 @@ def save_base(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokeniz
             setattr(model.config, name, dropout)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+def save_sentence_encoder(folder: Path, tokenizer: PreTrainedTokenizerBase) -> Path:
+    """Write a random sentence encoder with a prompt for queries, as sentence-transformers saves it."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
+    torch.manual_seed(3)
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    with tempfile.TemporaryDirectory() as body:
+        BertModel(BertConfig(vocab_size=len(tokenizer), **shape)).save_pretrained(body)
+        tokenizer.save_pretrained(body)
+        modules = [Transformer(body), Pooling(16)]
+    model = SentenceTransformer(modules=modules, prompts={"query": "what ", "document": ""}, device="cpu")
+    model.max_seq_length = 24
+    model.save(str(folder))
     return folder
 
 

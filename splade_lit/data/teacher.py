@@ -111,6 +111,10 @@ class DistinctTexts:
         self._pairs, self._names = pairs, pairs.columns[columns]
         self._rows, self._columns = np.divmod(first, len(self._names))
 
+    def numbers(self, fingerprints: np.ndarray) -> np.ndarray:
+        """int64, like `fingerprints`: the position in `hashes` of each text, -1 where there is none."""
+        return np.where(fingerprints == NO_TEXT, -1, np.searchsorted(self.hashes, fingerprints))
+
     def lengths(self) -> np.ndarray:
         """int64: characters of each text."""
         return np.stack([_lengths(self._pairs, name) for name in self._names], axis=1)[self._rows, self._columns]

@@ -7,16 +7,16 @@ import numpy as np
 import torch
 from scipy.sparse import csr_array, vstack
 
-from splade_lit.core.errors import UserError, first_line
+from splade_lit.core.errors import UserError
 from splade_lit.core.files import Folder, cache_folder
 from splade_lit.core.progress import WorkProgress
 from splade_lit.data.pairs import hashes
-from splade_lit.encoder.layout import find_inference_free, folder_fingerprint, model_folder
+from splade_lit.encoder.layout import find_inference_free, folder_fingerprint, model_folder, read_json
 from splade_lit.encoder.model import AsymmetricSparseEncoder
 from splade_lit.encoder.vectors import as_csr
 from splade_lit.evaluation.bm25 import word_counts, word_weights
 from splade_lit.mining.miners import CrossEncoderScorer, DenseMiner, Miner, Scorer, SparseMiner
-from splade_lit.teachers.kinds import check_installed, teacher_kind
+from splade_lit.teachers.kinds import check_installed, load_teacher, teacher_kind
 from splade_lit.teachers.sentence_encoder import SentenceEncoder
 from splade_lit.teachers.vectors import add_vectors, open_vectors
 
@@ -28,7 +28,11 @@ def check_source(source: str, option: str, searches: bool) -> None:
     """Raise a UserError, before anything long, if `open_scorer` cannot take a source, or as a miner, cannot search."""
     if source == BM25 or find_inference_free(source):
         return
-    kind = teacher_kind(model_folder(source), source)
+    folder = model_folder(source)
+    kind = teacher_kind(folder, source)
+    labels = len(read_json(folder / "config.json", missing={}).get("id2label") or (0, 1))  # two where it does not say
+    if kind == "cross-encoder" and labels != 1:
+        raise UserError(f"{source} gives {labels} scores a pair; a cross-encoder that teaches gives one.")
     if searches and kind == "cross-encoder":
         raise UserError(f"{source} is a cross-encoder, which cannot search; give it as --teacher, and another miner.")
     check_installed(option)
@@ -44,7 +48,12 @@ def open_miner(
 
 
 def open_scorer(
-    source: str, texts: Sequence[str], device: torch.device, max_tokens: int | None = None, cache_dir: Folder = None
+    source: str,
+    texts: Sequence[str],
+    device: torch.device,
+    max_tokens: int | None = None,
+    cache_dir: Folder = None,
+    logits: bool = False,
 ) -> Scorer:
     """What scores queries with documents, which are encoded here.
 
@@ -55,6 +64,7 @@ def open_scorer(
         device: where a model runs.
         max_tokens: tokens of a text that a sentence encoder reads; as many as it can if not given.
         cache_dir: where vectors of sentence encoders are kept.
+        logits: take a cross-encoder's logits, whatever function it has on top.
 
     Raises:
         UserError: there is no such model, or it cannot be read.
@@ -70,22 +80,17 @@ def open_scorer(
     kind = teacher_kind(folder, source)
     if kind == "sentence encoder":
         return _sentence_encoder(folder, texts, device, max_tokens, cache_folder(cache_dir))
-    import sentence_transformers
-
-    try:
-        if kind == "cross-encoder":
-            model = sentence_transformers.CrossEncoder(str(folder), device=str(device))
-            return CrossEncoderScorer(lambda pairs: model.predict(pairs, show_progress_bar=False), texts)
-        sparse = sentence_transformers.SparseEncoder(str(folder), device=str(device))
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise UserError(f"{source} cannot be read as a {kind}: {first_line(error)}.") from error
+    model = load_teacher(folder, kind, device)
+    if kind == "cross-encoder":
+        function = {"activation_fn": torch.nn.Identity()} if logits else {}
+        return CrossEncoderScorer(lambda pairs: model.predict(pairs, show_progress_bar=False, **function), texts)
     parts = []
     with WorkProgress("encoding", "documents", len(texts)) as progress:
         for start in range(0, len(texts), _CHUNK):
-            parts.append(as_csr(sparse.encode_document(list(texts[start : start + _CHUNK]), show_progress_bar=False)))
+            parts.append(as_csr(model.encode_document(list(texts[start : start + _CHUNK]), show_progress_bar=False)))
             progress.advance(parts[-1].shape[0])
     documents = csr_array(vstack(parts, format="csr"))
-    return SparseMiner(documents, lambda qs: as_csr(sparse.encode_query(list(qs), show_progress_bar=False)))
+    return SparseMiner(documents, lambda qs: as_csr(model.encode_query(list(qs), show_progress_bar=False)))
 
 
 def _sentence_encoder(

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
+from splade_lit.core.errors import UserError
 from splade_lit.core.files import whole_file
 from splade_lit.core.progress import WorkProgress
 from splade_lit.core.text import warn_once
@@ -97,6 +98,9 @@ def add_vectors(
         encode: makes the vectors of some texts, fp32 `[texts, dims]`.
         folder: where they are kept.
         verb: what the progress calls the work.
+
+    Raises:
+        UserError: a vector is not finite.
     """
     missing = np.flatnonzero(TextVectors(parts).rows(hashes) < 0)
     if not len(missing):
@@ -107,7 +111,11 @@ def add_vectors(
     def vectors_of(positions: np.ndarray) -> Iterator[np.ndarray]:
         for start in range(0, len(positions), _TEXTS_AT_ONCE):
             chunk = positions[start : start + _TEXTS_AT_ONCE]
-            yield encode(texts(chunk)).astype(np.float16)
+            with np.errstate(over="ignore"):
+                vectors = encode(texts(chunk)).astype(np.float16)
+            if not np.isfinite(vectors).all():
+                raise UserError(f"{verb}: a vector is not finite in 16 bits; take another model, or this one again.")
+            yield vectors
             progress.advance(len(chunk))
 
     with WorkProgress(verb, "texts", len(missing)) as progress:
