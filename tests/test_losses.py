@@ -225,6 +225,20 @@ class Grows(Weight):
         return self.value.clone()
 
 
+def test_weights_of_penalties_are_lowered_together():
+    objective = Objective(lambda_d=0.4, lambda_q=0.2, lambda_schedule="constant")
+    step = a_step(torch.eye(2), [(0, 0), (1, 1)])
+    before = objective(step)
+    objective.lower_penalties(0.5)
+    objective.lower_penalties(0.5)
+    after = objective(step)
+    assert {name: float(weight) for name, weight in after.weights.items()} == pytest.approx(
+        {"lambda_d": 0.1, "lambda_q": 0.05}
+    )
+    ranking = before.values["ranking_loss"]
+    assert float(after.loss - ranking) == pytest.approx(float(before.loss - ranking) / 4, rel=1e-5)
+
+
 def test_parts_keep_a_state_of_their_own():
     objective = Objective(penalty=Seen(), lambda_d=Grows(), lambda_q=0.1)
     objective.prepare(3)
@@ -232,7 +246,7 @@ def test_parts_keep_a_state_of_their_own():
     assert float(objective(step).weights["lambda_d"]) == 2
     assert float(objective.eval()(step).weights["lambda_d"]) == 2  # held-out pairs are not observed
     state = objective.state_dict()
-    names = {"penalties.document.seen", "penalties.query.seen", "weights.document.value"}
+    names = {"penalties.document.seen", "penalties.query.seen", "weights.document.value", "penalty_scale"}
     assert state.keys() == names
     assert [state[f"penalties.{side}.seen"].tolist() for side in ("document", "query")] == [[1.0] * 3] * 2
     assert objective.settings["penalty"] == {"class_path": f"{__name__}.Seen", "init_args": {}}

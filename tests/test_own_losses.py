@@ -118,7 +118,8 @@ def test_losses_of_ones_own_are_trained_and_logged(finished):
     checkpoint = load_checkpoint(run / "checkpoints" / "last.ckpt")  # with weights_only
     state = {name: value for name, value in checkpoint["state_dict"].items() if name.startswith("objective.")}
     assert state.keys() == {
-        *("objective.ranking.0.margin", "objective.penalties.document.frequencies", "objective.weights.document.value")
+        "objective.penalty_scale",
+        *("objective.ranking.0.margin", "objective.penalties.document.frequencies", "objective.weights.document.value"),
     }
     assert state["objective.ranking.0.margin"] != 0.5
     assert checkpoint["hyper_parameters"]["penalty"] == PENALTY

@@ -62,6 +62,16 @@ class Tokens:
         positions = torch.arange(sum(self.lengths)) - torch.repeat_interleave(starts, lengths)
         return positions.to(self.input_ids.device, non_blocking=True)
 
+    def split(self, num_texts: int) -> list["Tokens"]:
+        """The same texts in parts of so many, in order.
+
+        >>> [part.lengths for part in Tokens.from_lists([[5, 6], [], [7]]).split(2)]
+        [(2, 0), (1,)]
+        """
+        cuts = [(i, min(i + num_texts, len(self))) for i in range(0, len(self), num_texts)]
+        ids, ends = self.input_ids, self.offsets
+        return [Tokens(ids[ends[start] : ends[end]], self.lengths[start:end]) for start, end in cuts]
+
     def to(self, device: torch.device | str, **kwargs: Any) -> "Tokens":
         """The same tokens on another device."""
         return Tokens(self.input_ids.to(device, non_blocking=True), self.lengths)

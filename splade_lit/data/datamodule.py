@@ -139,6 +139,7 @@ class PairsDataModule(LightningDataModule):
         self.teacher, self._teacher_settings = teacher, (teacher_max_tokens, teacher_scale)
         self._teacher_scores: TeacherScores | None = None
         self._pairs: Pairs | None = None
+        self.single_batches = 0  # of the training batches, those with nothing to compare their pair with
         self._train_loader: PairLoader | None = None
         self._loader_state: dict[str, int] | None = None
 
@@ -167,9 +168,10 @@ class PairsDataModule(LightningDataModule):
         if len(loader) == 0:
             ways = "lower batch_size or the number of devices, or set drop_last to false"
             raise UserError(f"data: {len(self.train_rows)} pairs give no batch; {ways}.")
-        single = sum(len(batch) == 1 for batch in loader.sampler.batches())
-        if 2 * single > len(loader) and len(self.documents) == self._loaded().num_positives:
-            count = f"{single} of {len(loader)} batches hold a single pair"
+        has_negatives = len(self.documents) > self._loaded().num_positives
+        self.single_batches = 0 if has_negatives else sum(len(batch) == 1 for batch in loader.sampler.batches())
+        if 2 * self.single_batches > len(loader):
+            count = f"{self.single_batches} of {len(loader)} batches hold a single pair"
             ways = "remove copies of texts, raise batch_size, or give negative_columns"
             logger.warning("data: %s, with no other document to learn from; %s.", count, ways)
         if self._loader_state is not None:

@@ -8,15 +8,15 @@ dims.
 from collections.abc import Collection
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from splade_lit.core.tokens import Tokens
 from splade_lit.encoder.document import MlmDocumentEncoder
 
 START_ACTIVE_DIMS = 200
-_DENSE_SHARE = 0.05
-_CONSTANT_SIMILARITY = 0.99
+DOCUMENTS_AT_A_TIME = 32
 
 
 def graft_head(model: PreTrainedModel, missing_parameters: Collection[str]) -> None:
@@ -40,45 +40,26 @@ def graft_head(model: PreTrainedModel, missing_parameters: Collection[str]) -> N
 
 
 @torch.no_grad()
-def calibrate_bias(encoder: MlmDocumentEncoder, sample: Tokens, active_dims: int = START_ACTIVE_DIMS) -> None:
+def calibrate_bias(
+    encoder: MlmDocumentEncoder, sample: Tokens, active_dims: int = START_ACTIVE_DIMS
+) -> Float[Tensor, "documents vocab"]:
     """Set the decoder bias so that a document of the sample has about `active_dims` active dims on average.
 
     The mean over documents of each dim's largest logit is taken away (what all documents share says nothing), then one
     threshold for all dims. A few hundred documents like those of the training corpus do.
+
+    Returns:
+        The largest logits of the sample's documents with that bias; dims above 0 are active.
 
     Raises:
         UserError: the decoder has no bias, and the model has no place for one.
     """
     encoder.add_bias()
     encoder.decoder.bias.zero_()
-    logits = torch.cat([encoder.max_logits(batch) for batch in _batches(sample)])
+    logits = torch.cat([encoder.max_logits(batch) for batch in sample.split(DOCUMENTS_AT_A_TIME)])
     mean = logits.mean(0)
     centred = (logits - mean).flatten()
     active = min(active_dims * len(logits), centred.numel() - 1)
     threshold = centred.kthvalue(centred.numel() - active).values
     encoder.decoder.bias.copy_(-mean - threshold)
-
-
-@torch.no_grad()
-def start_warning(encoder: MlmDocumentEncoder, sample: Tokens) -> str | None:
-    """One line that says what is wrong with the vectors of a sample of documents and what to do, or None."""
-    embeddings = torch.cat([encoder(batch) for batch in _batches(sample)])
-    active_dims = (embeddings > 0).sum(1).float().mean().item()
-    share, count = active_dims / encoder.vocab_size, len(embeddings)
-    unit = nn.functional.normalize(embeddings, dim=1)
-    # Mean cosine similarity of two different documents.
-    similarity = ((unit.sum(0) ** 2).sum().item() - count) / max(count * (count - 1), 1)
-    if active_dims == 0:
-        problem = "documents start without any active dim"
-    elif share > _DENSE_SHARE:
-        problem = f"documents start dense ({active_dims:,.0f} active dims, {share:.0%} of the vocabulary)"
-    elif similarity > _CONSTANT_SIMILARITY:
-        problem = f"documents start nearly constant (mean cosine similarity {similarity:.3f})"
-    else:
-        return None
-    return f"{problem}; set model.start_active_dims (such as {START_ACTIVE_DIMS}) to calibrate the decoder bias."
-
-
-def _batches(tokens: Tokens, size: int = 32) -> list[Tokens]:
-    texts = list(tokens)
-    return [Tokens(torch.cat(texts[i : i + size]), tokens.lengths[i : i + size]) for i in range(0, len(texts), size)]
+    return logits.add_(encoder.decoder.bias)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from inspect import signature
 from typing import Any, Literal, cast
 
+import torch
 from torch import Tensor, nn
 
 from splade_lit.core.errors import UserError
@@ -36,6 +37,8 @@ class Objective(nn.Module):
     `SpladeModule` has the same settings and says what they mean; `settings` has them as plain values. A UserError says
     that one is out of range, or that two parts have the same name.
     """
+
+    penalty_scale: Tensor
 
     def __init__(
         self,
@@ -69,6 +72,8 @@ class Objective(nn.Module):
             self.weights["query"] = as_weight("lambda_q", lambda_q)
         if not self.ranking:
             raise UserError("model.ranking is empty; name a ranking loss, such as in_batch.")
+        # Lowered by a guard where penalties leave documents no active dims.
+        self.register_buffer("penalty_scale", torch.ones(()))
         names = ["loss", *self.parts]
         if len(names) < 1 + len(self.ranking) + 2 * len(self.penalties) or "loss" in self.parts:
             raise UserError(f"Parts of the loss must have different names, but are {', '.join(names)}; set `name`.")
@@ -105,6 +110,10 @@ class Objective(nn.Module):
             if isinstance(part, Part):
                 part.prepare(vocab_size)
 
+    def lower_penalties(self, factor: float) -> None:
+        """Multiply the weights of all penalties from now on, in later steps and in runs that are resumed."""
+        self.penalty_scale.mul_(factor)
+
     def forward(self, step: Step) -> Losses:
         """The loss of a batch; a UserError if a part gives anything but a scalar."""
         values: dict[str, Tensor] = {}
@@ -119,7 +128,8 @@ class Objective(nn.Module):
             value = values[f"{side}_{penalty.name}"] = _scalar(penalty, penalty(vectors, step))
             if self.training:
                 weight.observe(step)
-            weights[f"lambda_{side[0]}"] = now = weight.weight(step.step, step.total_steps)
+            now = weight.weight(step.step, step.total_steps) * self.penalty_scale
+            weights[f"lambda_{side[0]}"] = now
             loss = loss + now * value
         return Losses(loss, values, weights)
 

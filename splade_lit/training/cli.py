@@ -29,6 +29,7 @@ from splade_lit.runs.config import CONFIG
 from splade_lit.runs.folder import CHECKPOINTS, MODEL, check_run_folder, check_same_model, remove_run
 from splade_lit.runs.stages import headline_figures, print_stages
 from splade_lit.training.callbacks.csv_log import CsvLog
+from splade_lit.training.callbacks.guard import CollapseGuard
 from splade_lit.training.callbacks.hooks import callbacks_of
 from splade_lit.training.callbacks.last_checkpoint import LastCheckpoint
 from splade_lit.training.callbacks.retrieval import RetrievalEvaluation, check_watched
@@ -130,7 +131,7 @@ class FitCLI(LightningCLI):
             raise
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        """A trainer that always keeps metrics.csv, checkpoints/last.ckpt and model/ in the folder of the run."""
+        """A trainer that always keeps metrics.csv, checkpoints/last.ckpt and model/, and watches for collapse."""
         settings = self.config_init["trainer"]
         folder = Path(settings["default_root_dir"])
         loggers = [logger for logger in _as_list(settings["logger"]) if isinstance(logger, Logger)]
@@ -142,8 +143,9 @@ class FitCLI(LightningCLI):
                 callback.save_last = False  # last.ckpt is kept below
         if settings["enable_checkpointing"] is not False:
             callbacks.append(LastCheckpoint(folder / CHECKPOINTS))
-        if not any(isinstance(callback, SaveModel) for callback in callbacks):
-            callbacks.append(SaveModel())
+        for kind in (CollapseGuard, SaveModel):
+            if not any(isinstance(callback, kind) for callback in callbacks):
+                callbacks.append(kind())
         if settings["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
             callbacks.append(StepProgressBar() if sys.stdout.isatty() else ProgressLines())
         try:

@@ -3,19 +3,23 @@
 import logging
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.plugins.precision import Precision
+from lightning.pytorch.utilities.enums import GradClipAlgorithmType
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from splade_lit.core.errors import UserError
 from splade_lit.core.ranges import check_choice, check_range
 from splade_lit.core.tokens import PairBatch
+from splade_lit.encoder.body.micro_batches import encode_in_micro_batches
 from splade_lit.encoder.body.recompute import Recompute, set_recompute
 from splade_lit.encoder.body.sparse_head import Activation, Pooling
+from splade_lit.encoder.condition import condition_figures
 from splade_lit.encoder.start import TrainingCorpus, set_start, untrained_encoder
 from splade_lit.losses.objective import Losses, Objective, RankingName
 from splade_lit.losses.part import Step
@@ -53,8 +57,9 @@ class SpladeModule(L.LightningModule):
             where it has a query table, else `relu`.
         packed: run documents without padding where the model allows it.
         dropout: everywhere in the transformer; the base model's if not given. Short runs learn faster without.
-        start_active_dims: mean active dims of a document to start from, reached by setting the decoder bias; grafted
-            heads start from 200 if not given, other models as they are.
+        start_active_dims: mean active dims of a document to start from, reached by setting the decoder bias; `auto` for
+            200 where documents would start dense, without active dims, or all alike. If not given, grafted heads start
+            from 200, other models as they are.
         learning_rate: peak learning rate of the transformer; 0 keeps it as it starts.
         idf_learning_rate: peak learning rate of the query weights, and of parameters that parts of the loss have.
         weight_decay: AdamW's weight decay of the transformer; query weights have none.
@@ -67,6 +72,9 @@ class SpladeModule(L.LightningModule):
         lambda_schedule: how weights that are numbers rise to them: `quadratic`, `linear` or `constant`.
         lambda_ramp_ratio: fraction of all optimizer steps until they are reached.
         l0_threshold: leave documents with this many active dims or fewer out of the penalty; none if not given.
+        micro_batch_size: documents encoded at a time, in training and validation; the gradients are those of the whole
+            batch, its memory that of so many documents beside the vectors of all, its time that of one more forward
+            pass. All at once if not given.
         recompute: what the backward pass makes again instead of keeping it: `nothing`, `cheap` (what takes much memory
             and little time), or `layers` (all of each layer: least memory, most time); never of the last layer. If not
             given, `cheap` on a CPU and `nothing` on a GPU.
@@ -94,7 +102,7 @@ class SpladeModule(L.LightningModule):
         activation: Activation | None = None,
         packed: bool = True,
         dropout: float | None = None,
-        start_active_dims: int | None = None,
+        start_active_dims: int | Literal["auto"] | None = None,
         learning_rate: float = 2e-5,
         idf_learning_rate: float = 1e-3,
         weight_decay: float = 0.0,
@@ -106,6 +114,7 @@ class SpladeModule(L.LightningModule):
         lambda_schedule: Schedule = "quadratic",
         lambda_ramp_ratio: float = 1 / 3,
         l0_threshold: int | None = None,
+        micro_batch_size: int | None = None,
         recompute: Recompute | None = None,
         compile_body: bool = False,
         trust_remote_code: bool = False,
@@ -115,7 +124,8 @@ class SpladeModule(L.LightningModule):
         check_range("model", 0, learning_rate=learning_rate, idf_learning_rate=idf_learning_rate)
         check_range("model", 0, weight_decay=weight_decay)
         check_range("model", 1, max_query_tokens=max_query_tokens, max_document_tokens=max_document_tokens)
-        check_range("model", 1, start_active_dims=start_active_dims)
+        check_range("model", 1, start_active_dims=None if isinstance(start_active_dims, str) else start_active_dims)
+        check_range("model", 1, micro_batch_size=micro_batch_size)
         check_range("model", 0, max_query_active_dims=max_query_active_dims)
         check_range("model", 0, max_document_active_dims=max_document_active_dims)
         check_range("model", 0, min_document_weight=min_document_weight)
@@ -124,6 +134,7 @@ class SpladeModule(L.LightningModule):
             ("pooling", pooling, Pooling),
             ("activation", activation, Activation),
             ("lambda_schedule", lambda_schedule, Schedule),
+            ("start_active_dims", start_active_dims, Literal["auto"]),
             ("recompute", recompute, Recompute),
             ("penalty", penalty, PenaltyName),
             *(("ranking", one, RankingName) for one in ranking),
@@ -147,7 +158,8 @@ class SpladeModule(L.LightningModule):
                 ) from error
             self.encoder.document.model.compile()
         self.objective.prepare(self.encoder.vocab_size)
-        self._divergence = DivergenceWatch()
+        self.divergence = DivergenceWatch()
+        self.condition = torch.zeros(2)
         self._seed = torch.initial_seed()
 
     def setup(self, stage: str) -> None:
@@ -155,13 +167,19 @@ class SpladeModule(L.LightningModule):
         if stage != "fit":
             return
         check_precision(self.trainer.precision)
+        self.divergence.scaled = self._scaled
         corpus = cast(TrainingCorpus, self.trainer.datamodule)  # type: ignore[attr-defined]
-        warning = set_start(self.encoder, corpus, self.hparams["idf"], self.hparams["start_active_dims"])
-        if warning:
+        start = set_start(self.encoder, corpus, self.hparams["idf"], self.hparams["start_active_dims"])
+        logger.info("%s", start)
+        if warning := start.warning(self.encoder.vocab_size):
             logger.warning("%s: %s", self.hparams["base_model"], warning)
         default: Recompute = "cheap" if self.trainer.strategy.root_device.type == "cpu" else "nothing"
         set_recompute(self.encoder.document.model, self.hparams["recompute"] or default)
         self.encoder.document.train()
+
+    def document_vectors(self, batch: PairBatch) -> Tensor:
+        """Vectors of the documents of a batch, fp32 `[documents, vocab]`, encoded `micro_batch_size` at a time."""
+        return encode_in_micro_batches(self.encoder.document, batch.documents, self.hparams["micro_batch_size"])
 
     def losses(self, batch: PairBatch, documents: Tensor) -> Losses:
         """The loss of a batch and its parts, from the vectors of its documents, fp32 `[documents, vocab]`."""
@@ -188,15 +206,16 @@ class SpladeModule(L.LightningModule):
 
     def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
         """Loss of a batch; logs its parts, the penalty's weight, learning rates and active dims."""
-        documents = self.encoder.document(batch.documents)
+        documents = self.document_vectors(batch)
         losses = self.losses(batch, documents)
-        self._divergence.observe(losses.loss, self.global_step + 1)
+        self.divergence.observe(losses.loss, self.global_step + 1)
+        self.condition = condition_figures(documents.detach())
         groups = self.optimizers(use_pl_optimizer=False).param_groups  # type: ignore[union-attr]
         values: dict[str, Any] = {
             **{f"train/{name}": value for name, value in (losses.values | losses.weights).items()},
             "train/loss": losses.loss,
             "sparsity/train_query_active_dims": self.encoder.query.active_dims(batch.queries),
-            "sparsity/train_document_active_dims": (documents.detach() > 0).sum() / len(documents),
+            "sparsity/train_document_active_dims": self.condition[0],
             **{f"train/learning_rate_{group['name']}": group["lr"] for group in groups},
         }
         # Tensors only, numbers in the host's memory, so that nothing waits for the device: Lightning would copy a float
@@ -206,7 +225,7 @@ class SpladeModule(L.LightningModule):
 
     def validation_step(self, batch: PairBatch, batch_idx: int) -> None:
         """Loss of held-out pairs, with the penalty's weight of the moment."""
-        losses = self.losses(batch, self.encoder.document(batch.documents))
+        losses = self.losses(batch, self.document_vectors(batch))
         ranking = {f"val/{name}": losses.values[name] for name in self.objective.ranking_losses}
         self.log_dict({"val/loss": losses.loss} | ranking, batch_size=len(batch.queries), sync_dist=True)
 
@@ -235,27 +254,50 @@ class SpladeModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW over the groups; learning rates rise linearly, then fall linearly to 0, by optimizer steps."""
-        # Lightning refuses to clip the gradients of the fused form in mixed precision; None lets torch take the next
-        # best, where False would take parameters one by one.
-        fused = None if self.trainer.precision.endswith("-mixed") else True
+        # The fused form leaves out an update on the device. A GradScaler does that by itself, and cannot unscale the
+        # gradients of that form before they are clipped; None lets torch take the next best, where False would take
+        # parameters one by one.
+        fused = None if self._scaled else True
         optimizer = torch.optim.AdamW(self.parameter_groups(), fused=fused)
         total_steps = self.total_steps
         warmup_steps = math.ceil(total_steps * self.hparams["warmup_ratio"])
         scheduler = LambdaLR(optimizer, lambda step: learning_rate_factor(step, warmup_steps, total_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    @property
+    def _scaled(self) -> bool:
+        """Whether a GradScaler scales the loss."""
+        return self.trainer.precision == "16-mixed"
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Have an update left out whose gradients are not finite: it would spoil all weights."""
+        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+        lost = self.divergence.lost(gradients, self.global_step + 1)
+        if not self._scaled:
+            optimizer.found_inf = lost  # type: ignore[attr-defined]  # read by torch's fused AdamW
+
+    def configure_gradient_clipping(
+        self, optimizer: torch.optim.Optimizer, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
+    ) -> None:
+        """Clip as Lightning does, whose mixed precision refuses fused optimizers even where nothing is scaled."""
+        algorithm = gradient_clip_algorithm or GradClipAlgorithmType.NORM
+        Precision.clip_gradients(self.trainer.precision_plugin, optimizer, gradient_clip_val or 0.0, algorithm)
+
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
     ) -> None:
-        """One optimizer step, then the projection of the query weights; divergence is looked for now and then."""
+        """One optimizer step, then the projection of the query weights; what is not finite is told now and then."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         # Lightning would keep the gradients through the next forward pass, where activations need the memory.
         optimizer.zero_grad()
         if self.hparams["nonnegative_idf"]:
             self.encoder.query.project_nonnegative()
         step = self.global_step + 1
-        if step % (self.trainer.log_every_n_steps or 50) == 0 or step == self.total_steps:  # type: ignore[attr-defined]
-            self._divergence.check(self.parameters(), step)
+        due = step % (self.trainer.log_every_n_steps or 50) == 0 or step == self.total_steps  # type: ignore[attr-defined]
+        if (due or self.device.type == "cpu") and (news := self.divergence.read()):
+            logger.warning("%s", news)
+        if due:
+            self.divergence.check(self.parameters(), step)
 
     def on_train_batch_start(self, batch: PairBatch, batch_idx: int) -> None:
         """Draw dropout from seed, device, step and batch, so that a resumed run has that of one without a stop."""
@@ -264,12 +306,15 @@ class SpladeModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the seed; where training has diverged nothing is saved: a checkpoint of before is worth more."""
-        self._divergence.check(self.parameters(), self.global_step)
+        self.divergence.check(self.parameters(), self.global_step)
         checkpoint["seed"] = self._seed
+        checkpoint["divergence"] = self.divergence.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take over the seed and check what was trained; parts of the loss that it does not know stay as they start."""
         self._seed = checkpoint.get("seed", self._seed)
+        if "divergence" in checkpoint:
+            self.divergence.load_state_dict(checkpoint["divergence"])
         sizes = [len(group["params"]) for group in self.parameter_groups()]
         for optimizer in checkpoint.get("optimizer_states", ()):
             if sizes != [len(group["params"]) for group in optimizer["param_groups"]]:
@@ -277,6 +322,7 @@ class SpladeModule(L.LightningModule):
         saved = checkpoint["state_dict"]
         ours = {f"objective.{name}": state for name, state in self.objective.state_dict().items()}
         theirs = {name: saved.pop(name) for name in list(saved) if name.startswith("objective.")}
+        theirs.setdefault("objective.penalty_scale", ours["objective.penalty_scale"])  # earlier versions have none
         if {n: s.shape for n, s in ours.items()} != {n: s.shape for n, s in theirs.items()}:
             logger.warning("The checkpoint is of another loss, so that what is learned of the loss starts again.")
             theirs = ours

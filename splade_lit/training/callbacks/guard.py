@@ -1,0 +1,199 @@
+"""A guard against collapse: it looks at what training makes of documents, and acts before the run is lost."""
+
+import logging
+import math
+from typing import Any, Literal, get_args
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from splade_lit.core.distributed import gather
+from splade_lit.core.errors import UserError
+from splade_lit.core.ranges import check_choice, check_range
+from splade_lit.encoder.condition import MAX_SIMILARITY, MIN_ACTIVE_DIMS, Bounds, Condition, Problem, dense_dims
+from splade_lit.training.callbacks.hooks import EveryNSteps, callbacks_of, encoder_of
+from splade_lit.training.callbacks.last_checkpoint import LastCheckpoint
+from splade_lit.training.callbacks.loggers import log_figures
+
+logger = logging.getLogger(__name__)
+
+Action = Literal["warn", "lower_lambda", "stop"]
+
+_LOWERED = 0.5
+_PATIENT_SHARE = 1 / 3  # of a run whose documents start dense, until they should have come down
+
+_WAYS: dict[Problem, str] = {
+    "dead": "lower model.lambda_d, or let it rise over more steps (model.lambda_ramp_ratio)",
+    "dense": "raise model.lambda_d, or start from fewer dims (model.start_active_dims: auto)",
+    "constant": "lower model.lambda_d and model.learning_rate, and look whether texts of the data differ",
+}
+
+
+class CollapseGuard(L.Callback):
+    """Watches the vectors of training documents, and acts where nothing is learned any more.
+
+    It speaks up where documents have next to no active dims, are dense, or are all alike, and, if it is to stop, where
+    the loss of a step is not finite or most batches hold a single pair. Documents that start dense have a third of the
+    run to come down. Logged under `guard/`: mean cosine similarity of two documents of a batch, optimizer steps whose
+    update was left out because it was not finite, the factor of lambda that `lower_lambda` has come to.
+
+    Args:
+        action: `warn` says so once; `lower_lambda` also halves the weights of all penalties, again at each look where
+            documents that have too few active dims or are all alike have not gained any; `stop` ends the run with an
+            error that names the last checkpoint of before, and lets no later one be written.
+        every_n_steps: optimizer steps that are looked at together.
+        min_active_dims: mean active dims of a document that are next to none below this.
+        max_active_dims: mean active dims of a document that are dense above this; if not given, 5% of the vocabulary,
+            of a small one 1,000 or half of it.
+        max_similarity: mean cosine similarity of two documents that makes them all alike above this.
+
+    Raises:
+        UserError: a setting is out of range.
+    """
+
+    def __init__(
+        self,
+        action: Action = "warn",
+        every_n_steps: int = 10,
+        min_active_dims: float = MIN_ACTIVE_DIMS,
+        max_active_dims: float | None = None,
+        max_similarity: float = MAX_SIMILARITY,
+    ) -> None:
+        check_choice("CollapseGuard.action", action, get_args(Action))
+        check_range("CollapseGuard", 1, every_n_steps=every_n_steps)
+        check_range("CollapseGuard", 0, min_active_dims=min_active_dims, max_active_dims=max_active_dims)
+        check_range("CollapseGuard", 0, 1, max_similarity=max_similarity)
+        self.action = action
+        self.min_active_dims, self.max_active_dims, self.max_similarity = (
+            min_active_dims,
+            max_active_dims,
+            max_similarity,
+        )
+        self._timing = EveryNSteps(every_n_steps)
+        self._told: list[str] = []
+        self._start: float | None = None  # active dims at the first look
+        self._latest: float | None = None  # and at the latest one
+        # Sums of the figures of a `Condition` over batches since the last look, and how many had one.
+        self._window = torch.zeros(2, 2)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Refuse to train on single pairs, if it is to stop; the DataModule has said so in any case."""
+        if self.action != "stop":
+            return
+        single, batches = trainer.datamodule.single_batches, len(trainer.train_dataloader)  # type: ignore
+        if 2 * single > batches:
+            count = f"{single} of {batches} batches"
+            raise UserError(
+                f"{count} hold a single pair, with no other document to learn from; remove copies of texts, raise "
+                "data.batch_size, or give data.negative_columns."
+            )
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        """Take note of a batch; look at them where due, and at the last step."""
+        batch = _window_of(pl_module)
+        self._window = self._window.to(batch.device) + batch
+        if self._timing.due(trainer) or trainer.global_step == trainer.estimated_stepping_batches:
+            self._look(trainer, pl_module)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Let no checkpoint of a collapsed model take the place of one of before, if the guard is to stop."""
+        if self.action == "stop" and trainer.global_step:
+            for window in (self._window, _window_of(pl_module)):
+                if condition := _condition(window):
+                    self._stop_if_lost(trainer, pl_module, condition)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was seen and told."""
+        seen = {"start": self._start, "latest": self._latest, "window": self._window.tolist()}
+        return {"told": self._told} | seen
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        self._told = list(state_dict["told"])
+        self._start, self._latest = state_dict["start"], state_dict["latest"]
+        self._window = torch.tensor(state_dict["window"])
+
+    def _look(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        condition = _condition(self._window)
+        if condition is None:
+            return
+        self._window = torch.zeros(2, 2)
+        if self._start is None:
+            self._start = condition.active_dims
+        objective: Any = pl_module.objective
+        if self.action == "stop":
+            self._stop_if_lost(trainer, pl_module, condition)
+        elif problem := self._problem(trainer, pl_module, condition):
+            falls = self._latest is None or condition.active_dims <= self._latest
+            lowers = self.action == "lower_lambda" and problem != "dense" and falls
+            if lowers:
+                objective.lower_penalties(_LOWERED)
+            done = f"; lambda is lowered, to {float(objective.penalty_scale):.3g} of what it was" if lowers else ""
+            if lowers or problem not in self._told:
+                ways = "" if problem in self._told else f"; {_WAYS[problem]}"
+                logger.warning("%s%s%s.", self._tell(trainer, pl_module, problem, condition), done, ways)
+            self._told = sorted({*self._told, problem})
+        self._latest = condition.active_dims
+        divergence: Any = pl_module.divergence
+        figures = {"lost_updates": divergence.lost_updates, "lambda_factor": float(objective.penalty_scale)}
+        if math.isfinite(condition.similarity):
+            figures["document_similarity"] = condition.similarity
+        log_figures(trainer, {f"guard/{name}": value for name, value in figures.items()})
+
+    def _problem(self, trainer: L.Trainer, pl_module: L.LightningModule, condition: Condition) -> Problem | None:
+        dense = self.max_active_dims or dense_dims(encoder_of(pl_module).vocab_size)
+        problem = Bounds(dense, self.min_active_dims, self.max_similarity).problem(condition)
+        comes_down = (self._start or 0) > dense and trainer.global_step < (
+            _PATIENT_SHARE * trainer.estimated_stepping_batches
+        )
+        return None if problem == "dense" and comes_down else problem
+
+    def _tell(self, trainer: L.Trainer, pl_module: L.LightningModule, problem: Problem, condition: Condition) -> str:
+        dims, size = condition.active_dims, encoder_of(pl_module).vocab_size
+        began = "" if self._start is None else f" (it began with {self._start:,.1f})"
+        what = {
+            "dead": f"an average document has {dims:,.1f} active dims{began}, and with none it is never found again",
+            "dense": f"an average document has {dims:,.0f} active dims{began}, {dims / size:.0%} of the vocabulary",
+            "constant": f"documents are all alike (mean cosine similarity {condition.similarity:.3f})",
+        }
+        return f"step {trainer.global_step}: training collapses: {what[problem]}"
+
+    def _stop_if_lost(self, trainer: L.Trainer, pl_module: L.LightningModule, condition: Condition) -> None:
+        """Raise a `UserError` that says why the run stops, and which checkpoint is the last good one."""
+        divergence: Any = pl_module.divergence
+        news = divergence.read()
+        if problem := self._problem(trainer, pl_module, condition):
+            why = f"{self._tell(trainer, pl_module, problem, condition)}; {_WAYS[problem]}."
+        elif divergence.lost_updates:
+            why = news or f"step {divergence.last_lost}: the loss or its gradient is not finite."
+        else:
+            return
+        raise UserError(f"{why} {_last_checkpoint(trainer)}")
+
+
+def _window_of(pl_module: L.LightningModule) -> torch.Tensor:
+    """The window of the latest batch alone."""
+    figures: torch.Tensor = pl_module.condition  # type: ignore[assignment]
+    known = figures.isfinite()
+    return torch.stack([figures.where(known, 0.0), known.float()])
+
+
+def _condition(window: torch.Tensor) -> Condition | None:
+    """The mean condition of the batches of a window, in all processes; None where there was no batch."""
+    sums, counts = sum(gather(window.cpu()), torch.zeros(2, 2)).tolist()
+    return Condition(sums[0] / counts[0], sums[1] / counts[1] if counts[1] else math.nan) if counts[0] else None
+
+
+def _last_checkpoint(trainer: L.Trainer) -> str:
+    """A sentence that names the checkpoint written last."""
+    kept = [(one.step, str(one.path)) for one in callbacks_of(trainer, LastCheckpoint) if one.step]
+    kept += [
+        (one._last_global_step_saved, one._last_checkpoint_saved)
+        for one in callbacks_of(trainer, ModelCheckpoint)
+        if one._last_checkpoint_saved
+    ]
+    if not kept:
+        return "The run is stopped; it has no checkpoint of before."
+    step, path = max(kept)
+    return f"The run is stopped; its last checkpoint of before is {path}, of step {step}."
