@@ -65,6 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         config=options.pairs_config,
         split=options.pairs_split,
         max_pairs=options.max_pairs,
+        min_grade=options.min_grade,
     )
     corpus = open_corpus(options.corpus, options.text_column) if options.corpus else None
     candidates = find_candidates(pairs, corpus)
@@ -121,12 +122,17 @@ def ranks(text: str) -> tuple[int, int]:
 def _parser() -> CommandParser:
     parser = CommandParser("mine", "Find hard negatives for pairs, and write a data set that fit reads.")
     add = parser.add_argument
-    add("--pairs", required=True, help="file (jsonl, csv, tsv, parquet; gzipped or not), data set folder or Hub id")
+    add(
+        "--pairs",
+        required=True,
+        help="file (jsonl, csv, tsv, parquet; gzipped or not), data set, or test collection, as data.source of fit",
+    )
     add("--query-column", default="query", help="its column of queries (%(default)s)")
     add("--document-column", default="answer", help="its column of documents that answer them (%(default)s)")
     add("--positive-columns", nargs="+", default=[], help="its columns of further answers, if any")
     add("--pairs-config", help="which configuration of the data set, if there are several")
     add("--pairs-split", default="train", help="which split of the data set (%(default)s)")
+    add("--min-grade", type=int, default=1, help="lowest grade of an answer in a test collection (%(default)s)")
     add("--max-pairs", type=positive_int, help="use the first pairs only")
     parser.add_shared("--corpus", help="more documents that negatives are looked for in (default: those of the pairs)")
     parser.add_shared("--text-column")

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,6 +162,8 @@ def test_negatives_by_hand(source, tmp_path, rules, capsys):
         assert len(line["scores"]) == 2 + rules.num_negatives
         if rules.strategy == "top":
             assert scores[len(own) :] == pytest.approx([score for _, score in allowed[: rules.num_negatives]], rel=1e-5)
+    conditions = sum(value is not None for value in given.values())
+    assert len(re.findall(r"^left out +[\d,]+ of [\d,]+ documents", outcome.out, re.MULTILINE)) == conditions
     assert f"{60 - fewer} of 60 pairs have all {rules.num_negatives} negatives" in outcome.out
     assert ("pairs lack negatives and are kept" in outcome.out) == (fewer > 0)
 

@@ -167,8 +167,8 @@ def report(facts: MinedFacts) -> list[str]:
         figures = [values.mean(), *np.quantile(values, [0, 0.25, 0.5, 0.75, 1])]
         lines.append(f"{name:12}" + "".join(f"{figure:9.3f}" for figure in figures))
     for name, number in facts.counts.refused.items():
-        share = number / max(facts.counts.candidates, 1)
-        lines.append(f"{name:12}{number:,} documents within the ranks left out for it ({share:.1%})")
+        total = facts.counts.candidates
+        lines.append(f"{'left out':12}{number:,} of {total:,} documents in the ranks ({number / total:.1%}): {name}")
     fewer, none = facts.num_pairs - facts.num_whole - int(facts.num_found[0]), int(facts.num_found[0])
     whole = f"{facts.num_whole:,} of {facts.num_pairs:,} pairs have all {len(facts.num_found) - 1} negatives"
     lines.append(f"{'pairs':12}{whole}, {fewer:,} fewer, {none:,} none")
