@@ -1,7 +1,7 @@
 """`python -m splade_lit.fit`: train an encoder as a YAML file says.
 
     python -m splade_lit.fit --config experiments/quickstart.yaml
-    python -m splade_lit.fit --config experiments/quickstart.yaml --model.lambda_d 1e-3 --trainer.max_steps 50
+    python -m splade_lit.fit --config experiments/quickstart.yaml --model.target_active_dims 80 --trainer.max_steps 50
 
 Every setting of the model, the data and the trainer can be given in the file or on the command line; `--help` explains
 them, `--print_config` prints a whole file. A run leaves in its folder (`trainer.default_root_dir`): config.yaml,

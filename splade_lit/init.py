@@ -62,6 +62,12 @@ def _parser() -> CommandParser:
         "--base-model",
         help="Hub id, folder or package:NAME/FOLDER (default: all-MiniLM-L6-v2 on a CPU, DistilBERT on a GPU)",
     )
+    parser.add_argument(
+        "--target-active-dims",
+        type=positive_int,
+        default=150,
+        help="terms that an average document shall have, which the size of the index goes with (default: 150)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace the file and the task where they exist")
     parser.add_argument("--no-timing", action="store_true", help="train no steps to tell how long the run will take")
     return parser

@@ -249,7 +249,7 @@ def test_parts_keep_a_state_of_their_own():
     names = {"penalties.document.seen", "penalties.query.seen", "weights.document.value", "penalty_scale"}
     assert state.keys() == names
     assert [state[f"penalties.{side}.seen"].tolist() for side in ("document", "query")] == [[1.0] * 3] * 2
-    assert objective.settings["penalty"] == {"class_path": f"{__name__}.Seen", "init_args": {}}
+    assert objective.settings["penalty"] == {"class_path": f"{__name__}.Seen", "init_args": {"weight": None}}
 
 
 class Keepless(Penalty):

@@ -143,7 +143,7 @@ def test_settings_of_parts_are_plain_in_checkpoints(base, pairs, tmp_path):
     train(module, pairs, 1, **keep_all(tmp_path))
     settings = torch.load(tmp_path / "kept" / "step=1.ckpt", weights_only=True)["hyper_parameters"]
     assert settings["ranking"] == [{"class_path": f"{__name__}.Tempered", "init_args": {"temperature": 2.0}}]
-    assert settings["penalty"] == {"class_path": "splade_lit.losses.penalties.L1", "init_args": {}}
+    assert settings["penalty"] == {"class_path": "splade_lit.losses.penalties.L1", "init_args": {"weight": None}}
     assert settings["lambda_d"]["init_args"] == {"value": 0.1, "schedule": "quadratic", "ramp_ratio": 1 / 3}
     assert settings["lambda_q"] == 0.0
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 import yaml
@@ -174,3 +175,20 @@ def test_help_shows_every_setting(monkeypatch):
     outcome = call(fit.main, "--help")
     assert (outcome.code, outcome.out) == (0, text)
     assert "peak learning rate of the transformer" in " ".join(text.split())
+
+
+def test_targets_and_several_penalties_with_weights_of_their_own(tmp_path):
+    penalties = "splade_lit.losses.penalties"
+    ramp = {"class_path": "splade_lit.losses.weights.Ramp", "init_args": {"value": 0.1}}
+    listed = ["df_flops", {"class_path": f"{penalties}.Flops", "init_args": {"weight": ramp}}, "anti_zero"]
+    path = write(tmp_path / "run.yaml", model={"target_active_dims": 60, "penalty": listed})
+    model = printed("--config", path)["model"]
+    assert (model["target_active_dims"], model["lambda_d"]) == (60, None)
+    first, second, third = model["penalty"]
+    assert (first, third) == ("df_flops", "anti_zero")
+    assert second["init_args"]["weight"] == {"class_path": ramp["class_path"], "init_args": ANY}
+    assert printed("--config", path, "--model.penalty", "l1")["model"]["penalty"] == "l1"
+    target = "splade_lit.losses.targets.FlopsTarget"
+    chosen = ("--model.target_active_dims", "null", "--model.lambda_d", target, "--model.lambda_d.flops", "0.5")
+    model = printed("--config", path, *chosen)["model"]
+    assert model["lambda_d"] == {"class_path": target, "init_args": {"flops": 0.5, "path_ratio": 1 / 3}}

@@ -149,7 +149,7 @@ log.experiment.finish()
 
 def test_the_configuration_is_the_resolved_one(finished, offline):
     resolved = yaml.safe_load((finished[0] / "config.yaml").read_text())
-    assert resolved["model"]["lambda_d"] == 0.003  # a default
+    assert resolved["model"]["weight_decay"] == 0.0  # a default
     for name in ("model", "trainer", "seed_everything"):
         assert offline.config[name] == resolved[name]
     assert offline.config["data"] == resolved["data"]

@@ -53,6 +53,15 @@ def gather(value: T) -> list[T]:
     return values
 
 
+def summed(tensor: Any) -> Any:
+    """A tensor summed over all processes, on its device and without its gradient; each process must call it."""
+    if world_size() == 1:
+        return tensor.detach()
+    total = tensor.detach().clone()
+    _group().all_reduce(total)
+    return total
+
+
 def merge(metric: Any) -> None:
     """Give a torchmetrics metric the states of all processes, reduced as it declares; each process must call it."""
     metric.sync(dist_sync_fn=lambda state, group: gather(state), distributed_available=lambda: world_size() > 1)

@@ -1,10 +1,10 @@
 """The loss of a run: a weighted sum of parts, made of flat settings or of objects that a YAML file names."""
 
 import copy
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from inspect import signature
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,28 +14,47 @@ from splade_lit.core.ranges import check_range
 from splade_lit.losses.citation import PartFacts
 from splade_lit.losses.distillation import KLDivergence, MarginMSE
 from splade_lit.losses.part import Part, Step, plain
-from splade_lit.losses.penalties import PENALTIES, L0Mask, Penalty, PenaltyName
+from splade_lit.losses.penalties import PENALTIES, Flops, L0Mask, Penalty, PenaltyName, as_penalties
 from splade_lit.losses.ranking import InBatch, RankingLoss
+from splade_lit.losses.targets import LEAST_FLOPS, ActiveDimsTarget, FlopsTarget
 from splade_lit.losses.weights import Ramp, Schedule, Weight
 
 RankingName = Literal["in_batch", "kl", "margin_mse"]
 RANKING: dict[RankingName, type[RankingLoss]] = {"in_batch": InBatch, "kl": KLDivergence, "margin_mse": MarginMSE}
+REFERENCE_LAMBDA_D = 3e-3
 
 
 @dataclass(frozen=True)
 class Losses:
-    """The loss of a batch: the weighted sum, its parts by name without their weights, and weights of penalties."""
+    """The loss of a batch.
+
+    Attributes:
+        loss: the weighted sum.
+        values: its parts by name, without their weights.
+        weights: the weights of penalties by name.
+        figures: what else weights say of themselves, by name.
+    """
 
     loss: Tensor
     values: dict[str, Tensor]
     weights: dict[str, float | Tensor]
+    figures: dict[str, Tensor] = field(default_factory=dict)
+
+
+class _Weighed(NamedTuple):
+    """A weight with its name in the log, and what it weighs by the names in the log, on one side of the batch."""
+
+    name: str
+    side: str
+    weight: float | Weight
+    penalties: dict[str, Penalty]
 
 
 class Objective(nn.Module):
     """`sum_r w_r ranking_r + lambda_d * penalty(documents) + lambda_q * penalty(queries)`.
 
     `SpladeModule` has the same settings and says what they mean; `settings` has them as plain values. A UserError says
-    that one is out of range, or that two parts have the same name.
+    that one is out of range, that two contradict each other, or that two parts have the same name.
     """
 
     penalty_scale: Tensor
@@ -43,18 +62,26 @@ class Objective(nn.Module):
     def __init__(
         self,
         ranking: Sequence[RankingLoss | RankingName] = ("in_batch",),
-        penalty: Penalty | PenaltyName = "flops",
-        lambda_d: float | Weight = 3e-3,
+        penalty: Penalty | PenaltyName | Sequence[Penalty | PenaltyName] = "flops",
+        lambda_d: float | Weight | None = None,
         lambda_q: float | Weight = 0.0,
         lambda_schedule: Schedule = "quadratic",
         lambda_ramp_ratio: float = 1 / 3,
         l0_threshold: int | None = None,
+        target_active_dims: int | None = None,
+        target_flops: float | None = None,
+        flops_idf_power: float = 0.0,
     ) -> None:
+        if lambda_d is None and target_active_dims is None and target_flops is None:
+            lambda_d = REFERENCE_LAMBDA_D
         arguments = dict(locals())
         super().__init__()
         self.settings = {name: plain(arguments[name]) for name in signature(Objective).parameters}
         check_range("model", 0, l0_threshold=l0_threshold)
         check_range("model", 0, 1, lambda_ramp_ratio=lambda_ramp_ratio)
+        check_range("model", 1, target_active_dims=target_active_dims)
+        check_range("model", LEAST_FLOPS, target_flops=target_flops)
+        _check_one("lambda_d", "target_active_dims", "target_flops", settings=self.settings)
 
         def as_weight(name: str, value: float | Weight) -> Weight:
             if isinstance(value, Weight):
@@ -62,28 +89,81 @@ class Objective(nn.Module):
             check_range("model", 0, **{name: value})
             return Ramp(value, lambda_schedule, lambda_ramp_ratio)
 
+        def as_penalty(value: Penalty | PenaltyName) -> Penalty:
+            if value == "flops":
+                return Flops(flops_idf_power)
+            return PENALTIES[value]() if isinstance(value, str) else value
+
+        def masked(one: Penalty) -> Penalty:
+            return one if l0_threshold is None or one.weight is not None else L0Mask(one, l0_threshold)
+
         self.ranking = nn.ModuleList(RANKING[one]() if isinstance(one, str) else one for one in ranking)
-        on_queries = PENALTIES[penalty]() if isinstance(penalty, str) else penalty
-        on_documents = on_queries if l0_threshold is None else L0Mask(on_queries, l0_threshold)
-        self.penalties = nn.ModuleDict({"document": on_documents})
-        self.weights = nn.ModuleDict({"document": as_weight("lambda_d", lambda_d)})
-        if lambda_q != 0:
-            self.penalties["query"] = copy.deepcopy(on_queries)  # with a state of its own
-            self.weights["query"] = as_weight("lambda_q", lambda_q)
         if not self.ranking:
             raise UserError("model.ranking is empty; name a ranking loss, such as in_batch.")
         # Lowered by a guard where penalties leave documents no active dims.
         self.register_buffer("penalty_scale", torch.ones(()))
-        names = ["loss", *self.parts]
-        if len(names) < 1 + len(self.ranking) + 2 * len(self.penalties) or "loss" in self.parts:
-            raise UserError(f"Parts of the loss must have different names, but are {', '.join(names)}; set `name`.")
+        penalties = as_penalties(penalty)
+        if not penalties:
+            raise UserError(
+                "model.penalty is empty; name a penalty, such as flops, and set model.lambda_d to 0 for none."
+            )
+        if flops_idf_power and "flops" not in penalties:
+            raise UserError(
+                "model.flops_idf_power is of the penalty flops; name it in model.penalty, or leave this out."
+            )
+        on_documents = [as_penalty(one) for one in penalties]
+        shared = [one for one in on_documents if one.weight is None]
+        if not shared and (target_active_dims is not None or target_flops is not None):
+            raise UserError("No penalty is left for the target to weigh; leave out the weight of one in model.penalty.")
+        if target_active_dims is not None:
+            lambda_d = ActiveDimsTarget(target_active_dims)
+        elif target_flops is not None:
+            lambda_d = FlopsTarget(target_flops)
+        assert lambda_d is not None
+        self.weights = nn.ModuleDict({"document": as_weight("lambda_d", lambda_d)})
+        sides = {"document": [masked(one) for one in on_documents]}
+        if lambda_q != 0:
+            self.weights["query"] = as_weight("lambda_q", lambda_q)
+            sides["query"] = [copy.deepcopy(one) for one in shared]  # with a state of their own
+        # Named so in checkpoints.
+        self.penalties = nn.ModuleDict(
+            {f"{side}_{i}" if i else side: one for side, all_of in sides.items() for i, one in enumerate(all_of)}
+        )
+        names = ["loss", *(one.name for one in cast(Iterable[RankingLoss], self.ranking))]
+        names += [f"{side}_{one.name}" for side, all_of in sides.items() for one in all_of]
+        names += [one.name for one in self._weighed]
+        if len(set(names)) < len(names):
+            listed = ", ".join(dict.fromkeys(names))
+            raise UserError(f"Parts of the loss must have different names, but are {listed}; set `name`.")
+
+    @property
+    def _weighed(self) -> list[_Weighed]:
+        """Penalties with their weights: those that share one by side, then those that have one of their own."""
+        weighed = []
+        for side, weight in self.weights.items():
+            penalties = [cast(Penalty, one) for key, one in self.penalties.items() if key.partition("_")[0] == side]
+            shared = {f"{side}_{one.name}": one for one in penalties if one.weight is None}
+            if shared:
+                weighed.append(_Weighed(f"lambda_{side[0]}", side, cast(Weight, weight), shared))
+            for one in penalties:
+                if one.weight is not None:
+                    name = f"{side}_{one.name}"
+                    weighed.append(_Weighed(f"lambda_{side[0]}_{one.name}", side, one.weight, {name: one}))
+        return weighed
 
     @property
     def parts(self) -> dict[str, Part]:
-        """All parts by their names in the log."""
+        """All parts by their names in the log; a weight of its own that is a number is none."""
+        weighed = self._weighed
         parts: dict[str, Any] = dict(self.ranking_losses)
-        parts |= {f"{side}_{penalty.name}": penalty for side, penalty in self.penalties.items()}
-        return parts | {f"lambda_{side[0]}": weight for side, weight in self.weights.items()}
+        parts |= {name: penalty for one in weighed for name, penalty in one.penalties.items()}
+        return parts | {one.name: one.weight for one in weighed if isinstance(one.weight, Weight)}
+
+    @property
+    def logged_names(self) -> list[str]:
+        """Names of all that `Losses` holds, but for the loss itself."""
+        figures = [f"{one.name}_{name}" for one in self._weighed for name in _figures(one.weight)]
+        return list(dict.fromkeys([*self.parts, *(one.name for one in self._weighed), *figures]))
 
     @property
     def ranking_losses(self) -> dict[str, RankingLoss]:
@@ -118,20 +198,38 @@ class Objective(nn.Module):
         """The loss of a batch; a UserError if a part gives anything but a scalar."""
         values: dict[str, Tensor] = {}
         weights: dict[str, float | Tensor] = {}
+        figures: dict[str, Tensor] = {}
         loss = step.scores.new_zeros(())
         for name, ranking in self.ranking_losses.items():
             values[name] = _scalar(ranking, ranking(step))
             loss = loss + ranking.weight * values[name]
-        for side in self.penalties:
-            penalty, weight = cast(Penalty, self.penalties[side]), cast(Weight, self.weights[side])
-            vectors = step.documents if side == "document" else step.mean_query[None]
-            value = values[f"{side}_{penalty.name}"] = _scalar(penalty, penalty(vectors, step))
-            if self.training:
-                weight.observe(step)
-            now = weight.weight(step.step, step.total_steps) * self.penalty_scale
-            weights[f"lambda_{side[0]}"] = now
+        of_ranking = loss.detach()
+        for weighed in self._weighed:
+            vectors = step.documents if weighed.side == "document" else step.mean_query[None]
+            of_penalties = {name: _scalar(one, one(vectors, step)) for name, one in weighed.penalties.items()}
+            value = torch.stack([*of_penalties.values()]).sum()
+            weight = weighed.weight
+            if isinstance(weight, Weight) and self.training:
+                weight.observe(replace(step, ranking=of_ranking, penalty=value.detach()))
+            now = weight.weight(step.step, step.total_steps) if isinstance(weight, Weight) else weight
+            if all(one.makes_sparse for one in weighed.penalties.values()):
+                now = now * self.penalty_scale
+            values |= of_penalties
+            weights[weighed.name] = now
+            figures |= {f"{weighed.name}_{name}": figure for name, figure in _figures(weighed.weight).items()}
             loss = loss + now * value
-        return Losses(loss, values, weights)
+        return Losses(loss, values, weights, figures)
+
+
+def _figures(weight: float | Weight) -> dict[str, Tensor]:
+    return weight.figures if isinstance(weight, Weight) else {}
+
+
+def _check_one(*names: str, settings: Mapping[str, Any]) -> None:
+    """Raise a UserError if more than one of these settings is given."""
+    given = [f"model.{name}" for name in names if settings[name] is not None]
+    if len(given) > 1:
+        raise UserError(f"{' and '.join(given)} are both given; give one of them, and null for the other.")
 
 
 def _scalar(part: nn.Module, value: Tensor) -> Tensor:

@@ -25,6 +25,9 @@ class Step:
             on all of them, so that `[queries, vocab]` is never made.
         step: optimizer steps done, of `total_steps` of the whole run.
         teacher_scores: what a teacher gives for `scores`, where there is one; NaN for pairs that it has not scored.
+        idf_weights: the table of query weights as it is now; `mean_query` over it is the share of queries with a dim.
+        ranking: for the weight of a penalty, which is asked for last: the weighted sum of the ranking losses.
+        penalty: likewise the value of that penalty, or the sum of several that share the weight.
     """
 
     scores: Float[Tensor, "queries documents"]
@@ -34,6 +37,9 @@ class Step:
     step: int
     total_steps: int
     teacher_scores: Float[Tensor, "queries documents"] | None = None
+    idf_weights: Float[Tensor, " vocab"] | None = None
+    ranking: Float[Tensor, ""] | None = None
+    penalty: Float[Tensor, ""] | None = None
 
     @property
     def answer_scores(self) -> Float[Tensor, " answers"]:

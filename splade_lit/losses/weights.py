@@ -37,11 +37,19 @@ class Weight(Part):
     """The weight of a penalty, decided step by step; subclasses define `weight(step, total_steps)`."""
 
     def observe(self, step: Step) -> None:
-        """Look at a training batch before its weight is asked for; under accumulation a step has several batches."""
+        """Look at a training batch before its weight is asked for; under accumulation a step has several batches.
+
+        `step.penalty` is the value of what it weighs, `step.ranking` the ranking loss beside it.
+        """
 
     def weight(self, step: int, total_steps: int) -> float | Tensor:
         """The weight after `step` of a run's `total_steps` optimizer steps."""
         raise NotImplementedError
+
+    @property
+    def figures(self) -> dict[str, Tensor]:
+        """What else the log shows of it, scalars by name: `train/lambda_d_NAME`."""
+        return {}
 
 
 class Ramp(Weight):

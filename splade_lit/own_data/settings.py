@@ -25,6 +25,8 @@ _MAX_EPOCHS = 5
 _EVALUATIONS = 5  # of a run on a GPU, but for the one before it
 _CPU_EVALUATIONS = 2  # for each takes minutes
 _SAMPLE_DOCUMENTS = 2_500  # of a corpus, in evaluations while training on a CPU
+TARGET_ACTIVE_DIMS = 150
+_MOST_DIMS_SHARE = 0.25  # of the vocabulary
 
 
 @dataclass(frozen=True)
@@ -37,20 +39,19 @@ class Machine:
 
 
 class _Learning(NamedTuple):
-    """Learning rates and penalty of runs of at most so many steps."""
+    """Learning rates and start of runs of at most so many steps."""
 
     most_steps: float
     rate: float
     idf_rate: float
-    lambda_d: float
     start_active_dims: int | None
     why: str
 
 
 _LEARNING = (
-    _Learning(1_000, 1e-4, 1e-2, 5e-4, 200, "a short run: high rates, a low penalty"),
-    _Learning(3_000, 5e-5, 1e-3, 1e-3, 200, "between a short run and the published recipe"),
-    _Learning(math.inf, 2e-5, 1e-3, 3e-3, None, "the published recipe of inference-free SPLADE"),
+    _Learning(1_000, 1e-4, 1e-2, 200, "a short run: high rates"),
+    _Learning(3_000, 5e-5, 1e-3, 200, "between a short run and the published recipe"),
+    _Learning(math.inf, 2e-5, 1e-3, None, "the published recipe of inference-free SPLADE"),
 )
 
 
@@ -75,11 +76,13 @@ def experiment_yaml(
     tokenizer: PreTrainedTokenizerBase,
     machine: Machine,
     time: str,
+    target_active_dims: int = TARGET_ACTIVE_DIMS,
 ) -> str:
     """The text of the YAML file `path`, from `templates/experiment.yaml.jinja`.
 
     `task` is the folder of the held-out task, and `num_corpus` counts its documents. `num_train` counts the pairs left
-    for training. The `tokenizer` is the base model's. `time` says how long the run takes.
+    for training. The `tokenizer` is the base model's. `time` says how long the run takes. Documents shall have
+    `target_active_dims` on average, but no more than a quarter of the vocabulary.
     """
     max_model_tokens = min(tokenizer.model_max_length, 512)  # tokenizers without a limit say 10^30
     most = min(_DOCUMENT_TOKENS if machine.gpu else _CPU_DOCUMENT_TOKENS, max_model_tokens)
@@ -117,6 +120,7 @@ def experiment_yaml(
         sample_documents=_SAMPLE_DOCUMENTS if not machine.gpu and num_corpus > _SAMPLE_DOCUMENTS else None,
         learning=next(one for one in _LEARNING if steps <= one.most_steps),
         num_dims=len(tokenizer),
+        target_active_dims=max(1, min(target_active_dims, int(len(tokenizer) * _MOST_DIMS_SHARE))),
     )
 
 

@@ -91,6 +91,7 @@ def write_experiment(options: Namespace) -> None:
         base_model=base_model,
         tokenizer=tokenizer,
         machine=machine,
+        target_active_dims=options.target_active_dims,
     )
     time = "not measured"
     settings = yaml.safe_load(written(time=time))

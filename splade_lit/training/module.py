@@ -23,7 +23,7 @@ from splade_lit.encoder.condition import condition_figures
 from splade_lit.encoder.start import TrainingCorpus, set_start, untrained_encoder
 from splade_lit.losses.objective import Losses, Objective, RankingName
 from splade_lit.losses.part import Step
-from splade_lit.losses.penalties import Penalty, PenaltyName
+from splade_lit.losses.penalties import Penalty, PenaltyName, as_penalties
 from splade_lit.losses.ranking import RankingLoss
 from splade_lit.losses.weights import Schedule, Weight, learning_rate_factor
 from splade_lit.training.divergence import DivergenceWatch
@@ -66,12 +66,19 @@ class SpladeModule(L.LightningModule):
         warmup_ratio: fraction of all optimizer steps over which learning rates rise to their peak.
         ranking: ranking losses, whose weighted sum is trained on: `in_batch`, `kl` and `margin_mse` (both learn from a
             teacher's scores, which `data` gives), or classes by their `class_path`.
-        penalty: penalty on activations: `flops`, `l1`, or a class by its `class_path`.
-        lambda_d: weight of the penalty on documents: a number, or a class that decides it step by step.
-        lambda_q: weight of the penalty on queries, likewise.
+        penalty: penalty on activations: `flops`, `l1`, `df_flops`, `anti_zero`, a class by its `class_path`, or a list
+            of such, which are summed; those without a `weight` of their own share `lambda_d`, or the target's.
+        flops_idf_power: power of the query weights that the penalty `flops` is taken times in each dim; above 0 rare
+            terms cost more, below 0 common ones.
+        l0_threshold: leave documents with this many active dims or fewer out of the penalty; none if not given.
+        target_active_dims: mean active dims of a document, reached by two thirds of the run: a controller decides the
+            penalty's weight, in place of `lambda_d`.
+        target_flops: mean dims that a query and a document share, likewise.
+        lambda_d: weight of the penalty on documents: a number, or a class that decides it step by step; 0.003 if
+            neither it nor a target is given.
+        lambda_q: weight of the penalty on queries: a number or a class.
         lambda_schedule: how weights that are numbers rise to them: `quadratic`, `linear` or `constant`.
         lambda_ramp_ratio: fraction of all optimizer steps until they are reached.
-        l0_threshold: leave documents with this many active dims or fewer out of the penalty; none if not given.
         micro_batch_size: documents encoded at a time, in training and validation; the gradients are those of the whole
             batch, its memory that of so many documents beside the vectors of all, its time that of one more forward
             pass. All at once if not given.
@@ -108,12 +115,15 @@ class SpladeModule(L.LightningModule):
         weight_decay: float = 0.0,
         warmup_ratio: float = 0.1,
         ranking: Sequence[RankingLoss | RankingName] = ("in_batch",),
-        penalty: PenaltyName | Penalty = "flops",
-        lambda_d: float | Weight = 3e-3,
+        penalty: PenaltyName | Penalty | Sequence[PenaltyName | Penalty] = "flops",
+        flops_idf_power: float = 0.0,
+        l0_threshold: int | None = None,
+        target_active_dims: int | None = None,
+        target_flops: float | None = None,
+        lambda_d: float | Weight | None = None,
         lambda_q: float | Weight = 0.0,
         lambda_schedule: Schedule = "quadratic",
         lambda_ramp_ratio: float = 1 / 3,
-        l0_threshold: int | None = None,
         micro_batch_size: int | None = None,
         recompute: Recompute | None = None,
         compile_body: bool = False,
@@ -136,13 +146,22 @@ class SpladeModule(L.LightningModule):
             ("lambda_schedule", lambda_schedule, Schedule),
             ("start_active_dims", start_active_dims, Literal["auto"]),
             ("recompute", recompute, Recompute),
-            ("penalty", penalty, PenaltyName),
+            *(("penalty", one, PenaltyName) for one in as_penalties(penalty)),
             *(("ranking", one, RankingName) for one in ranking),
         ):
             if isinstance(value, str):
                 check_choice(f"model.{name}", value, get_args(kind))
         self.objective = Objective(
-            ranking, penalty, lambda_d, lambda_q, lambda_schedule, lambda_ramp_ratio, l0_threshold
+            ranking,
+            penalty,
+            lambda_d,
+            lambda_q,
+            lambda_schedule,
+            lambda_ramp_ratio,
+            l0_threshold,
+            target_active_dims,
+            target_flops,
+            flops_idf_power,
         )
         # Checkpoints have weights of modules, and settings as plain values.
         self.save_hyperparameters(ignore=list(self.objective.settings))
@@ -157,6 +176,7 @@ class SpladeModule(L.LightningModule):
                     "it off."
                 ) from error
             self.encoder.document.model.compile()
+        check_range("model", 1, self.encoder.vocab_size, target_active_dims=target_active_dims)
         self.objective.prepare(self.encoder.vocab_size)
         self.divergence = DivergenceWatch()
         self.condition = torch.zeros(2)
@@ -193,6 +213,7 @@ class SpladeModule(L.LightningModule):
                 step=self.global_step,
                 total_steps=self.total_steps,
                 teacher_scores=batch.teacher_scores,
+                idf_weights=self.encoder.idf_weights,
             )
             return cast(Losses, self.objective(step))
 
@@ -212,7 +233,7 @@ class SpladeModule(L.LightningModule):
         self.condition = condition_figures(documents.detach())
         groups = self.optimizers(use_pl_optimizer=False).param_groups  # type: ignore[union-attr]
         values: dict[str, Any] = {
-            **{f"train/{name}": value for name, value in (losses.values | losses.weights).items()},
+            **{f"train/{name}": value for name, value in (losses.values | losses.weights | losses.figures).items()},
             "train/loss": losses.loss,
             "sparsity/train_query_active_dims": self.encoder.query.active_dims(batch.queries),
             "sparsity/train_document_active_dims": self.condition[0],
@@ -233,7 +254,7 @@ class SpladeModule(L.LightningModule):
     def logged_names(self) -> set[str]:
         """Names of all metrics that it logs, which callbacks may watch; those under `val/` need held-out pairs."""
         rates = [f"learning_rate_{group['name']}" for group in self.parameter_groups()]
-        names = {f"train/{name}" for name in ("loss", *self.objective.parts, *rates)}
+        names = {f"train/{name}" for name in ("loss", *self.objective.logged_names, *rates)}
         names |= {f"val/{name}" for name in ("loss", *self.objective.ranking_losses)}
         return names | {f"sparsity/train_{side}_active_dims" for side in ("query", "document")}
 

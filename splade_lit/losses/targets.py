@@ -1,0 +1,219 @@
+"""Weights of the penalty that keep documents as sparse as is wanted: a controller in place of a fixed lambda."""
+
+import math
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from splade_lit.core.distributed import summed
+from splade_lit.core.ranges import check_range
+from splade_lit.losses.part import Step
+from splade_lit.losses.weights import Weight
+
+LEAST_FLOPS = 1e-6
+
+# Of the controller. Steps are optimizer steps; errors, pressure and integral are logarithms.
+_FIRST_PRESSURE = -1.5  # of the penalty times its weight, over the ranking loss
+_LEAST_PRESSURE, _MOST_PRESSURE = -12.0, 3.0
+_GAIN, _MOST_GAIN = 1.2, 2.0  # at the start; it rises as learning rates fall, which make the dims slower to follow
+_STEEP_BELOW, _STEEPER = 0.3, 4.0  # so far below the path errors count so many times, before vectors die
+_LEAD_STEPS = 12  # the error is carried on along its slope by as many steps as Adam and the moving means are late
+_INTEGRAL_STEPS, _INTEGRAL_SHARE = 30.0, 1 / 40  # time of the integral: least, and share of the run
+_MEAN_STEPS, _MEAN_SHARE = (5.0, 50.0), 1 / 40  # time of the moving means: least and most, and share of the run
+_RANKING_STEPS = 20.0  # least time of the mean of the ranking loss, which is noisier
+_MOST_INTEGRAL = 5.0
+_LEAST_RATIO = 1e-3
+_LEAST_PENALTY = 1e-12
+_QUERY_MEMORY = 10_000
+
+_COUNTS = ("amount", "rows", "penalty", "ranking", "batches")
+_STATE = ("start", "path", "fast", "slow", "penalty_mean", "ranking_mean", "ranking_steps", "integral", "pressure")
+
+
+def path_left(step: Int64[Tensor, ""], path_steps: int) -> Float[Tensor, ""]:
+    """How much of the way is left, in logarithms: from 1 to 0 over `path_steps`, slow at both ends.
+
+    >>> [float(path_left(torch.tensor(step), 4)) for step in (0, 1, 2, 4, 9)]
+    [1.0, 0.84375, 0.5, 0.0, 0.0]
+    """
+    done = (step / max(1, path_steps)).clamp(0, 1)
+    return 1 - done * done * (3 - 2 * done)
+
+
+class Target(Weight):
+    """A weight that brings a figure of the documents to a target and keeps it there, by what is measured in training.
+
+    The figure m, measured on the documents of each optimizer step, shall follow a path p from where it starts, `m_0`,
+    to the target g: `p(t) = g (m_0 / g)^s(t)`, s being `path_left`. The error is `e = log(mean(m / p))`, a moving mean
+    over a few steps. A controller with proportional, derivative and integral action makes of it the weight of the
+    penalty P:
+
+        weight(t) = exp(u_0 + k (e(t) + 12 e'(t)) + i(t)) mean(R) / mean(P),    i(t + 1) = i(t) + k / n e(t)
+
+    The gain k rises as the learning rate falls. With moving means of the ranking loss R and of the penalty, any of them
+    will do, however large. What is more than a quarter below the path counts four times, so that the weight falls to
+    nothing before vectors die. The integral is bounded, and stands still while the weight is at a bound.
+
+    Counts are summed over the batches of a step and over processes, and the weight is decided once a step, by the steps
+    before: batch size and accumulation matter for the noise alone. All state is in buffers and stays on the device.
+
+    Args:
+        target: what the figure should be.
+        path_ratio: fraction of all optimizer steps over which it is approached.
+    """
+
+    amount: Tensor
+    rows: Tensor
+    penalty: Tensor
+    ranking: Tensor
+    batches: Tensor
+    start: Tensor
+    path: Tensor
+    fast: Tensor
+    slow: Tensor
+    penalty_mean: Tensor
+    ranking_mean: Tensor
+    ranking_steps: Tensor
+    integral: Tensor
+    pressure: Tensor
+    step: Tensor
+
+    def __init__(self, target: float, path_ratio: float) -> None:
+        super().__init__()
+        check_range(type(self).__name__, 0, 1, path_ratio=path_ratio)
+        self.path_ratio = path_ratio
+        self._target = target
+        for name in (*_COUNTS, *_STATE):
+            self.register_buffer(name, torch.zeros(()))
+        self.register_buffer("step", torch.full((), -1, dtype=torch.int64))  # that the counts are of
+
+    def measure(self, step: Step) -> tuple[Tensor, Tensor]:
+        """The figure of a batch: a sum over rows and their number, scalars in fp32."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def observe(self, step: Step) -> None:
+        """Count a batch; the first batch of a step decides the weight by the steps before."""
+        assert step.penalty is not None, "an objective says what the penalty is"
+        assert step.ranking is not None, "an objective says what the ranking loss is"
+        batch = summed(torch.stack([*self.measure(step), step.penalty, step.ranking, torch.ones_like(step.penalty)]))
+        is_next = self.step != step.step
+        for name, value in self._decide(step.total_steps).items():
+            state = getattr(self, name)
+            state.copy_(torch.where(is_next & (self.rows > 0), value, state))
+        for name, value in zip(_COUNTS, batch, strict=True):
+            count = getattr(self, name)
+            count.copy_(torch.where(is_next, value, count + value))
+        self.step.fill_(step.step)
+
+    def _decide(self, total_steps: int) -> dict[str, Tensor]:
+        """The state after the step that the counts are of."""
+        least, most = _MEAN_STEPS
+        mean_steps = min(max(least, total_steps * _MEAN_SHARE), most)
+        integral_steps = max(_INTEGRAL_STEPS, total_steps * _INTEGRAL_SHARE)
+        is_first = self.start == 0
+        figure = self.amount / self.rows
+        start = torch.where(is_first, figure.clamp(min=_LEAST_RATIO * self._target), self.start)
+        path = self._target * (start / self._target) ** path_left(self.step, int(total_steps * self.path_ratio))
+
+        def moving_mean(mean: Tensor, value: Tensor, steps: float) -> Tensor:
+            return torch.where(is_first, value, value + (mean - value) * math.exp(-1 / steps))
+
+        # Of all steps at first, as one alone says little.
+        forgotten = math.exp(-1 / max(_RANKING_STEPS, mean_steps))
+        ranking_steps = torch.where(is_first, 0.0, self.ranking_steps * forgotten) + 1
+        ranking = self.ranking / self.batches
+
+        fast = moving_mean(self.fast, figure / path, mean_steps)
+        slow = moving_mean(self.slow, figure / path, 2 * mean_steps)
+        error = fast.clamp(min=_LEAST_RATIO).log()
+        slope = (error - slow.clamp(min=_LEAST_RATIO).log()) / mean_steps  # the slow mean is as much later
+        ahead = error + _LEAD_STEPS * slope
+        ahead = ahead + (_STEEPER - 1) * (ahead + _STEEP_BELOW).clamp(max=0)
+        gain = (_GAIN * total_steps / (total_steps - self.step).clamp(min=1)).clamp(max=_MOST_GAIN)
+        wanted = _FIRST_PRESSURE + self.integral + gain * ahead
+        at_bound = torch.where(error > 0, wanted > _MOST_PRESSURE, wanted < _LEAST_PRESSURE)
+        integral = self.integral + torch.where(at_bound, 0.0, gain / integral_steps * error)
+        return {
+            "start": start,
+            "path": path,
+            "fast": fast,
+            "slow": slow,
+            "penalty_mean": moving_mean(self.penalty_mean, self.penalty / self.batches, mean_steps),
+            "ranking_mean": self.ranking_mean + (ranking - self.ranking_mean) / ranking_steps,
+            "ranking_steps": ranking_steps,
+            "integral": integral.clamp(-_MOST_INTEGRAL, _MOST_INTEGRAL),
+            "pressure": wanted.clamp(_LEAST_PRESSURE, _MOST_PRESSURE),
+        }
+
+    def weight(self, step: int, total_steps: int) -> Tensor:
+        """The weight after `step` of a run's `total_steps` optimizer steps; 0 until a step has been measured."""
+        scale = self.ranking_mean / self.penalty_mean.clamp(min=_LEAST_PENALTY)
+        return torch.where(self.start > 0, self.pressure.exp() * scale, 0.0)
+
+    @property
+    def figures(self) -> dict[str, Tensor]:
+        """Where the path is, what is measured, both as the figure itself, and the integral."""
+        return {"path": self.path.clone(), "measured": self.fast * self.path, "integral": self.integral.clone()}
+
+
+class ActiveDimsTarget(Target):
+    """A weight under which documents have so many active dims on average; `Target` says how it is found.
+
+    Counted are the documents of training batches, hard negatives among them.
+
+    Args:
+        active_dims: of a document, on average.
+        path_ratio: fraction of all optimizer steps over which they are approached.
+    """
+
+    def __init__(self, active_dims: int, path_ratio: float = 1 / 3) -> None:
+        check_range("ActiveDimsTarget", 1, active_dims=active_dims)
+        super().__init__(float(active_dims), path_ratio)
+        self.active_dims = active_dims
+
+    def measure(self, step: Step) -> tuple[Tensor, Tensor]:
+        """Active dims of all documents of a batch, and how many documents these are."""
+        active = (step.documents != 0).sum().float()
+        return active, torch.full_like(active, len(step.documents))
+
+
+class FlopsTarget(Target):
+    """A weight under which a query and a document share so many dims on average: `sum_j p_q(j) p_d(j)`.
+
+    It is the figure of `evaluation.sparsity.expected_flops`, what a search costs. `Target` says how the weight is
+    found. Within a batch queries go with their answers and share far more dims; so `p_d` is of the documents of a batch
+    and `p_q` of the queries of earlier batches, each of which counts less by a factor e^(-1/10,000) for every later
+    query.
+
+    Args:
+        flops: dims that a query and a document share, on average.
+        path_ratio: fraction of all optimizer steps over which they are approached.
+    """
+
+    queries_with: Tensor
+    queries_seen: Tensor
+
+    def __init__(self, flops: float, path_ratio: float = 1 / 3) -> None:
+        check_range("FlopsTarget", LEAST_FLOPS, flops=flops)
+        super().__init__(flops, path_ratio)
+        self.flops = flops
+
+    def prepare(self, vocab_size: int) -> None:
+        """Make the table of how many queries have each dim."""
+        self.register_buffer("queries_with", torch.zeros(vocab_size))
+        self.register_buffer("queries_seen", torch.zeros(()))
+
+    def measure(self, step: Step) -> tuple[Tensor, Tensor]:
+        """Dims that documents of a batch share with an earlier query, and how many documents these are."""
+        assert step.idf_weights is not None, "a step in training has the table of query weights"
+        query_shares = self.queries_with / self.queries_seen.clamp(min=1)
+        shared = (step.documents != 0).sum(0).float() @ query_shares
+        rows = torch.where(self.queries_seen > 0, float(len(step.documents)), 0.0)
+        shares: Float[Tensor, " vocab"] = torch.where(step.idf_weights != 0, step.mean_query / step.idf_weights, 0.0)
+        counts = summed(torch.cat([shares, torch.ones_like(shares[:1])]) * len(step.scores))
+        kept = torch.exp(-counts[-1] / _QUERY_MEMORY)
+        self.queries_with.mul_(kept).add_(counts[:-1])
+        self.queries_seen.mul_(kept).add_(counts[-1])
+        return shared, rows

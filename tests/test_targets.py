@@ -1,0 +1,236 @@
+"""Targets of sparsity: the controller on a model of training, what it counts, its state, and runs of a small model."""
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from scipy.sparse import csr_array
+from tiny_runs import make_data, make_trainer, named_weights, save_base, write_pairs
+
+from splade_lit.core.errors import UserError
+from splade_lit.evaluation.sparsity import SparsityStatistics, expected_flops
+from splade_lit.losses.objective import Objective
+from splade_lit.losses.part import Step
+from splade_lit.losses.targets import ActiveDimsTarget, FlopsTarget, Target
+from splade_lit.training.module import SpladeModule
+
+
+def a_step(documents: torch.Tensor, step: int = 0, total_steps: int = 100, **fields: Any) -> Step:
+    queries = fields.pop("queries", torch.ones(2, documents.shape[1]))
+    return Step(
+        scores=torch.zeros(len(queries), len(documents)),
+        answers=torch.tensor([[0, 0]]),
+        documents=documents,
+        mean_query=queries.mean(0),
+        step=step,
+        total_steps=total_steps,
+        idf_weights=fields.pop("idf_weights", torch.ones(documents.shape[1])),
+        **{"penalty": torch.tensor(2.0), "ranking": torch.tensor(0.5)} | fields,
+    )
+
+
+def simulated(weight: Target, start: float, total_steps: int, rate: float, balance: float) -> np.ndarray:
+    """Active dims over a run on a model of training, as it was seen of MiniLM.
+
+    Per step the logarithm of the dims falls by `rate` at most, under a strong penalty, and rises by half of that under
+    none, five steps late as Adam's means are, and by the schedule of the learning rate. They stand still where the
+    penalty times its weight is `balance` of the ranking loss at 150 dims; that is more with fewer dims and with time. A
+    batch of 16 measures them with an error of 11 %.
+    """
+    random = np.random.default_rng(1)
+    dims, speed, seen = math.log(start), 0.0, np.empty(total_steps)
+    for step in range(total_steps):
+        penalty, ranking = 3e-4 * math.exp(2 * dims), 0.3 * math.exp(0.5 * random.normal())
+        measured = max(math.exp(dims) * (1 + 0.11 * random.normal()), 0.0)
+        weight.measure = lambda _, active=measured: (torch.tensor(16 * active).float(), torch.tensor(16.0))
+        fields = {"penalty": torch.tensor(penalty).float(), "ranking": torch.tensor(ranking).float()}
+        weight.observe(a_step(torch.zeros(16, 1), step, total_steps, **fields))
+        pressure = float(weight.weight(step, total_steps)) * penalty / 0.3
+        needed = balance * math.exp(0.7 * step / total_steps) * (150 / math.exp(dims)) ** 0.5
+        wish = rate * (0.25 - 0.75 * math.tanh(math.log(max(pressure, 1e-9) / needed) / 1.6 + math.atanh(1 / 3)))
+        learning_rate = min(step / (0.1 * total_steps), (total_steps - step) / (0.9 * total_steps))
+        speed += (wish * learning_rate - speed) / 5
+        dims += speed
+        seen[step] = math.exp(dims)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("start", "target", "total_steps", "rate"),
+    [
+        (200, 120, 150, 0.12),
+        (200, 60, 150, 0.12),
+        (200, 240, 150, 0.12),
+        (60, 150, 200, 0.12),
+        (10_000, 120, 200, 0.2),
+        (200, 120, 400, 0.02),
+    ],
+)
+def test_dims_come_to_the_target_and_stay(start, target, total_steps, rate):
+    """Whatever weight the penalty needs, from above and below."""
+    for balance in (0.15, 0.6):
+        seen = simulated(ActiveDimsTarget(target), start, total_steps, rate, balance)
+        late = seen[2 * total_steps // 3 :]
+        assert abs(math.log(late.mean() / target)) < 0.1
+        assert np.abs(np.log(late / target)).mean() < 0.12
+        assert seen.min() > 0.5 * min(start, target)
+
+
+def test_the_weight_falls_at_once_where_vectors_die():
+    weight = ActiveDimsTarget(100)
+    for step in range(40):
+        weight.observe(a_step((torch.arange(1000) < (200 if step < 30 else 5)).float().repeat(16, 1), step))
+        if step == 29:
+            before = float(weight.weight(step, 100))
+    assert before > 0
+    assert float(weight.weight(39, 100)) < 1e-3 * before
+
+
+def test_accumulated_batches_count_as_one_large():
+    documents = (torch.rand(5, 32, 200, generator=torch.Generator().manual_seed(0)) < 0.3).float()
+    weights = []
+    for size in (32, 8):
+        weight = ActiveDimsTarget(30)
+        decided = []
+        for step, batch in enumerate(documents):
+            for part in batch.split(size):
+                weight.observe(a_step(part, step))
+                decided.append((step, float(weight.weight(step, 100))))
+        assert len(set(decided)) == 5  # one weight a step
+        weights.append([value for _, value in sorted(set(decided))])
+    assert weights[0] == pytest.approx(weights[1], rel=1e-6)
+    assert weights[0][0] == 0 < weights[0][1]
+
+
+def test_expected_flops_are_those_of_an_evaluation():
+    """Also from small batches whose queries go with their documents, which share far more dims than others do."""
+    random = np.random.default_rng(0)
+    vocab, size, steps = 300, 4, 400
+    queries = (random.random((size * steps, vocab)) < 0.02) * 2.0
+    documents = (random.random((size * steps, vocab)) < random.random(vocab) * 0.2) * 0.7
+    documents = np.where(random.random(documents.shape) < 0.7, np.maximum(documents, queries), documents)
+    weight = FlopsTarget(1.0)
+    weight.prepare(vocab)
+    figures = []
+    for step in range(steps):
+        rows = slice(step * size, (step + 1) * size)
+        shown = [torch.from_numpy(side[rows]).float() for side in (queries, documents)]
+        table = torch.full((vocab,), 2.0)
+        shared, counted = weight.measure(a_step(shown[1], step, queries=shown[0], idf_weights=table))
+        figures.append((float(shared), float(counted)))
+    assert figures[0][1] == 0  # there is no earlier query yet
+    found = sum(shared for shared, _ in figures) / sum(counted for _, counted in figures)
+    expected = expected_flops(*(SparsityStatistics.of(csr_array(side)) for side in (queries, documents)))
+    within = float(np.mean(np.sum((queries > 0) & (documents > 0), axis=1)))
+    assert within > 3 * expected
+    assert found == pytest.approx(expected, rel=0.05)
+    seen = float(weight.queries_seen)
+    shares = (queries > 0).mean(0)
+    np.testing.assert_allclose((weight.queries_with / seen).numpy(), shares, atol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"lambda_d": 1e-3, "target_flops": 0.5}, "model.lambda_d and model.target_flops are both given; give one"),
+        ({"target_active_dims": 9, "target_flops": 0.5}, "model.target_active_dims and model.target_flops are both"),
+        ({"lambda_d": FlopsTarget(1.0), "target_active_dims": 9}, "model.lambda_d and model.target_active_dims are"),
+        ({"target_active_dims": 0}, "model.target_active_dims is 0; it must be at least 1."),
+        ({"target_flops": 0.0}, "model.target_flops is 0.0; it must be at least 1e-06."),
+        ({"target_active_dims": 9, "penalty": ["anti_zero"]}, "No penalty is left for the target to weigh"),
+    ],
+    ids=str,
+)
+def test_targets_that_cannot_be(settings, sentence):
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        Objective(**settings)
+    with pytest.raises(UserError, match=r"path_ratio is 2\.0; it must be from 0 to 1"):
+        ActiveDimsTarget(9, path_ratio=2.0)
+
+
+def test_the_reference_has_a_fixed_lambda():
+    assert Objective().settings["lambda_d"] == 3e-3
+    named = Objective(lambda_d=ActiveDimsTarget(120))
+    assert named.settings["lambda_d"]["init_args"] == {"active_dims": 120, "path_ratio": 1 / 3}
+    flat = Objective(target_active_dims=120)
+    assert (flat.settings["lambda_d"], flat.settings["target_active_dims"]) == (None, 120)
+    assert flat.parts["lambda_d"].settings == named.parts["lambda_d"].settings
+    assert [*flat.parts] == ["ranking_loss", "document_penalty", "lambda_d"]
+
+
+@pytest.fixture
+def pairs(tmp_path, tiny_tokenizer) -> Path:
+    return write_pairs(tmp_path / "pairs.jsonl", tiny_tokenizer, num_pairs=128)
+
+
+@pytest.fixture
+def base(make_masked_lm, tiny_tokenizer, tmp_path) -> str:
+    return str(save_base(tmp_path / "base", make_masked_lm("bert", len(tiny_tokenizer)), tiny_tokenizer))
+
+
+class Log(Callback):
+    """Keeps what is logged of each optimizer step."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float]] = []
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+        values = trainer.callback_metrics
+        self.rows.append({name: float(value) for name, value in values.items()})
+
+
+def train(base: str, pairs: Path, steps: int, log: Log, ckpt_path: str | None = None, **settings: Any) -> SpladeModule:
+    trainer = {name: settings.pop(name) for name in ("accumulate_grad_batches", "callbacks") if name in settings}
+    trainer["callbacks"] = [log, *trainer.get("callbacks", [])]
+    torch.manual_seed(1)
+    module = SpladeModule(base, learning_rate=3e-4, idf_learning_rate=1e-2, **settings)
+    runs = make_trainer(pairs.parent, steps, enable_checkpointing=len(trainer["callbacks"]) > 1, **trainer)
+    runs.fit(module, make_data(base, pairs), ckpt_path=ckpt_path, weights_only=True)
+    return module
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"target_active_dims": 22}, {"target_active_dims": 22, "penalty": "l1"}, {"target_flops": 0.7}],
+    ids=str,
+)
+def test_a_small_model_is_trained_to_its_target(base, pairs, settings):
+    """From about 33 of 180 dims, in 100 steps; what is found is of its documents in evaluation."""
+    log = Log()
+    module = train(base, pairs, 100, log, **settings)
+    data = make_data(base, pairs)
+    data.setup("fit")
+    samples = data.sample_documents(128, 1), data.sample_queries(128, 1)
+    documents, queries = ([ids.numpy() for ids in side] for side in samples)
+    vectors = module.encoder.eval().encode_document_tokens(documents), module.encoder.encode_query_tokens(queries)
+    corpus, asked = (SparsityStatistics.of(side) for side in vectors)
+    found = expected_flops(asked, corpus) if "target_flops" in settings else corpus.active_dims
+    wanted = settings.get("target_flops") or settings["target_active_dims"]
+    assert found == pytest.approx(wanted, rel=0.15)
+    last = log.rows[-1]
+    assert last["train/lambda_d_path"] == pytest.approx(wanted)
+    assert last["train/lambda_d_measured"] == pytest.approx(wanted, rel=0.2)
+    assert {f"train/{name}" for name in ("lambda_d", "lambda_d_integral")} <= last.keys()
+    assert {name for name in last if name.startswith("train/")} <= module.logged_names
+
+
+def test_a_resumed_run_goes_on_as_it_would_have(base, pairs, tmp_path):
+    """With a table of document frequencies too, and under accumulation."""
+    keep = ModelCheckpoint(tmp_path / "kept", every_n_train_steps=1, save_top_k=-1, filename="{step}")
+    settings = {"target_flops": 0.5, "penalty": "df_flops", "accumulate_grad_batches": 2, "callbacks": [keep]}
+    whole, resumed = Log(), Log()
+    expected = train(base, pairs, 8, whole, **settings)
+    again = train(base, pairs, 8, resumed, str(tmp_path / "kept" / "step=5.ckpt"), **settings)
+    assert [row["train/lambda_d"] for row in resumed.rows] == [row["train/lambda_d"] for row in whole.rows[10:]]
+    weights, state = named_weights(expected), expected.objective.state_dict()
+    assert all(torch.equal(weight, weights[name]) for name, weight in named_weights(again).items())
+    assert all(torch.equal(value, state[name]) for name, value in again.objective.state_dict().items())
+    tables = {"penalties.document.documents_with", "weights.document.queries_with", "weights.document.step"}
+    assert tables <= state.keys()
+    decided = [row["train/lambda_d"] for row in whole.rows]
+    assert decided[::2] == decided[1::2]  # one weight a step
