@@ -14,6 +14,7 @@ from scipy.sparse import csr_array
 from torch import Tensor, nn
 
 from splade_lit.core.tokens import Tokens
+from splade_lit.encoder.idf import idf_of
 from splade_lit.encoder.rows import look_up
 
 
@@ -71,16 +72,12 @@ class IdfQueryEncoder(nn.Module):
 
 
 def idf_from_document_frequencies(document_frequencies: np.ndarray, num_documents: int) -> Tensor:
-    """IDF weights of a corpus: `log(1 + (N - df + 0.5) / (df + 0.5))` (Robertson and Zaragoza 2009; Lucene's form).
+    """`idf_of` as a tensor: float32 `[vocab]`.
 
-    `df`, int `[vocab]`, counts the documents that hold each token; the result is float32 `[vocab]`. Weights are never
-    negative; a token that no document holds gets the largest one. All are scaled by one number, so that the tokens of a
-    document weigh 1 on average. Scores then start as large as with weights that are all 1. Without it they are five
-    times as large, and the ranking loss, which has no temperature, learns from the worst negative only.
+    Its scale makes scores start as large as with weights that are all 1. Without it they are five times as large, and
+    the ranking loss, which has no temperature, learns from the worst negative only.
 
     >>> idf_from_document_frequencies(np.array([0, 1, 3]), num_documents=3)
     tensor([6.0212, 2.8401, 0.3866])
     """
-    df = torch.from_numpy(np.asarray(document_frequencies, dtype=np.float64))
-    weights = torch.log1p((num_documents - df + 0.5) / (df + 0.5))
-    return (weights * df.sum() / (df @ weights)).float() if df.any() else weights.float()
+    return torch.from_numpy(idf_of(document_frequencies, num_documents))

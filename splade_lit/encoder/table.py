@@ -1,13 +1,15 @@
 """The table of query weights on disk: safetensors, torch's own form, or an `idf.json`."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
-from splade_lit.core.errors import UserError
+from splade_lit.core.errors import UserError, first_line
+from splade_lit.core.files import replace_text, whole_file
 from splade_lit.encoder.layout import SavedLayout
 
 
@@ -35,6 +37,30 @@ def read_table(layout: SavedLayout, vocabulary: Mapping[str, int], vocab_size: i
         )
     # Dims beyond the table belong to padding of the vocabulary: no query reaches them.
     return np.pad(weights, (0, vocab_size - len(weights)))
+
+
+def write_table(layout: SavedLayout, weights: np.ndarray, tokens: Sequence[str]) -> Path:
+    """Write query weights, float32 `[vocab]`, in place of those of a saved model, whole or not at all.
+
+    `tokens` has the token of each weight. Returns the file.
+
+    Raises:
+        UserError: the model has no table, or the file cannot be written.
+    """
+    if layout.idf_json is not None:
+        table = {token: float(weight) for token, weight in zip(tokens, weights, strict=True) if weight != 0}
+        replace_text(layout.idf_json, json.dumps(table, ensure_ascii=False) + "\n")
+        return layout.idf_json
+    if layout.query_folder is None:
+        raise UserError(f"{layout.source} has no table of query weights: it is a masked-language model alone.")
+    path = layout.query_folder / "model.safetensors"
+    try:
+        with whole_file(path) as temporary:
+            save_file({"weight": np.ascontiguousarray(weights, dtype=np.float32)}, temporary)
+            temporary.chmod(0o644)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be written ({first_line(error)}); what was there is untouched.") from error
+    return path
 
 
 def _read_weights(folder: Path) -> np.ndarray:
