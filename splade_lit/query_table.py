@@ -5,8 +5,8 @@
     python -m splade_lit.query_table runs/my_run/model --corpus docs.jsonl --output models/fitted
 
 What is rare in the documents that a model was trained on may be common in yours. The weight of each token is moved
-towards the inverse document frequency that it has in the corpus, and a report tells what moved. Vectors of documents that
-are there already stay valid: only the table of the queries changes, and only with `--output` or `--write`.
+towards the inverse document frequency that it has in the corpus, and a report tells what moved. Vectors of documents
+stay valid: only the table of the queries changes, and only with `--output` or `--write`.
 """
 
 from collections.abc import Iterable, Sequence
@@ -85,7 +85,7 @@ def _factors(table: "MovedTable") -> str:
     from splade_lit.analysis.reestimate import FACTORS
 
     low, *between, high = table.factor_counts
-    ends = zip(FACTORS, FACTORS[1:], between, strict=True)
+    ends = zip(FACTORS, FACTORS[1:], between, strict=False)
     ranges = [f"{count:,} by {first:g} to {second:g}" for first, second, count in ends]
     parts = [f"{low:,} weights by a factor below {FACTORS[0]:g}", *ranges, f"{high:,} by more than {FACTORS[-1]:g}"]
     return f"mix {table.mix:g}: {', '.join(parts)}"
@@ -139,7 +139,7 @@ def _parser() -> CommandParser:
     )
     parser.add_argument(
         "--training-corpus",
-        help="documents that the model was trained on: what it learned beyond their IDF then stays (default: not known)",
+        help="documents that the model was trained on: what it learned beyond their IDF stays (default: not known)",
     )
     parser.add_argument("--training-text-column", default="text", help="their column of texts (%(default)s)")
     parser.add_argument("--tasks", nargs="+", help="tasks, as of evaluate, whose nDCG@10 is measured before and after")

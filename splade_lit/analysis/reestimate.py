@@ -1,4 +1,4 @@
-"""The query table of a saved model fitted to another corpus: what moves, and what it does to retrieval. No documents."""
+"""The query table of a saved model fitted to another corpus: what moves, and what that does to retrieval."""
 
 import shutil
 import tempfile
@@ -130,7 +130,7 @@ def move_table(side: QuerySide, corpus: Frequencies, mix: float, trained_on: Fre
 
 @dataclass(frozen=True)
 class TaskEffect:
-    """What tables do to a task: nDCG@10 by name of the table, and the difference of each to `learned` with its tests."""
+    """What tables do to a task: nDCG@10 by name of the table, and the difference of each from the learned one."""
 
     task: str
     ndcg: Mapping[str, float]

@@ -27,11 +27,11 @@ def moved_weights(
 ) -> tuple[Float32[np.ndarray, " vocab"], Bool[np.ndarray, " vocab"]]:
     """Learned query weights as they might be had the model been trained on another corpus.
 
-    `w'_j = w_j (a v_j / r_j)^mix` with the corpus's IDF `v` and a reference `r`: the IDF of the documents that the model
-    was trained on. What training has found out beyond IDF, `w_j / r_j`, then stays, and IDF is exchanged: for `mix` 1
-    wholly. Where nobody knows `r`, `w` takes its place: `w'_j = w_j^(1 - mix) (a v_j)^mix`, the weighted geometric mean of
-    what was learned and of the corpus's IDF. `a` is one number, such that the tokens of a document keep their weight on
-    average (in the logarithm), and so tokens that move stay comparable with those that do not.
+    `w'_j = w_j (a v_j / r_j)^mix` with the corpus's IDF `v` and a reference `r`: the IDF of the documents that the
+    model was trained on. What training has found out beyond IDF, `w_j / r_j`, then stays, and IDF is exchanged: for
+    `mix` 1 wholly. Where nobody knows `r`, `w` takes its place: `w'_j = w_j^(1 - mix) (a v_j)^mix`, the geometric mean,
+    weighted by `mix`, of what was learned and the corpus's IDF. `a` is one number, such that the tokens of a document
+    keep their weight on average (of logarithms): those that move stay comparable with those that do not.
 
     A token that no document of the corpus holds keeps its weight, for nothing is known of it, and so does one whose
     weight or reference is not above 0: training has switched it off.

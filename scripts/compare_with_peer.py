@@ -1,0 +1,529 @@
+"""Who makes the better model: an experiment of ours, or sentence-transformers' own trainer given the same?
+
+    python scripts/compare_with_peer.py --config experiments/nq_minilm_cpu.yaml --minutes 60 --seeds 1 2 \
+        --tasks ../shared/data/beir/nfcorpus docstrings --active-dims 200 --output runs/against_peer
+
+Both sides start from one saved model (the base model with its head, decoder bias and query table as the experiment
+starts them), see the same training pairs, and train for the same wall-clock time, one after the other, in turns that
+alternate from seed to seed. Time is turned into optimizer steps by measuring a few first, so that learning rates
+reach 0 where training ends; reading data and making a teacher's vectors count. sentence-transformers' trainer has the
+experiment's learning rates, batch size and clipping, its own batches and its own schedule of the penalty, and a lambda:
+of several (--peer-lambdas), the one that ends best on the tasks is taken, which favours that side.
+
+Models differ in sparsity, so that all are measured twice: as they are, and cut to one number of active dims a document,
+by one method for all: on each task the smallest weights of the corpus's vectors are left out (--cut threshold), or all
+but the largest of each document (--cut cap). nDCG@10 of the sides is compared query by query, means over the seeds.
+
+Everything stays in the output folder: a run that is there already is not trained again, vectors are not made again, so
+the command can be stopped, repeated, and repeated with other tasks or dims.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from peer_sides import PeerSettings
+from rich.console import Console
+from rich.table import Table
+from scipy.sparse import csr_array, load_npz, save_npz
+
+from splade_lit.core.errors import UserError
+from splade_lit.core.files import replace_text
+from splade_lit.data.tasks import RetrievalTask, load_tasks
+from splade_lit.evaluation.paired_tests import Difference, differences, p_value
+from splade_lit.evaluation.per_query import QueryFigures, query_figures
+from splade_lit.evaluation.results import TaskResult
+
+SCRIPTS = Path(__file__).resolve().parent
+METRIC = "ndcg@10"
+# Callbacks that measure and take time, which training for a time has no use for.
+_EVALUATING = ("RetrievalEvaluation", "SparsityMonitor", "TermTable", "CarbonTracker")
+# What the start model says for our side.
+_SETTINGS_OF_START = ("base_model", "base_revision", "idf", "start_active_dims", "pooling", "activation")
+_RESERVE = 0.98  # of the time that steps are planned for
+
+
+def cut_to(documents: csr_array, active_dims: float, how: str) -> csr_array:
+    """Vectors with this many active dims on average, or as many as there are if that is fewer.
+
+    Args:
+        documents: non-negative vectors, `[documents, vocab]`.
+        active_dims: mean active dims of a document wanted.
+        how: `threshold` leaves out the smallest weights of all documents together; `cap` all but the k largest of each
+            document, for the largest k whose mean does not exceed what is wanted.
+
+    >>> vectors = csr_array(np.array([[5.0, 4.0, 3.0, 0.0], [2.0, 1.0, 0.0, 0.0]]))
+    >>> cut_to(vectors, 1.5, "threshold").toarray().tolist()
+    [[5.0, 4.0, 3.0, 0.0], [0.0, 0.0, 0.0, 0.0]]
+    >>> cut_to(vectors, 1.5, "cap").toarray().tolist()
+    [[5.0, 0.0, 0.0, 0.0], [2.0, 0.0, 0.0, 0.0]]
+    """
+    from splade_lit.encoder.rows import keep_largest
+
+    documents = csr_array(documents, copy=True)
+    documents.eliminate_zeros()
+    wanted = int(active_dims * documents.shape[0])
+    if documents.nnz <= wanted:
+        return documents
+    if how == "cap":
+        sizes = np.diff(documents.indptr)
+        low, high = 1, int(sizes.max())
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if np.minimum(sizes, middle).sum() <= wanted else (low, middle - 1)
+        return keep_largest(documents, low)
+    order = np.argsort(-documents.data, kind="stable")
+    documents.data[order[wanted:]] = 0
+    documents.eliminate_zeros()
+    return documents
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is compared: an experiment's settings, and how both sides are trained."""
+
+    config: dict[str, Any]
+    seeds: list[int]
+    minutes: float | None
+    steps: int | None
+    probe_steps: int
+    lambdas: list[float]
+    lambda_minutes: float | None
+    peer: dict[str, Any]
+
+    def peer_settings(self, output: Path, folder: Path, seed: int, lambda_d: float, **changes: Any) -> PeerSettings:
+        """Of a run of the peer's trainer: those of the experiment where they have the same meaning."""
+        model, data, trainer = (self.config.get(group, {}) for group in ("model", "data", "trainer"))
+        lambda_q = model.get("lambda_q", 0.0)
+        settings = {
+            "batch_size": data.get("batch_size", 16),
+            "micro_batch_size": None,
+            "learning_rate": model.get("learning_rate", 2e-5),
+            "idf_learning_rate": model.get("idf_learning_rate", 1e-3),
+            "warmup_ratio": model.get("warmup_ratio", 0.1),
+            "weight_decay": model.get("weight_decay", 0.0),
+            "max_grad_norm": trainer.get("gradient_clip_val") or 1.0,
+            "lambda_q": lambda_q if isinstance(lambda_q, int | float) else 0.0,
+            "stop_seconds": None,
+            "save": True,
+        }
+        settings |= {name: value for name, value in self.peer.items() if value is not None} | changes
+        return PeerSettings(
+            start=str(output / "start" / "model"),
+            folder=str(folder),
+            data=data | {"cache_dir": str(output / "cache" / f"peer-seed{seed}")},
+            seed=seed,
+            lambda_d=lambda_d,
+            **settings,
+        )
+
+
+def our_config(
+    config: Mapping[str, Any], output: Path, folder: Path, seed: int, steps: int, stop: float | None
+) -> dict:
+    """The settings of a run of ours: the experiment's, from the start model, without evaluations, with a clock."""
+    changed = json.loads(json.dumps(config))
+    changed["seed_everything"] = changed.setdefault("data", {})["seed"] = seed
+    changed["data"]["cache_dir"] = str(output / "cache" / f"ours-seed{seed}")  # so that all that is made counts
+    model = changed.setdefault("model", {})
+    for name in _SETTINGS_OF_START:
+        model.pop(name, None)
+    model["base_model"] = str(output / "start" / "model")
+    trainer = changed.setdefault("trainer", {})
+    kept = [one for one in trainer.get("callbacks") or [] if _class(one) not in _EVALUATING]
+    clock = {"class_path": "peer_sides.StepClock", "init_args": {"folder": str(folder), "stop_seconds": stop}}
+    trainer |= {"default_root_dir": str(folder), "max_steps": steps, "callbacks": [*kept, clock]}
+    trainer |= {"limit_val_batches": 0, "num_sanity_val_steps": 0}
+    return changed
+
+
+def start_config(config: Mapping[str, Any], output: Path) -> dict:
+    """Settings that make the start model: the experiment's, without a step of training and without a teacher."""
+    changed = json.loads(json.dumps(config))
+    changed["trainer"] = {"accelerator": "cpu", "max_steps": 0, "default_root_dir": str(output / "start")}
+    for name in [name for name in changed.get("data", {}) if name.startswith(("teacher", "score"))]:
+        del changed["data"][name]
+    changed.get("model", {}).pop("ranking", None)
+    changed.setdefault("data", {})["cache_dir"] = str(output / "cache" / "start")
+    return changed
+
+
+def _class(callback: Any) -> str:
+    return str(callback.get("class_path") if isinstance(callback, dict) else callback).rpartition(".")[2]
+
+
+class Trainings:
+    """Trains what is not there yet in the output folder."""
+
+    def __init__(self, plan: Plan, output: Path) -> None:
+        self.plan, self.output = plan, output
+
+    def start(self) -> None:
+        """The model that both sides start from."""
+        folder = self.output / "start"
+        if not (folder / "done.json").is_file():
+            self._ours(start_config(self.plan.config, self.output), folder)
+            _done(folder, {})
+
+    def ours(self, seed: int) -> Path:
+        """A run of ours."""
+        folder = self.output / f"ours-seed{seed}"
+
+        def train(place: Path, steps: int, stop: float | None, probe: bool) -> None:
+            self._ours(our_config(self.plan.config, self.output, place, seed, steps, stop), place)
+
+        return self._timed(folder, train, self.plan.minutes)
+
+    def peer(self, seed: int, lambda_d: float, minutes: float | None) -> Path:
+        """A run of the peer's trainer."""
+        of_time = "" if minutes == self.plan.minutes else f"-{minutes:g}min"
+        folder = self.output / f"peer-lambda{lambda_d:g}-seed{seed}{of_time}"
+
+        def train(place: Path, steps: int, stop: float | None, probe: bool) -> None:
+            changes = {"max_steps": steps, "stop_seconds": stop, "save": not probe}
+            self._run("peer", self.plan.peer_settings(self.output, place, seed, lambda_d, **changes).text(), place)
+
+        return self._timed(folder, train, minutes)
+
+    def _timed(self, folder: Path, train: Any, minutes: float | None) -> Path:
+        """Measure steps, train for as many as there is time for, and note what it took."""
+        if (folder / "done.json").is_file():
+            return folder
+        steps, stop, planned = self.plan.steps, None, {}
+        if steps is None:
+            assert minutes is not None
+            probe, stop = folder.with_name(f"{folder.name}-probe"), 60 * minutes
+            shutil.rmtree(probe, ignore_errors=True)
+            probe.mkdir(parents=True)
+            train(probe, self.plan.probe_steps, None, True)
+            planned = _clock(probe)
+            shutil.rmtree(probe)
+            steps = int(_RESERVE * (stop - planned["setup_seconds"]) / planned["step_seconds"])
+            if steps < 1:
+                sys.exit(f"error: {minutes:g} minutes are too few for a step of {folder.name}; give more.")
+            _say(
+                f"{folder.name}: {planned['step_seconds']:.2f} s a step after {planned['setup_seconds']:.0f} s: "
+                f"{steps} steps"
+            )
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        train(folder, steps, stop, False)
+        took = _clock(folder)
+        _say(f"{folder.name}: {took['steps']} of {steps} steps in {took['seconds'] / 60:.1f} min")
+        _done(folder, took | {"planned_steps": steps, "probe": planned})
+        return folder
+
+    def _ours(self, config: dict, folder: Path) -> None:
+        path = self.output / "configs" / f"{folder.name}.yaml"
+        replace_text(path, yaml.safe_dump(config, sort_keys=False))
+        self._run("ours", str(path), folder)
+
+    def _run(self, side: str, argument: str, folder: Path) -> None:
+        _say(f"training {folder.name}")
+        log = self.output / "logs" / f"{folder.name}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        paths = [str(SCRIPTS), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+        command = [sys.executable, str(SCRIPTS / "peer_sides.py"), side, argument]
+        with log.open("w", encoding="utf-8") as file:
+            ended = subprocess.run(command, env=environment, stdout=file, stderr=subprocess.STDOUT, check=False)
+        if ended.returncode:
+            sys.exit(f"error: {folder.name} ended with code {ended.returncode}; its log, {log}, ends:\n{_tail(log)}")
+
+
+def _clock(folder: Path) -> dict[str, float]:
+    return json.loads((folder / "clock.json").read_text(encoding="utf-8"))
+
+
+def _done(folder: Path, took: dict[str, Any]) -> None:
+    replace_text(folder / "done.json", json.dumps(took, indent=2) + "\n")
+
+
+def _tail(log: Path) -> str:
+    return log.read_text(encoding="utf-8", errors="replace")[-2000:]
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+class Measures:
+    """Rankings of tasks with the models of runs, whole and cut; vectors are kept in the folder of a run."""
+
+    def __init__(self, tasks: Sequence[RetrievalTask], cut: str) -> None:
+        self.tasks, self.how = tasks, cut
+
+    def active_dims(self, run: Path, task: RetrievalTask) -> float:
+        """Mean active dims of a document of the task."""
+        documents = self._vectors(run, task)[2]
+        return documents.count_nonzero() / documents.shape[0]
+
+    def result(self, run: Path, task: RetrievalTask, active_dims: float | None = None) -> TaskResult:
+        """The ranking of a task; with vectors cut, if a number of active dims is given."""
+        from splade_lit.evaluation.results import evaluate_vectors
+
+        query_ids, queries, documents = self._vectors(run, task)
+        if active_dims is not None:
+            documents = cut_to(documents, active_dims, self.how)
+        return evaluate_vectors(task, query_ids, queries, list(task.corpus), documents)
+
+    def _vectors(self, run: Path, task: RetrievalTask) -> tuple[tuple[str, ...], csr_array, csr_array]:
+        from splade_lit.evaluation.task_evaluation import judged_query_ids
+
+        places = [run / "vectors" / f"{task.name}-{side}.npz" for side in ("queries", "documents")]
+        if not all(place.is_file() for place in places):
+            self._encode(run, task, places)
+        queries, documents = (csr_array(load_npz(place)) for place in places)
+        query_ids = judged_query_ids(task)
+        if queries.shape[0] != len(query_ids) or documents.shape[0] != len(task.corpus):
+            sys.exit(f"error: {places[1].parent} has vectors of another {task.name}; delete that folder.")
+        return query_ids, queries, documents
+
+    def _encode(self, run: Path, task: RetrievalTask, places: Sequence[Path]) -> None:
+        from splade_lit.encoder.model import AsymmetricSparseEncoder
+        from splade_lit.evaluation.task_evaluation import TokenisedTask
+
+        _say(f"encoding {task.name} with {run.name}")
+        encoder = AsymmetricSparseEncoder.load(run / "model")
+        tokenised = TokenisedTask.of(task, encoder)
+        places[0].parent.mkdir(exist_ok=True)
+        save_npz(places[0], encoder.encode_query_tokens(tokenised.queries))
+        save_npz(places[1], encoder.encode_document_tokens(tokenised.documents))
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table: a system on a task, as it is and cut."""
+
+    task: str
+    system: str
+    dims: float
+    ndcg: float
+    cut_dims: float
+    cut_ndcg: float
+
+
+def mean_figures(figures: Sequence[QueryFigures]) -> QueryFigures:
+    """The figures of each query, means over seeds."""
+    values = {name: np.mean([one.metrics[name] for one in figures], axis=0).tolist() for name in figures[0].metrics}
+    return replace(figures[0], metrics=values)
+
+
+def measure_task(
+    measures: Measures,
+    task: RetrievalTask,
+    ours: Sequence[Path],
+    peer: Sequence[Path],
+    start: Path,
+    wanted: float | None,
+) -> tuple[list[Row], Difference]:
+    """The lines of a task, and the difference of the sides at the same number of active dims."""
+    runs = [*ours, *peer]
+    dims = {run: measures.active_dims(run, task) for run in [start, *runs]}
+    target = min([*(dims[run] for run in runs), *([wanted] if wanted else [])])
+    rows, figures = [], {}
+    for run in [start, *runs]:
+        whole, cut = measures.result(run, task), measures.result(run, task, target)
+        figures[run] = query_figures(task, cut.rank_metrics)
+        cut_dims = cut.metrics["corpus_active_dims"]
+        row = Row(task.name, run.name, dims[run], whole.metrics[METRIC], cut_dims, cut.metrics[METRIC])
+        rows.append(row)
+    sides = {"ours": [mean_figures([figures[run] for run in ours])]}
+    sides["peer"] = [mean_figures([figures[run] for run in peer])]
+    (difference,) = differences(sides, frozenset([task.name]), METRIC)
+    return rows, difference
+
+
+def shown(rows: Sequence[Row], bm25: Mapping[str, float], found: Mapping[str, Difference]) -> Iterator[Table]:
+    """The tables of the report."""
+    table = Table("task", "system", "active dims", METRIC, "dims, cut", f"{METRIC}, cut", box=None, pad_edge=False)
+    last = None
+    for row in rows:
+        if row.task != last and row.task in bm25:
+            table.add_row(row.task, "BM25", "", f"{bm25[row.task]:.4f}", "", "")
+        last = row.task
+        table.add_row(
+            row.task, row.system, f"{row.dims:.1f}", f"{row.ndcg:.4f}", f"{row.cut_dims:.1f}", f"{row.cut_ndcg:.4f}"
+        )
+    yield table
+    table = Table(
+        "task", "ours - peer", "95 % interval", "won/equal/lost", "p (t)", "p (randomisation)", box=None, pad_edge=False
+    )
+    for task, one in found.items():
+        sign = 1 if one.first == "ours" else -1
+        low, high = sorted(sign * end for end in one.interval or (np.nan, np.nan))
+        counts = f"{one.wins}/{one.ties}/{one.losses}" if sign > 0 else f"{one.losses}/{one.ties}/{one.wins}"
+        tests = (p_value(one.p_t), p_value(one.p_random))
+        table.add_row(task, f"{sign * one.mean:+.4f}", f"{low:+.4f} to {high:+.4f}", counts, *tests)
+    yield table
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train what is missing, measure, and print both sides."""
+    options = _parser().parse_args(arguments)
+    if (options.minutes is None) == (options.steps is None):
+        sys.exit("error: give --minutes, or --steps in their place.")
+    output = options.output
+    plan = _plan(options)
+    _check_plan(output, plan)
+    tasks = load_tasks(options.tasks)
+    trainings, measures = Trainings(plan, output), Measures(tasks, options.cut)
+    trainings.start()
+    start = output / "start"
+    lambda_d = plan.lambdas[0]
+    if len(plan.lambdas) > 1:
+        lambda_d = _best_lambda(plan, trainings, measures, options.active_dims)
+    ours, peer = [], []
+    for turn, seed in enumerate(plan.seeds):
+        for side in ("ours", "peer") if turn % 2 == 0 else ("peer", "ours"):
+            if side == "ours":
+                ours.append(trainings.ours(seed))
+            else:
+                peer.append(trainings.peer(seed, lambda_d, plan.minutes))
+    rows, found = [], {}
+    for task in tasks:
+        lines, found[task.name] = measure_task(measures, task, ours, peer, start, options.active_dims)
+        rows += lines
+    bm25 = {}
+    if options.bm25:
+        from splade_lit.encoder.model import AsymmetricSparseEncoder
+        from splade_lit.evaluation.bm25 import best_bm25
+
+        _, results = best_bm25(tasks, AsymmetricSparseEncoder.load(start / "model").tokenizer)
+        bm25 = {result.name: result.metrics[METRIC] for result in results}
+    console = Console(width=140)
+    for table in shown(rows, bm25, found):
+        console.print(table)
+    _write(output, rows, bm25, found, [*ours, *peer], lambda_d, options)
+
+
+def _best_lambda(plan: Plan, trainings: Trainings, measures: Measures, active_dims: float | None) -> float:
+    """The lambda of the peer whose model has the highest mean nDCG@10 at the dims wanted."""
+    means = {}
+    for lambda_d in plan.lambdas:
+        run = trainings.peer(plan.seeds[0], lambda_d, plan.lambda_minutes or plan.minutes)
+        results = [measures.result(run, task, active_dims) for task in measures.tasks]
+        dims = np.mean([measures.active_dims(run, task) for task in measures.tasks])
+        means[lambda_d] = float(np.mean([result.metrics[METRIC] for result in results]))
+        _say(f"peer, lambda {lambda_d:g}: mean {METRIC} {means[lambda_d]:.4f}; {dims:.0f} active dims before the cut")
+    best = max(means, key=means.__getitem__)
+    _say(f"peer, lambda {best:g} is taken")
+    return best
+
+
+def _plan(options: argparse.Namespace) -> Plan:
+    config = yaml.safe_load(Path(options.config).read_text(encoding="utf-8"))
+    for change in options.ours:
+        name, _, value = change.partition("=")
+        *groups, last = name.split(".")
+        place = config
+        for group in groups:
+            place = place.setdefault(group, {})
+        place[last] = yaml.safe_load(value)
+    lambda_d = config.get("model", {}).get("lambda_d")
+    lambdas = options.peer_lambdas or [float(lambda_d) if isinstance(lambda_d, int | float) else 3e-3]
+    peer = {
+        name: getattr(options, f"peer_{name}")
+        for name in ("batch_size", "micro_batch_size", "learning_rate", "idf_learning_rate")
+    }
+    return Plan(
+        config,
+        options.seeds,
+        options.minutes,
+        options.steps,
+        options.probe_steps,
+        lambdas,
+        options.lambda_minutes,
+        peer,
+    )
+
+
+def _check_plan(output: Path, plan: Plan) -> None:
+    """Refuse an output folder whose models were trained in another way."""
+    trained = {"config": plan.config, "minutes": plan.minutes, "steps": plan.steps, "peer": plan.peer}
+    text = json.dumps(trained, indent=2, sort_keys=True) + "\n"
+    path = output / "plan.json"
+    if path.is_file() and path.read_text(encoding="utf-8") != text:
+        sys.exit(f"error: {output} holds runs of other settings (see plan.json); choose another --output.")
+    replace_text(path, text)
+
+
+def _write(
+    output: Path,
+    rows: Sequence[Row],
+    bm25: Mapping[str, float],
+    found: Mapping[str, Difference],
+    runs: Sequence[Path],
+    lambda_d: float,
+    options: argparse.Namespace,
+) -> None:
+    content = {
+        "active_dims": options.active_dims,
+        "cut": options.cut,
+        "peer_lambda": lambda_d,
+        "runs": {run.name: json.loads((run / "done.json").read_text(encoding="utf-8")) for run in runs},
+        "rows": [vars(row) for row in rows],
+        "bm25": dict(bm25),
+        "differences": {
+            task: {
+                "ours_minus_peer": one.mean if one.first == "ours" else -one.mean,
+                "p_t": one.p_t,
+                "p_random": one.p_random,
+                "queries": len(one.values),
+            }
+            for task, one in found.items()
+        },
+    }
+    replace_text(output / "results.json", json.dumps(content, indent=2) + "\n")
+    _say(f"written: {output / 'results.json'}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Compare an experiment with sentence-transformers' trainer.")
+    parser.add_argument("--config", required=True, help="YAML file of the experiment")
+    parser.add_argument("--ours", nargs="+", default=[], metavar="NAME=VALUE", help="settings of it to change")
+    parser.add_argument("--tasks", nargs="+", required=True, help="tasks, as of python -m splade_lit.evaluate")
+    parser.add_argument("--output", type=Path, required=True, help="folder for models, vectors and results")
+    parser.add_argument("--minutes", type=float, help="wall-clock time of each training, reading of data included")
+    parser.add_argument("--steps", type=int, help="optimizer steps of each training, in place of a time")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2], help="seeds of both sides (default: 1 2)")
+    parser.add_argument(
+        "--active-dims",
+        type=float,
+        help="mean active dims of a document that all are cut to (default: those of the sparsest model of either side)",
+    )
+    parser.add_argument("--cut", choices=["threshold", "cap"], default="threshold", help="how (default: threshold)")
+    parser.add_argument("--probe-steps", type=int, default=25, help="steps that are measured first (default: 25)")
+    parser.add_argument(
+        "--peer-lambdas",
+        type=float,
+        nargs="+",
+        help="weights of the peer's penalty, of which the best is taken (default: the experiment's lambda_d if it is a "
+        "number, else 0.003)",
+    )
+    parser.add_argument(
+        "--lambda-minutes",
+        type=float,
+        help="time of each training that lambdas are compared by (default: that of all trainings)",
+    )
+    for name, kind in (("batch-size", int), ("micro-batch-size", int), ("learning-rate", float)):
+        parser.add_argument(f"--peer-{name}", type=kind, help="of the peer's trainer (default: as the experiment)")
+    parser.add_argument("--peer-idf-learning-rate", type=float, help="of the peer's query weights (default: likewise)")
+    parser.add_argument("--bm25", action="store_true", help="evaluate BM25 too")
+    return parser
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")
