@@ -232,7 +232,8 @@ class Trainings:
         log = self.output / "logs" / f"{folder.name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         paths = [str(SCRIPTS), *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+        # For both sides as commands here have it.
+        environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "PYTHONPATH": os.pathsep.join(paths)}
         command = [sys.executable, str(SCRIPTS / "peer_sides.py"), side, argument]
         with log.open("w", encoding="utf-8") as file:
             ended = subprocess.run(command, env=environment, stdout=file, stderr=subprocess.STDOUT, check=False)

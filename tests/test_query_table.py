@@ -1,6 +1,7 @@
 """`python -m splade_lit.query_table`: the query weights of a saved model moved towards the IDF of a corpus."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -15,10 +16,12 @@ from splade_lit.analysis.reestimate import corpus_frequencies, move_table
 from splade_lit.data.corpus import open_corpus
 from splade_lit.data.datamodule import PairsDataModule
 from splade_lit.data.pairs import load_pairs
+from splade_lit.data.tasks import load_tasks
 from splade_lit.encoder.document import MlmDocumentEncoder
 from splade_lit.encoder.idf import idf_of, moved_weights
 from splade_lit.encoder.layout import document_side_fingerprint, find_saved
 from splade_lit.encoder.query import IdfQueryEncoder
+from splade_lit.evaluation.task_evaluation import evaluate_task
 
 DF = np.array([0, 1, 3, 2, 3])
 LEARNED = np.array([2.0, 3.0, 0.5, 0.0, 1.0], dtype=np.float32)
@@ -122,9 +125,6 @@ def test_only_the_table_of_the_copy_differs(world, tmp_path):
 
 
 def test_the_effect_on_a_task_is_that_of_evaluating_both(world, tmp_path):
-    from splade_lit.data.tasks import load_tasks
-    from splade_lit.evaluation.task_evaluation import evaluate_task
-
     outcome = run(world, "--tasks", world.tasks, "--mix", 0.25, 1)
     assert outcome.code == 0, outcome.err
     run(world, "--mix", 1, "--output", tmp_path / "fitted")
@@ -138,16 +138,13 @@ def test_the_effect_on_a_task_is_that_of_evaluating_both(world, tmp_path):
 
 
 def test_the_table_in_place_and_an_idf_json(world, tmp_path, tiny_tokenizer):
-    import shutil
-
     model = tmp_path / "model"
     shutil.copytree(world.folder / "model", model)
     outcome = call(query_table.main, model, "--corpus", world.folder / "docs.jsonl", "--write")
     assert outcome.code == 0, outcome.err
     written = load_file(model / "query_0_SparseStaticEmbedding" / "model.safetensors")["weight"]
-    assert (
-        written.tolist() == load_query_side(model).weights.tolist() != load_query_side(world.folder / "model").weights
-    )
+    assert written.tolist() == load_query_side(model).weights.tolist()
+    assert written.tolist() != load_query_side(world.folder / "model").weights.tolist()
     plain = tmp_path / "plain"  # as OpenSearch publishes them
     shutil.copytree(world.folder / "model" / "document_0_MLMTransformer", plain)
     table = {token: 1.0 + id / 1000 for token, id in tiny_tokenizer.get_vocab().items()}

@@ -152,6 +152,8 @@ def pairs_of_corpus(
             f"queries to test with, which is too little; give more or longer documents (for {MIN_PAIRS} pairs at "
             "least), titles with --title-column, or pairs with --pairs."
         )
+    order = np.argsort(hashes(f"{seed} {pair.query} {pair.document}" for pair in kept), kind="stable")
+    kept = [kept[place] for place in order.tolist()]  # the first rows are a fair sample of all
     texts = {"query": [pair.query for pair in kept], "document": [pair.document for pair in kept]}
     own = OwnPairs(Pairs(datasets.Dataset.from_dict(texts), str(path)), len(kept), "query", "answer", [])
     distinct = len(np.unique(keys))

@@ -104,9 +104,11 @@ def held_out_lines(held_out: HeldOut, folder: Path) -> list[str]:
 def settings_line(settings: dict[str, dict[str, Any]]) -> str:
     """The settings that matter most."""
     model, data, trainer = settings["model"], settings["data"], settings["trainer"]
+    teacher = f"; teacher {data['teacher']}" if data.get("teacher") else ""
     return (
         f"settings   {model['base_model']}, {model['max_query_tokens']} query and {model['max_document_tokens']} "
         f"document tokens, {trainer['max_steps']:,} steps of {data['batch_size']} pairs, {trainer['precision']}"
+        f"{teacher}"
     )
 
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,6 +10,8 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from transformers import PreTrainedTokenizerBase
 
+from splade_lit.core.errors import UserError
+from splade_lit.core.sources import first_available
 from splade_lit.own_data.columns import OwnPairs
 from splade_lit.own_data.inspection import Lengths, PairsFacts
 
@@ -65,6 +68,17 @@ def base_candidates(gpu: bool) -> tuple[str, ...]:
     return (DISTILBERT, MINILM_PACKAGE) if gpu else (MINILM, MINILM_PACKAGE)
 
 
+def sentence_teacher(facts: PairsFacts) -> str | None:
+    """A sentence encoder to learn from, which knows English; None where there is none to be had."""
+    languages = {facts.query_language.language, facts.document_language.language}
+    if find_spec("sentence_transformers") is None or not languages <= {"English", None}:
+        return None
+    try:
+        return first_available((MINILM, MINILM_PACKAGE))
+    except UserError:
+        return None
+
+
 def experiment_yaml(
     path: Path,
     task: Path,
@@ -77,12 +91,14 @@ def experiment_yaml(
     machine: Machine,
     time: str,
     target_active_dims: int = TARGET_ACTIVE_DIMS,
+    teacher: str | None = None,
 ) -> str:
     """The text of the YAML file `path`, from `templates/experiment.yaml.jinja`.
 
     `task` is the folder of the held-out task, and `num_corpus` counts its documents. `num_train` counts the pairs left
     for training. The `tokenizer` is the base model's. `time` says how long the run takes. Documents shall have
-    `target_active_dims` on average, but no more than a quarter of the vocabulary.
+    `target_active_dims` on average, but no more than a quarter of the vocabulary. `teacher` is a sentence encoder to
+    learn from.
     """
     max_model_tokens = min(tokenizer.model_max_length, 512)  # tokenizers without a limit say 10^30
     most = min(_DOCUMENT_TOKENS if machine.gpu else _CPU_DOCUMENT_TOKENS, max_model_tokens)
@@ -118,6 +134,8 @@ def experiment_yaml(
         steps_per_epoch=steps_per_epoch,
         interval=math.ceil(steps / (_EVALUATIONS if machine.gpu else _CPU_EVALUATIONS)),
         sample_documents=_SAMPLE_DOCUMENTS if not machine.gpu and num_corpus > _SAMPLE_DOCUMENTS else None,
+        teacher=teacher,
+        max_pairs=num_eval + steps * batch_size if teacher and num_eval + steps * batch_size < len(own.pairs) else None,
         learning=next(one for one in _LEARNING if steps <= one.most_steps),
         num_dims=len(tokenizer),
         target_active_dims=max(1, min(target_active_dims, int(len(tokenizer) * _MOST_DIMS_SHARE))),
@@ -131,6 +149,12 @@ def evaluated_documents(settings: dict[str, Any], num_corpus: int) -> int:
     while_training = math.ceil(settings["trainer"]["max_steps"] / retrieval["every_n_steps"])
     last_again = num_corpus if sample < num_corpus else 0
     return num_corpus + while_training * sample + last_again
+
+
+def taught_texts(settings: dict[str, Any], num_pairs: int) -> int:
+    """Texts of so many pairs that a teacher reads before a run of these settings."""
+    data = settings["data"]
+    return 2 * min(data["max_pairs"] or num_pairs, num_pairs) if data.get("teacher") else 0
 
 
 def _round_up(value: int, step: int, most: int) -> int:

@@ -38,7 +38,15 @@ from splade_lit.own_data.findings import (
 )
 from splade_lit.own_data.held_out import TASK_FILES, write_beir
 from splade_lit.own_data.inspection import inspect_pairs
-from splade_lit.own_data.settings import Machine, base_candidates, evaluated_documents, experiment_yaml, task_documents
+from splade_lit.own_data.settings import (
+    Machine,
+    base_candidates,
+    evaluated_documents,
+    experiment_yaml,
+    sentence_teacher,
+    task_documents,
+    taught_texts,
+)
 from splade_lit.own_data.timing import MeasuredTimes, measure_times
 
 _TIMED_PAIRS = 1_024
@@ -92,6 +100,7 @@ def write_experiment(options: Namespace) -> None:
         tokenizer=tokenizer,
         machine=machine,
         target_active_dims=options.target_active_dims,
+        teacher=sentence_teacher(facts) if made else None,
     )
     time = "not measured"
     settings = yaml.safe_load(written(time=time))
@@ -102,7 +111,7 @@ def write_experiment(options: Namespace) -> None:
     if made is not None:
         write_pairs(made, pairs_file)
     if not options.no_timing:
-        time = _expected(_times(settings, held_out.task), settings, len(held_out.task.corpus))
+        time = _expected(_times(settings, held_out.task), settings, len(held_out.task.corpus), len(own.pairs))
     write_beir(held_out.task, folder)
     replace_text(path, written(time=time))
     files = [str(path), *([str(pairs_file)] if made else []), f"{folder}{os.sep}"]
@@ -151,7 +160,9 @@ def _times(settings: dict[str, Any], task: RetrievalTask) -> MeasuredTimes:
     _say(f"timing     a few steps are trained to tell how long the run will take: {_TIMED_SECONDS} s at most")
     with tempfile.TemporaryDirectory() as folder, _only_progress():
         write_beir(task, Path(folder))
-        changes = {"max_pairs": _TIMED_PAIRS, "num_eval_pairs": 0, "held_out_tasks": [folder]}
+        # A teacher's vectors would take longer than all that is timed.
+        changes = {"max_pairs": _TIMED_PAIRS, "num_eval_pairs": 0, "held_out_tasks": [folder], "teacher": None}
+        model = {name: value for name, value in model.items() if name != "ranking"}
         machine = {name: trainer[name] for name in ("accelerator", "devices", "precision", "gradient_clip_val")}
         times = measure_times(model, settings["data"] | changes | limits, documents, machine, _TIMED_SECONDS)
     if times.threads_compete:
@@ -175,10 +186,10 @@ def _only_progress() -> Iterator[None]:
             log.setLevel(logging.NOTSET)
 
 
-def _expected(times: MeasuredTimes, settings: dict[str, Any], num_corpus: int) -> str:
+def _expected(times: MeasuredTimes, settings: dict[str, Any], num_corpus: int, num_pairs: int) -> str:
     """How long the run will take, in words."""
     steps = settings["trainer"]["max_steps"]
-    documents = evaluated_documents(settings, num_corpus)
+    documents = evaluated_documents(settings, num_corpus) + taught_texts(settings, num_pairs)
     seen = f"estimate from {len(times.steps)} step{'s' * (len(times.steps) > 1)}"
     return (
         f"about {duration(times.run_seconds(steps, documents))}: {steps:,} steps of {times.step:.2g} s, "
