@@ -132,7 +132,8 @@ def train_peer(settings: PeerSettings) -> None:
 
     class Watch(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            control.should_training_stop = not clock.step_done()
+            if not clock.step_done():  # it may be set already, at the last step
+                control.should_training_stop = True
 
     pairs = data.train_pairs.dataset
     columns = [name for name in pairs.column_names if name in ("query", "document") or name.startswith("negative_")]

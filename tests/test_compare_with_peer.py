@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import time
 from pathlib import Path
 from types import ModuleType
 
@@ -10,6 +11,9 @@ import pytest
 from command_runs import World, make_world
 from conftest import REPOSITORY
 from scipy.sparse import csr_array, random_array
+
+from splade_lit import load_query_side
+from splade_lit.evaluation.per_query import QueryFigures
 
 pytest.importorskip("sentence_transformers")
 
@@ -52,46 +56,74 @@ def compare(script: ModuleType, world: World, output: Path, *arguments: object) 
 
 def test_both_sides_train_and_are_compared(script, world, tmp_path, capsys):
     output = tmp_path / "against"
-    results = compare(script, world, output, "--steps", 4, "--seeds", 1, 2, "--active-dims", 20, "--bm25")
-    assert set(results["runs"]) == {"ours-seed1", "ours-seed2", "peer-lambda0.001-seed1", "peer-lambda0.001-seed2"}
+    results = compare(script, world, output, "--steps", 4, "--seeds", 1, "--active-dims", 20, "--bm25")
+    runs = ["ours-seed1", "peer-lambda0.001-seed1"]
+    assert list(results["runs"]) == runs
     assert {run["steps"] for run in results["runs"].values()} == {4}
     assert set(results["bm25"]) == set(results["differences"]) == {"NanoMSMARCO", "NanoNQ"}
     for task in ("NanoMSMARCO", "NanoNQ"):
         rows = {row["system"]: row for row in results["rows"] if row["task"] == task}
-        assert set(rows) == {"start", *results["runs"]}
+        assert list(rows) == ["start", *runs]
         assert {round(row["cut_dims"], 3) for row in rows.values()} == {20.0}
         assert all(row["dims"] > 20 for row in rows.values())
-        ours, peer = (np.mean([row["cut_ndcg"] for name, row in rows.items() if name.startswith(side)])
-                      for side in ("ours", "peer"))  # fmt: skip
-        assert results["differences"][task]["ours_minus_peer"] == pytest.approx(ours - peer)
-    # Both start from one model, and move from it.
-    from splade_lit import load_query_side
-
-    tables = [load_query_side(output / run / "model").weights for run in ("start", *results["runs"])]
-    assert all((table != tables[0]).any() for table in tables[1:])
-    trained = capsys.readouterr().out
-    assert trained.index("training ours-seed1") < trained.index("training peer-lambda0.001-seed1")
-    assert trained.index("training peer-lambda0.001-seed2") < trained.index("training ours-seed2")
+        difference = rows[runs[0]]["cut_ndcg"] - rows[runs[1]]["cut_ndcg"]
+        assert results["differences"][task]["ours_minus_peer"] == pytest.approx(difference)
+    tables = [load_query_side(output / run / "model").weights for run in ("start", *runs)]
+    assert all((table != tables[0]).any() for table in tables[1:])  # from one start, both have moved
+    assert "training ours-seed1" in capsys.readouterr().out
     # Again with another number of dims: nothing is trained or encoded again.
-    again = compare(script, world, output, "--steps", 4, "--seeds", 1, 2, "--active-dims", 10, "--cut", "cap")
-    assert "training" not in capsys.readouterr().out
+    again = compare(script, world, output, "--steps", 4, "--seeds", 1, "--active-dims", 10, "--cut", "cap")
+    printed = capsys.readouterr().out
+    assert "training" not in printed
+    assert "encoding" not in printed
     assert max(row["cut_dims"] for row in again["rows"]) <= 10
     with pytest.raises(SystemExit, match="holds runs of other settings"):
         compare(script, world, output, "--steps", 5)
 
 
-def test_a_time_is_turned_into_steps_and_lambdas_are_compared(script, world, tmp_path, capsys):
-    arguments = ["--minutes", 0.1, "--seeds", 3, "--probe-steps", 4, "--peer-lambdas", 0.001, 0.1]
+@pytest.mark.slow
+def test_sides_take_turns_and_lambdas_are_compared(script, world, tmp_path, capsys):
+    arguments = ["--minutes", 0.2, "--seeds", 3, 4, "--probe-steps", 4, "--peer-lambdas", 0.001, 0.1]
     results = compare(script, world, tmp_path / "against", *arguments)
     printed = capsys.readouterr().out
     assert "lambda 0.1: mean ndcg@10" in printed
-    assert results["peer_lambda"] in (0.001, 0.1)
-    for run in results["runs"].values():
-        assert 1 <= run["steps"] <= run["planned_steps"]
-        assert run["seconds"] < 12
-        assert run["planned_steps"] == pytest.approx(
-            0.98 * (6 - run["probe"]["setup_seconds"]) / run["probe"]["step_seconds"], abs=1
-        )
+    best = results["peer_lambda"]
+    assert best in (0.001, 0.1)
+    assert printed.index("training ours-seed3\n") < printed.index("training ours-seed4\n")
+    assert printed.index(f"training peer-lambda{best:g}-seed4\n") < printed.index("training ours-seed4\n")
+    assert all(1 <= run["steps"] <= run["planned_steps"] for run in results["runs"].values())
+
+
+def test_a_time_is_turned_into_steps(script, tmp_path):
+    """A run whose steps take 10 ms, after half a second without one."""
+    plan = script.Plan({}, [1], 0.05, None, 10, [0.001], None, {})
+
+    def train(folder: Path, steps: int, stop: float | None, probe: bool) -> None:
+        clock = peer_clock(folder, stop)
+        time.sleep(0.5)
+        for _ in range(steps):
+            time.sleep(0.01)
+            if not clock.step_done():
+                break
+        clock.write()
+
+    peer_clock = importlib.import_module("peer_sides").Clock
+    folder = script.Trainings(plan, tmp_path)._timed(tmp_path / "ours-seed1", train, plan.minutes)
+    done = json.loads((folder / "done.json").read_text())
+    probe = done["probe"]
+    assert probe["steps"] == 10
+    assert probe["setup_seconds"] >= 0.4
+    assert done["planned_steps"] == int(0.98 * (3 - probe["setup_seconds"]) / probe["step_seconds"])
+    assert done["steps"] <= done["planned_steps"]
+    assert not (tmp_path / "ours-seed1-probe").exists()
+    times = (folder / "done.json").stat().st_mtime_ns
+    assert script.Trainings(plan, tmp_path)._timed(folder, train, plan.minutes) == folder
+    assert (folder / "done.json").stat().st_mtime_ns == times  # not again
+
+
+def test_figures_of_seeds_are_averaged_query_by_query(script):
+    seeds = [QueryFigures("t", ["a", "b"], ["x", "y"], {"ndcg@10": values}) for values in ([0.0, 1.0], [0.5, 0.5])]
+    assert script.mean_figures(seeds).metrics == {"ndcg@10": [0.25, 0.75]}
 
 
 def test_a_side_that_fails_ends_with_its_log(script, world, tmp_path):

@@ -154,7 +154,7 @@ def test_the_table_in_place_and_an_idf_json(world, tmp_path, tiny_tokenizer):
     assert call(query_table.main, plain, *arguments).code == 0
     side = load_query_side(plain)
     counted = corpus_frequencies(side, open_corpus(str(world.folder / "docs.jsonl")))
-    assert load_query_side(tmp_path / "moved").weights == pytest.approx(move_table(side, counted, 1).after)
+    assert load_query_side(tmp_path / "moved").weights == pytest.approx(move_table(side, counted, 1.0).after)
     assert load_query_side(plain).weights.tolist() == before.tolist()
 
 

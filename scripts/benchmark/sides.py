@@ -119,7 +119,8 @@ def fit_peer(recipe: Recipe, step_done: Callable[[Any], bool] = lambda model: Tr
 
     class Watch(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            control.should_training_stop = not step_done(model)
+            if not step_done(model):  # it may be set already, at the last step
+                control.should_training_stop = True
 
     size = recipe.pairs_per_step
     arguments = SparseEncoderTrainingArguments(
