@@ -172,9 +172,10 @@ def train_peer(settings: PeerSettings) -> None:
 
 def train_ours(config: str) -> None:
     """Train as a YAML file says."""
+    from splade_lit.command_line.exit_codes import run_command
     from splade_lit.fit import main
 
-    main(["--config", config])
+    run_command(main, ["--config", config])  # what is wrong ends in one sentence
 
 
 if __name__ == "__main__":
