@@ -152,7 +152,8 @@ def start_config(config: Mapping[str, Any], output: Path) -> dict:
     changed["trainer"] = {"accelerator": "cpu", "max_steps": 0, "default_root_dir": str(output / "start")}
     for name in [name for name in changed.get("data", {}) if name.startswith(("teacher", "score"))]:
         del changed["data"][name]
-    changed.get("model", {}).pop("ranking", None)
+    for name in ("ranking", "target_active_dims", "target_flops"):
+        changed.get("model", {}).pop(name, None)
     changed.setdefault("data", {})["cache_dir"] = str(output / "cache" / "start")
     return changed
 
