@@ -111,8 +111,11 @@ def test_settings(world, tmp_path, changes, parts):
         (["--model.lamda_d", 3], ["there is no setting --model.lamda_d; did you mean --model.lambda_d"]),
         (["--model.lambda", 3], ["there is no setting --model.lambda; did you mean --model.lambda"]),
         (["--model.lambda_d"], ["--model.lambda_d", "expected one argument"]),
-        (["--model.lambda_d=high"], ["error: model.lambda_d is high, but must be float or Weight."]),
-        (["--model.penalty", "flop"], ["model.penalty is flop, but must be flops or l1 or Penalty."]),
+        (["--model.lambda_d=high"], ["error: model.lambda_d is high, but must be float or Weight or null."]),
+        (
+            ["--model.penalty", "flop"],
+            ["model.penalty is flop, but must be", "df_flops or anti_zero or a list of such."],
+        ),
         (["--model.ranking", "[in_bach]"], ["model.ranking is in_bach, but must be RankingLoss or in_batch."]),
         (["--model.ranking", "[]"], ["model.ranking is empty"]),
         (["experiments/smoke.yaml"], ["unrecognized arguments: experiments/smoke.yaml"]),

@@ -255,7 +255,10 @@ def _type_name(types: str) -> str:
     'int or null'
     >>> _type_name("typing.Literal['max', 'sum']")
     'max or sum'
+    >>> _type_name("<class 'a.B'>, collections.abc.Sequence[typing.Union[a.B, typing.Literal['c']]]")
+    'B or a list of such'
     """
+    types = re.sub(r"[\w.]*Sequence\[[\w.]*Union\[.*\]\]", "a list of such", types)
     types = re.sub(r"typing\.Literal\[(.*?)\]", r"\1", types).replace("'", "")
     types = re.sub(r"<class ([^>]*)>", r"\1", types).replace("NoneType", "null")
     types = re.sub(r"[\w.]+\.(\w+)", r"\1", types)

@@ -14,13 +14,13 @@ from splade_lit.losses.weights import Weight
 LEAST_FLOPS = 1e-6
 
 # Of the controller. Steps are optimizer steps; errors, pressure and integral are logarithms.
-_FIRST_PRESSURE = -1.5  # of the penalty times its weight, over the ranking loss
+_FIRST_PRESSURE = -2.2  # of the penalty times its weight, over the ranking loss
 _LEAST_PRESSURE, _MOST_PRESSURE = -12.0, 3.0
-_GAIN, _MOST_GAIN = 1.2, 2.0  # at the start; it rises as learning rates fall, which make the dims slower to follow
+_GAIN, _MOST_GAIN = 2.0, 4.0  # at the start; it rises as learning rates fall, which make the dims slower to follow
 _STEEP_BELOW, _STEEPER = 0.3, 4.0  # so far below the path errors count so many times, before vectors die
-_LEAD_STEPS = 12  # the error is carried on along its slope by as many steps as Adam and the moving means are late
-_INTEGRAL_STEPS, _INTEGRAL_SHARE = 30.0, 1 / 40  # time of the integral: least, and share of the run
-_MEAN_STEPS, _MEAN_SHARE = (5.0, 50.0), 1 / 40  # time of the moving means: least and most, and share of the run
+_LEAD_STEPS = 20  # the error is carried on along its slope by as many steps as Adam and the moving means are late
+_INTEGRAL_STEPS, _INTEGRAL_SHARE = 20.0, 1 / 40  # time of the integral: least, and share of the run
+_MEAN_STEPS, _MEAN_SHARE = (3.5, 50.0), 1 / 40  # time of the moving means: least and most, and share of the run
 _RANKING_STEPS = 20.0  # least time of the mean of the ranking loss, which is noisier
 _MOST_INTEGRAL = 5.0
 _LEAST_RATIO = 1e-3
@@ -49,7 +49,7 @@ class Target(Weight):
     over a few steps. A controller with proportional, derivative and integral action makes of it the weight of the
     penalty P:
 
-        weight(t) = exp(u_0 + k (e(t) + 12 e'(t)) + i(t)) mean(R) / mean(P),    i(t + 1) = i(t) + k / n e(t)
+        weight(t) = exp(u_0 + k (e(t) + 20 e'(t)) + i(t)) mean(R) / mean(P),    i(t + 1) = i(t) + k / n e(t)
 
     The gain k rises as the learning rate falls. With moving means of the ranking loss R and of the penalty, any of them
     will do, however large. What is more than a quarter below the path counts four times, so that the weight falls to
