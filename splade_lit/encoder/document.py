@@ -142,10 +142,12 @@ class MlmDocumentEncoder(nn.Module):
         states = self.model(**tokens.padded(self.padding_id)).logits
         return states[tokens.text_index, tokens.positions]
 
-    def forward(self, tokens: Tokens) -> Float[Tensor, "documents vocab"]:
-        """Document vectors, dense, fp32 also under autocast."""
+    def forward(
+        self, tokens: Tokens, known: Float[Tensor, "documents vocab"] | None = None
+    ) -> Float[Tensor, "documents vocab"]:
+        """Document vectors, dense, fp32 also under autocast; `known` if they were made before, with gradients."""
         operands = self.hidden_states(tokens), self.decoder.weight, self.decoder.bias
-        return splade_pool(*operands, tokens.offsets, self.pooling, self.activation, self.tile_columns)
+        return splade_pool(*operands, tokens.offsets, self.pooling, self.activation, self.tile_columns, known)
 
     @torch.no_grad()
     def max_logits(self, tokens: Tokens) -> Float[Tensor, "documents vocab"]:

@@ -80,8 +80,8 @@ class SpladeModule(L.LightningModule):
         lambda_schedule: how weights that are numbers rise to them: `quadratic`, `linear` or `constant`.
         lambda_ramp_ratio: fraction of all optimizer steps until they are reached.
         micro_batch_size: documents encoded at a time, in training and validation; the gradients are those of the whole
-            batch, its memory that of so many documents beside the vectors of all, its time that of one more forward
-            pass. All at once if not given.
+            batch, the memory is that of so many documents beside the vectors of all, and the transformer runs forward
+            twice. All at once if not given.
         recompute: what the backward pass makes again instead of keeping it: `nothing`, `cheap` (what takes much memory
             and little time), or `layers` (all of each layer: least memory, most time); never of the last layer. If not
             given, `cheap` on a CPU and `nothing` on a GPU.

@@ -2,8 +2,9 @@
 
 Gradient caching (Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup"): all
 vectors of a batch are made first and nothing else is kept; the loss looks at all of them and gives the gradient of
-each; then each micro-batch is encoded once more and takes its share of the gradient back to the weights. Gradients are
-those of the whole batch, and the time is that of one more forward pass.
+each; then each micro-batch goes through the body once more, and takes its share of the gradient back to the weights.
+Gradients are those of the whole batch. One more forward pass of the body is all that it costs: what the head gave is
+kept.
 """
 
 from collections.abc import Sequence
@@ -28,7 +29,8 @@ def encode_in_micro_batches(
     accumulated, or averaged over processes.
 
     Args:
-        encoder: module from `Tokens` to dense vectors.
+        encoder: module from `Tokens` to dense vectors, as `MlmDocumentEncoder` is; given vectors that it has made
+            before, it makes only their graph.
         documents: tokens of all documents.
         micro_batch_size: documents encoded at a time; all at once if None.
     """
@@ -61,6 +63,7 @@ class _MicroBatches(torch.autograd.Function):
             vectors[start : start + len(part)] = of_part
             start += len(part)
         assert vectors is not None
+        ctx.save_for_backward(vectors)
         return vectors
 
     @staticmethod
@@ -68,16 +71,17 @@ class _MicroBatches(torch.autograd.Function):
     def backward(ctx: Any, grad_vectors: Tensor) -> tuple[Tensor | None, ...]:
         totals: list[Tensor | None] = [None] * len(ctx.parameters)
         device_type, (_, devices, _) = ctx.autocast["device_type"], ctx.random_states[0]
+        known = ctx.saved_tensors[0].detach()  # or its graph would lead back here
         start = 0
         with torch.random.fork_rng(devices, device_type=device_type):
             for part, (host_state, _, device_states) in zip(ctx.parts, ctx.random_states, strict=True):
                 torch.set_rng_state(host_state)
                 set_device_states(devices, device_states, device_type=device_type)
+                rows = slice(start, start + len(part))
                 # Autocast keeps copies of weights, and their graph, until its block ends.
                 with torch.enable_grad(), torch.autocast(**ctx.autocast):
-                    vectors = ctx.encoder(part)
-                of_part = grad_vectors[start : start + len(part)]
-                grads = torch.autograd.grad(vectors, ctx.parameters, of_part, allow_unused=True)
+                    vectors = ctx.encoder(part, known[rows])
+                grads = torch.autograd.grad(vectors, ctx.parameters, grad_vectors[rows], allow_unused=True)
                 del vectors
                 totals = [_sum(total, grad) for total, grad in zip(totals, grads, strict=True)]
                 start += len(part)

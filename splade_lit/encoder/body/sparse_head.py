@@ -42,6 +42,7 @@ def splade_pool(
     pooling: Pooling = "max",
     activation: Activation = "relu",
     tile_columns: int | None = None,
+    known: Float[Tensor, "documents vocab"] | None = None,
 ) -> Float[Tensor, "documents vocab"]:
     """Pooled vocabulary weights of ragged documents, as SPLADE defines them.
 
@@ -59,11 +60,13 @@ def splade_pool(
         pooling: "max" or "sum" over the tokens of a document.
         activation: "relu" for log1p(relu(x)), "log1p_relu" for a second log1p on top (sentence-transformers' names).
         tile_columns: vocabulary entries a tile of logits holds; chosen from the number of tokens if not given.
+        known: the result, where the same operands have given it before and only gradients are wanted.
 
     Returns:
         fp32 (fp64 for fp64 input). Under autocast the matrix products run in the autocast dtype; its results are fp32.
     """
-    return _SpladePool.apply(*_operands(hidden, weight), bias, tuple(offsets), pooling, activation, tile_columns)
+    settings = tuple(offsets), pooling, activation, tile_columns, known
+    return _SpladePool.apply(*_operands(hidden, weight), bias, *settings)
 
 
 def max_logits(
@@ -88,9 +91,11 @@ def _operands(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
 class _SpladePool(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any) -> Tensor:
-        offsets, pooling, activation, tile_columns = settings
+        offsets, pooling, activation, tile_columns, known = settings
         with torch.autocast(hidden.device.type, enabled=False):
-            if pooling == "max":
+            if known is not None:
+                pooled = known.clone()
+            elif pooling == "max":
                 pooled = _activate(_pool_tiles(hidden, weight, bias, offsets, tile_columns), activation)
             else:
                 pooled = _pool_tiles(hidden, weight, bias, offsets, tile_columns, activation)
@@ -136,7 +141,7 @@ class _SpladePool(torch.autograd.Function):
                     if grad_weight is not None:
                         grad_weight.index_add_(0, dims, (slopes.T @ states).to(grad_weight.dtype))
         results = (None if grad is None else grad.to(x.dtype) for grad, (x, _) in zip(grads, inputs, strict=True))
-        return (*results, None, None, None, None)
+        return (*results, None, None, None, None, None)
 
 
 def _pool_tiles(
