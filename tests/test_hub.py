@@ -14,6 +14,7 @@ from hub_stand_in import HubStandIn, Repository, serve
 from tiny_runs import save_base
 
 from splade_lit import search
+from splade_lit.command_line.devices import precision_on_cpu
 from splade_lit.data.pairs import DEFAULT_REVISIONS, NATURAL_QUESTIONS
 from splade_lit.data.tasks import NANOBEIR_ID, NANOBEIR_SPLITS
 
@@ -89,8 +90,8 @@ def test_the_reference_run_word_for_word(hub, place):
     resolved, given = (yaml.safe_load(path.read_text()) for path in (run / "config.yaml", CONFIG))
     for group in ("model", "data"):
         assert resolved[group].items() >= given[group].items()
-    assert resolved["trainer"]["precision"] == "32-true"
-    assert outcome.err.count("16-mixed") == 1
+    assert resolved["trainer"]["precision"] == precision_on_cpu("16-mixed")
+    assert outcome.err.count("precision 16-mixed") == 1
 
 
 def test_the_pinned_revision_is_asked_for(hub):

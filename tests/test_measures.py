@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import ir_measures
@@ -139,6 +140,13 @@ def test_tables_and_cards_show_them() -> None:
         "dot_R@1000",
         "dot_AP",
     ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _wide_terminal() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", "200")
+        yield
 
 
 def _write_run(folder: Path, task: RetrievalTask, result: TaskResult) -> None:

@@ -3,7 +3,7 @@
 import itertools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -35,6 +35,13 @@ def model(world, tmp_path_factory) -> Path:
     encoder.save(folder)
     assert call(card.main, folder).code == 0
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _wide_terminal() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", "200")
+        yield
 
 
 @pytest.fixture

@@ -35,6 +35,9 @@ OUT_OF_RANGE: dict[type, dict[str, tuple[float, ...]]] = {
         "max_document_tokens": (0,),
         "seed": SEEDS,
         "block_rows": (0,),
+        "min_grade": (0,),
+        "teacher_max_tokens": (0,),
+        "teacher_scale": (-1,),
     },
 }
 CASES = [

@@ -76,7 +76,7 @@ def test_dims_come_to_the_target_and_stay(start, target, total_steps, rate):
     for balance in (0.15, 0.6):
         seen = simulated(ActiveDimsTarget(target), start, total_steps, rate, balance)
         late = seen[2 * total_steps // 3 :]
-        assert np.abs(np.log(late / target)).mean() < 0.2
+        assert np.abs(np.log(late / target)).mean() < 0.15
         assert seen.min() > 0.5 * min(start, target)
 
 
@@ -155,7 +155,7 @@ def test_targets_that_cannot_be(settings, sentence):
 def test_the_reference_has_a_fixed_lambda():
     assert Objective().settings["lambda_d"] == 3e-3
     named = Objective(lambda_d=ActiveDimsTarget(120))
-    assert named.settings["lambda_d"]["init_args"] == {"active_dims": 120, "path_ratio": 1 / 3}
+    assert named.settings["lambda_d"]["init_args"] == {"active_dims": 120, "path_ratio": 0.25}
     flat = Objective(target_active_dims=120)
     assert (flat.settings["lambda_d"], flat.settings["target_active_dims"]) == (None, 120)
     assert flat.parts["lambda_d"].settings == named.parts["lambda_d"].settings
@@ -187,7 +187,8 @@ def train(base: str, pairs: Path, steps: int, log: Log, ckpt_path: str | None = 
     trainer = {name: settings.pop(name) for name in ("accumulate_grad_batches", "callbacks") if name in settings}
     trainer["callbacks"] = [log, *trainer.get("callbacks", [])]
     torch.manual_seed(1)
-    module = SpladeModule(base, learning_rate=3e-4, idf_learning_rate=1e-2, **settings)
+    rate = settings.pop("learning_rate", 3e-4)
+    module = SpladeModule(base, learning_rate=rate, idf_learning_rate=1e-2, **settings)
     runs = make_trainer(pairs.parent, steps, enable_checkpointing=len(trainer["callbacks"]) > 1, **trainer)
     runs.fit(module, make_data(base, pairs), ckpt_path=ckpt_path, weights_only=True)
     return module
@@ -199,9 +200,9 @@ def train(base: str, pairs: Path, steps: int, log: Log, ckpt_path: str | None = 
     ids=str,
 )
 def test_a_small_model_is_steered(base, pairs, settings):
-    """From about 33 of 180 dims, in 100 steps, near the target: random texts teach nothing that brings dims back."""
+    """From about 33 of 180 dims, in 150 steps, near the target: random texts teach nothing that brings dims back."""
     log = Log()
-    module = train(base, pairs, 100, log, **settings)
+    module = train(base, pairs, 150, log, learning_rate=1e-4, **settings)
     data = make_data(base, pairs)
     data.setup("fit")
     samples = data.sample_documents(128, 1), data.sample_queries(128, 1)

@@ -93,7 +93,7 @@ def test_figures_are_those_of_metrics_csv(finished, offline):
     for row in offline.history:
         logged |= {(name, row[STEP]): value for name, value in row.items() if name not in MEDIA | OWN}
     expected = figures_of_csv(finished[0])
-    assert {name.split("/")[0] for name, _ in expected} == {"train", "val", "sparsity", "carbon"}
+    assert {name.split("/")[0] for name, _ in expected} == {"train", "val", "sparsity", "carbon", "guard"}
     assert logged == expected
 
 

@@ -115,6 +115,7 @@ class PairsDataModule(LightningDataModule):
         check_range("data", 1, max_pairs=max_pairs, batch_size=batch_size, eval_batch_size=eval_batch_size)
         check_range("data", 1, max_query_tokens=max_query_tokens, max_document_tokens=max_document_tokens)
         check_range("data", 1, block_rows=block_rows, teacher_max_tokens=teacher_max_tokens)
+        check_range("data", 1, min_grade=min_grade)
         check_range("data", 0, teacher_scale=teacher_scale)
         check_range("data", 0, num_eval_pairs=num_eval_pairs)
         check_range("data", 0, LARGEST_SEED, split_seed=split_seed, seed=seed)

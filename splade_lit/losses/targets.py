@@ -13,14 +13,15 @@ from splade_lit.losses.weights import Weight
 
 LEAST_FLOPS = 1e-6
 
-# Of the controller. Steps are optimizer steps; errors, pressure and integral are logarithms.
-_FIRST_PRESSURE = -2.2  # of the penalty times its weight, over the ranking loss
+# Of the controller. Steps are optimizer steps; errors, pressure and integral are logarithms. Adam answers ten steps
+# late and, at high learning rates, fast: more gain than this swings.
+_FIRST_PRESSURE = -1.2  # of the penalty times its weight, over the ranking loss
+_MOST_FORWARD = 2.0  # what is added on the way, as sparser documents need more pressure
 _LEAST_PRESSURE, _MOST_PRESSURE = -12.0, 3.0
-_GAIN, _MOST_GAIN = 2.0, 4.0  # at the start; it rises as learning rates fall, which make the dims slower to follow
-_STEEP_BELOW, _STEEPER = 0.3, 4.0  # so far below the path errors count so many times, before vectors die
-_LEAD_STEPS = 20  # the error is carried on along its slope by as many steps as Adam and the moving means are late
-_INTEGRAL_STEPS, _INTEGRAL_SHARE = 20.0, 1 / 40  # time of the integral: least, and share of the run
-_MEAN_STEPS, _MEAN_SHARE = (3.5, 50.0), 1 / 40  # time of the moving means: least and most, and share of the run
+_GAIN, _MOST_RISE = 1.5, 2.0  # rises as the learning rate falls, which makes the dims slower to follow
+_INTEGRAL_RATE, _INTEGRAL_RATE_OF_RUN = 0.04, 30.0  # a step, at most; and over the whole run
+_FAR_BELOW, _STEEPER = 0.5, 8.0  # what is further below the path takes off so many times as much at once
+_MEAN_STEPS, _MEAN_SHARE = (10.0, 50.0), 1 / 40  # time of the moving means: least and most, and share of the run
 _RANKING_STEPS = 20.0  # least time of the mean of the ranking loss, which is noisier
 _MOST_INTEGRAL = 5.0
 _LEAST_RATIO = 1e-3
@@ -28,7 +29,7 @@ _LEAST_PENALTY = 1e-12
 _QUERY_MEMORY = 10_000
 
 _COUNTS = ("amount", "rows", "penalty", "ranking", "batches")
-_STATE = ("start", "path", "fast", "slow", "penalty_mean", "ranking_mean", "ranking_steps", "integral", "pressure")
+_STATE = ("start", "path", "ratio", "penalty_mean", "ranking_mean", "ranking_steps", "integral", "pressure")
 
 
 def path_left(step: Int64[Tensor, ""], path_steps: int) -> Float[Tensor, ""]:
@@ -46,14 +47,13 @@ class Target(Weight):
 
     The figure m, measured on the documents of each optimizer step, shall follow a path p from where it starts, `m_0`,
     to the target g: `p(t) = g (m_0 / g)^s(t)`, s being `path_left`. The error is `e = log(mean(m / p))`, a moving mean
-    over a few steps. A controller with proportional, derivative and integral action makes of it the weight of the
-    penalty P:
+    over ten steps or more. A controller with proportional and integral action makes of it the weight of the penalty P:
 
-        weight(t) = exp(u_0 + k (e(t) + 20 e'(t)) + i(t)) mean(R) / mean(P),    i(t + 1) = i(t) + k / n e(t)
+        weight(t) = exp(u_0 + 0.6 log(m_0 / p(t)) + k e(t) + i(t)) mean(R) / mean(P),    i(t + 1) = i(t) + r e(t)
 
-    The gain k rises as the learning rate falls. With moving means of the ranking loss R and of the penalty, any of them
-    will do, however large. What is more than a quarter below the path counts four times, so that the weight falls to
-    nothing before vectors die. The integral is bounded, and stands still while the weight is at a bound.
+    k and r rise as the learning rate falls. With moving means of the ranking loss R and of the penalty, any of them
+    will do, however large. Where a step is more than 40 % below the path, the weight falls to nothing at once, before
+    vectors die. The integral is bounded, and stands still while the weight is at a bound.
 
     Counts are summed over the batches of a step and over processes, and the weight is decided once a step, by the steps
     before: batch size and accumulation matter for the noise alone. All state is in buffers and stays on the device.
@@ -70,8 +70,7 @@ class Target(Weight):
     batches: Tensor
     start: Tensor
     path: Tensor
-    fast: Tensor
-    slow: Tensor
+    ratio: Tensor
     penalty_mean: Tensor
     ranking_mean: Tensor
     ranking_steps: Tensor
@@ -111,7 +110,7 @@ class Target(Weight):
         """The state after the step that the counts are of."""
         least, most = _MEAN_STEPS
         mean_steps = min(max(least, total_steps * _MEAN_SHARE), most)
-        integral_steps = max(_INTEGRAL_STEPS, total_steps * _INTEGRAL_SHARE)
+        integral_rate = min(_INTEGRAL_RATE, _INTEGRAL_RATE_OF_RUN / total_steps)
         is_first = self.start == 0
         figure = self.amount / self.rows
         start = torch.where(is_first, figure.clamp(min=_LEAST_RATIO * self._target), self.start)
@@ -125,21 +124,19 @@ class Target(Weight):
         ranking_steps = torch.where(is_first, 0.0, self.ranking_steps * forgotten) + 1
         ranking = self.ranking / self.batches
 
-        fast = moving_mean(self.fast, figure / path, mean_steps)
-        slow = moving_mean(self.slow, figure / path, 2 * mean_steps)
-        error = fast.clamp(min=_LEAST_RATIO).log()
-        slope = (error - slow.clamp(min=_LEAST_RATIO).log()) / mean_steps  # the slow mean is as much later
-        ahead = error + _LEAD_STEPS * slope
-        ahead = ahead + (_STEEPER - 1) * (ahead + _STEEP_BELOW).clamp(max=0)
-        gain = (_GAIN * total_steps / (total_steps - self.step).clamp(min=1)).clamp(max=_MOST_GAIN)
-        wanted = _FIRST_PRESSURE + self.integral + gain * ahead
+        ratio = moving_mean(self.ratio, figure / path, mean_steps)
+        error = ratio.clamp(min=_LEAST_RATIO).log()
+        # Of this step alone, as vectors die within a few.
+        dying = ((figure / path).clamp(min=_LEAST_RATIO).log() + _FAR_BELOW).clamp(max=0)
+        rise = (total_steps / (total_steps - self.step).clamp(min=1)).clamp(max=_MOST_RISE)
+        forward = 0.6 * (start / path).log().clamp(-_MOST_FORWARD, _MOST_FORWARD)
+        wanted = _FIRST_PRESSURE + forward + self.integral + _GAIN * rise * error + _STEEPER * dying
         at_bound = torch.where(error > 0, wanted > _MOST_PRESSURE, wanted < _LEAST_PRESSURE)
-        integral = self.integral + torch.where(at_bound, 0.0, gain / integral_steps * error)
+        integral = self.integral + torch.where(at_bound, 0.0, integral_rate * rise * error)
         return {
             "start": start,
             "path": path,
-            "fast": fast,
-            "slow": slow,
+            "ratio": ratio,
             "penalty_mean": moving_mean(self.penalty_mean, self.penalty / self.batches, mean_steps),
             "ranking_mean": self.ranking_mean + (ranking - self.ranking_mean) / ranking_steps,
             "ranking_steps": ranking_steps,
@@ -155,7 +152,7 @@ class Target(Weight):
     @property
     def figures(self) -> dict[str, Tensor]:
         """Where the path is, what is measured, both as the figure itself, and the integral."""
-        return {"path": self.path.clone(), "measured": self.fast * self.path, "integral": self.integral.clone()}
+        return {"path": self.path.clone(), "measured": self.ratio * self.path, "integral": self.integral.clone()}
 
 
 class ActiveDimsTarget(Target):
@@ -168,7 +165,7 @@ class ActiveDimsTarget(Target):
         path_ratio: fraction of all optimizer steps over which they are approached.
     """
 
-    def __init__(self, active_dims: int, path_ratio: float = 1 / 3) -> None:
+    def __init__(self, active_dims: int, path_ratio: float = 0.25) -> None:
         check_range("ActiveDimsTarget", 1, active_dims=active_dims)
         super().__init__(float(active_dims), path_ratio)
         self.active_dims = active_dims
@@ -195,7 +192,7 @@ class FlopsTarget(Target):
     queries_with: Tensor
     queries_seen: Tensor
 
-    def __init__(self, flops: float, path_ratio: float = 1 / 3) -> None:
+    def __init__(self, flops: float, path_ratio: float = 0.25) -> None:
         check_range("FlopsTarget", LEAST_FLOPS, flops=flops)
         super().__init__(flops, path_ratio)
         self.flops = flops
