@@ -113,8 +113,18 @@ class TestCsvLog:
         rows = read_csv(tmp_path)
         assert [row["step"] for row in rows] == ["0", "1", "2", "3", "4", "5"]
         assert [row["a"] for row in rows] == ["0.0", "1.0", "2.0", "13.0", "14.0", "15.0"]
-        assert [row["old"] for row in rows] == ["1.0"] * 3 + [""] * 3
+        assert [row["old"] for row in rows] == ["1.0"] * 4 + [""] * 2
         assert [row["new"] for row in rows] == [""] * 3 + ["2.0"] * 3
+
+    def test_a_resumed_run_that_validates_again_keeps_the_losses_of_that_step(self, tmp_path):
+        self.log(tmp_path, *((step, {"loss": float(step)}) for step in range(3)))
+        self.log(tmp_path, (2, {"val": 7.0}), (3, {"loss": 3.0}))
+        assert read_csv(tmp_path) == [
+            {"step": "0", "loss": "0.0", "val": ""},
+            {"step": "1", "loss": "1.0", "val": ""},
+            {"step": "2", "loss": "2.0", "val": "7.0"},
+            {"step": "3", "loss": "3.0", "val": ""},
+        ]
 
     def test_a_run_from_the_start_replaces_them_all(self, tmp_path):
         self.log(tmp_path, *((step, {"a": 1.0}) for step in range(5)))

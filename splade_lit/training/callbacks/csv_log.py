@@ -56,7 +56,7 @@ class CsvLog(Logger):
         if not self._started:
             self._started = True
             if rows := read_csv(self.path):
-                self._rewrite([row for row in rows if int(row["step"]) < step], list(rows[0]))
+                self._go_on(rows, step)
         if self._row.get("step", step) != step:
             self.save()
             self._row, self._row_start = {}, None
@@ -78,6 +78,15 @@ class CsvLog(Logger):
             self._row_start = file.seek(0, os.SEEK_END) if self._row_start is None else file.seek(self._row_start)
             file.write(line.getvalue().encode())
             file.truncate()
+
+    def _go_on(self, rows: list[dict[str, str]], step: int) -> None:
+        """Keep the rows of an earlier start before `step`, and what that one has: its validation may come again."""
+        self._rewrite([row for row in rows if int(row["step"]) < step], list(rows[0]))
+        for row in rows:
+            if int(row["step"]) == step > 0:  # at 0 a run begins anew
+                self._row = {name: value for name, value in row.items() if value}
+                self.save()
+                self._row["step"] = step
 
     def _rewrite(self, rows: list[dict[str, str]], columns: list[str]) -> None:
         write_csv(self.path, rows, columns)
