@@ -84,8 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _cache(teacher: str, max_tokens: int | None) -> Path | None:
     """Where the scores of a teacher are kept; not those of BM25, which depend on all documents."""
+    from splade_lit.core.bm25 import BM25
     from splade_lit.encoder.layout import folder_fingerprint, model_folder
-    from splade_lit.mining.models import BM25
 
     if teacher == BM25:
         return None

@@ -16,10 +16,10 @@ from command_runs import World, call
 from scipy.sparse import csr_array
 
 from splade_lit import fit, mine
+from splade_lit.core.bm25 import word_counts, word_weights
 from splade_lit.data.corpus import open_corpus
 from splade_lit.data.pairs import load_pairs
 from splade_lit.data.text_keys import document_key, query_key
-from splade_lit.evaluation.bm25 import word_counts, word_weights
 from splade_lit.mining import mine as mining
 from splade_lit.mining.candidates import Candidates, find_candidates
 from splade_lit.mining.miners import DenseMiner, SparseMiner

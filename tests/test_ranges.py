@@ -37,7 +37,6 @@ OUT_OF_RANGE: dict[type, dict[str, tuple[float, ...]]] = {
         "block_rows": (0,),
         "min_grade": (0,),
         "teacher_max_tokens": (0,),
-        "teacher_scale": (-1,),
     },
 }
 CASES = [

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from bm25s.stopwords import STOPWORDS_EN
 from command_runs import call, load_checkpoint, rows
 from tiny_runs import save_sentence_encoder
 
 from splade_lit import fit
+from splade_lit.core.bm25 import singular
 from splade_lit.core.errors import UserError
 from splade_lit.data.datamodule import PairsDataModule
 from splade_lit.data.pairs import hashes
@@ -66,6 +69,43 @@ def test_scores_are_those_of_sentence_transformers(make, teacher, settings):
         torch.testing.assert_close(batch.teacher_scores, expected, rtol=0, atol=2e-3 * scale)
         assert batch.to("cpu").teacher_scores is not None
     assert data.has_teacher
+
+
+def bm25_of(data: PairsDataModule, chosen: np.ndarray) -> torch.Tensor:
+    """BM25 of the queries of rows and all their documents, by Lucene's formula."""
+    pairs = data._loaded()
+    texts = {pairs[row][name] for row in range(len(pairs)) for name in pairs.columns[1:]}
+
+    def words(text: str) -> list[str]:
+        return [singular(word) for word in re.findall(r"\w\w+", text.lower()) if word not in STOPWORDS_EN]
+
+    found = [words(text) for text in texts]
+    length = np.mean([len(each) for each in found])
+
+    def score(query: str, document: str) -> float:
+        in_document, total = words(document), 0.0
+        for word in words(query):
+            number, count = sum(word in each for each in found), in_document.count(word)
+            idf = math.log(1 + (len(found) - number + 0.5) / (number + 0.5))
+            total += idf * count / (count + 1.2 * (0.25 + 0.75 * len(in_document) / length))
+        return total
+
+    documents = [pairs[int(row)][name] for name in pairs.columns[1:] for row in chosen]
+    return torch.tensor([[score(pairs[int(row)]["query"], text) for text in documents] for row in chosen]).float()
+
+
+@pytest.mark.parametrize(("settings", "scales"), [({}, (20.0, 1.0)), ({"teacher_scale": [3.0, 0.5]}, (3.0, 0.5))])
+def test_several_teachers_are_averaged_bm25_among_them(make, teacher, settings, scales):
+    data = make(negative_columns=["negative_1"], teacher=[str(teacher), "bm25"], **settings)
+    loader = data.train_dataloader()
+    chosen = loader.rows[loader.sampler.batches()[0]]
+    expected = (scales[0] * cosines(teacher, data, chosen) + scales[1] * bm25_of(data, chosen)) / 2
+    torch.testing.assert_close(next(iter(loader)).teacher_scores, expected, rtol=1e-4, atol=2e-3 * scales[0])
+    alone = make(negative_columns=["negative_1"], teacher="bm25", cache_dir=str(teacher.parent / "none"))
+    scores = next(iter(alone.train_dataloader())).teacher_scores
+    torch.testing.assert_close(scores, bm25_of(data, chosen), rtol=1e-4, atol=1e-5)
+    assert (scores.diagonal() > 0).any()
+    assert not (teacher.parent / "none" / "teachers").exists()
 
 
 def encode(texts: list[str]) -> np.ndarray:
@@ -205,7 +245,10 @@ def test_what_a_run_with_a_teacher_lacks_is_said_before_it_starts(world, teacher
     assert "no package 'no_such_package' is installed" in refused(**learning, data__teacher="package:no_such_package/m")
     assert "is a sparse encoder; a teacher whose vectors" in refused(**learning, data__teacher=str(world.base))
     assert "is not a folder" in refused(**learning, data__teacher=str(tmp_path / "nowhere"))
-    assert "teacher_scale is -1" in refused(**learning, data__teacher=str(teacher), data__teacher_scale=-1.0)
+    learning["data__teacher"] = [str(teacher), "bm25"]
+    assert "teacher_scale is -1" in refused(**learning, data__teacher_scale=-1.0)
+    assert "teacher_scale is -2" in refused(**learning, data__teacher_scale=[1.0, -2.0])
+    assert "teacher_scale has 3 factors for 2 teachers" in refused(**learning, data__teacher_scale=[1.0, 2.0, 3.0])
 
 
 def test_the_kind_of_a_teacher_is_told_by_its_files(world, teacher, tmp_path):

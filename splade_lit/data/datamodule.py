@@ -10,6 +10,7 @@ import xxhash
 from lightning.pytorch import LightningDataModule
 from transformers import PreTrainedTokenizerBase
 
+from splade_lit.core.bm25 import BM25
 from splade_lit.core.errors import UserError
 from splade_lit.core.files import cache_folder
 from splade_lit.core.progress import counted
@@ -70,12 +71,14 @@ class PairsDataModule(LightningDataModule):
             docstrings are, neighbours are hard negatives for each other; 1 draws every row by itself.
         teacher: Hub id, folder or `package:NAME/FOLDER` of a sentence encoder, whose scores of all pairs of a batch are
             there for the ranking losses `kl` and `margin_mse`. It stays as it is: the vectors of all texts are made
-            once, before training, and kept in the cache.
+            once, before training, and kept in the cache. Or `bm25`, over the words of the pairs' documents, or a list
+            of such, whose scores are averaged.
         score_columns: names of columns of a teacher's scores, one for each document of a row in their order, or the
             name of one column of lists of them; empty or NaN where it has not scored. Other pairs of a batch have no
             score then.
         teacher_max_tokens: tokens of a text that the teacher sees; its own limit if not given.
-        teacher_scale: factor of the teacher's scores; if not given, 20 for cosines, 1 for dot products.
+        teacher_scale: factor of the teacher's scores, or one for each teacher; if not given, 20 for cosines, 1 for dot
+            products and BM25.
         cache_dir: folder for tokens, docstrings and vectors of a teacher; null for SPLADE_LIT_CACHE, else
             ~/.cache/splade_lit.
         prompts: texts put before every query and document, under the names `query` and `document`.
@@ -105,9 +108,9 @@ class PairsDataModule(LightningDataModule):
         seed: int = 42,
         block_rows: int = 1,
         score_columns: Sequence[str] = (),
-        teacher: str | None = None,
+        teacher: str | Sequence[str] | None = None,
         teacher_max_tokens: int | None = None,
-        teacher_scale: float | None = None,
+        teacher_scale: float | Sequence[float] | None = None,
         cache_dir: str | None = None,
         prompts: Mapping[str, str] | None = None,
     ) -> None:
@@ -116,16 +119,17 @@ class PairsDataModule(LightningDataModule):
         check_range("data", 1, max_query_tokens=max_query_tokens, max_document_tokens=max_document_tokens)
         check_range("data", 1, block_rows=block_rows, teacher_max_tokens=teacher_max_tokens)
         check_range("data", 1, min_grade=min_grade)
-        check_range("data", 0, teacher_scale=teacher_scale)
         check_range("data", 0, num_eval_pairs=num_eval_pairs)
         check_range("data", 0, LARGEST_SEED, split_seed=split_seed, seed=seed)
         if source != DOCSTRINGS:
             check_pairs(source, config, split)
-        if teacher is not None and score_columns:
+        teachers = (teacher,) if isinstance(teacher, str) else tuple(teacher or ())
+        scales = _scales(teacher_scale, len(teachers))
+        if teachers and score_columns:
             raise UserError("data.teacher and data.score_columns are two teachers; give one of them.")
-        if teacher is not None:
+        for one in set(teachers) - {BM25}:
             check_installed("data.teacher")
-            check_sentence_encoder(model_folder(teacher), teacher)
+            check_sentence_encoder(model_folder(one), one)
         tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
         self.tokenisation = Tokenisation(tokenizer, max_query_tokens, max_document_tokens, prompts or {})
         self.cache_dir = cache_folder(cache_dir)
@@ -136,8 +140,8 @@ class PairsDataModule(LightningDataModule):
         self._load_pairs = partial(load_pairs, source, *columns, config, split, revision, max_pairs, cache_dir)
         self._load_pairs = partial(self._load_pairs, min_grade=min_grade)
         self.held_out_tasks = tuple(held_out_tasks)
-        self.has_teacher = teacher is not None or bool(score_columns)
-        self.teacher, self._teacher_settings = teacher, (teacher_max_tokens, teacher_scale)
+        self.has_teacher = bool(teachers or score_columns)
+        self.teachers, self._teacher_settings = teachers, (teacher_max_tokens, scales)
         self._teacher_scores: TeacherScores | None = None
         self._pairs: Pairs | None = None
         self.single_batches = 0  # of the training batches, those with nothing to compare their pair with
@@ -284,11 +288,11 @@ class PairsDataModule(LightningDataModule):
     def _teach(self, pairs: Pairs) -> TeacherScores | None:
         if pairs.scores is not None:
             return RowTeacher(pairs.scores, self.fingerprints[:, 1:] != NO_TEXT)
-        if self.teacher is None:
+        if not self.teachers:
             return None
         device = self.trainer.strategy.root_device if self.trainer else "cpu"
         place = (self.cache_dir, device)
-        return in_batch_teacher(pairs, self.fingerprints, self.teacher, *self._teacher_settings, *place)
+        return in_batch_teacher(pairs, self.fingerprints, self.teachers, *self._teacher_settings, *place)
 
     def _loader(self, rows: np.ndarray, batch_size: int, shuffle: bool, drop_last: bool = False) -> PairLoader:
         devices = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
@@ -305,3 +309,17 @@ class PairsDataModule(LightningDataModule):
         assert self.trainer is not None
         progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
         return progress.processed
+
+
+def _scales(teacher_scale: float | Sequence[float] | None, num_teachers: int) -> list[float] | None:
+    """One factor for each teacher; None if they are to be the usual ones."""
+    if teacher_scale is None:
+        return None
+    scales = list(teacher_scale) if isinstance(teacher_scale, Sequence) else [teacher_scale] * num_teachers
+    for scale in scales:
+        check_range("data", 0, teacher_scale=scale)
+    if len(scales) != num_teachers:
+        raise UserError(
+            f"data.teacher_scale has {len(scales)} factors for {num_teachers} teachers; give one number, or one each."
+        )
+    return scales

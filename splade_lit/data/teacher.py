@@ -1,5 +1,6 @@
-"""A teacher's scores of the pairs of a batch: products of the vectors of a frozen sentence encoder, made once."""
+"""A teacher's scores of the pairs of a batch: of a frozen sentence encoder, whose vectors are made once, or of BM25."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache as cache_once
 from pathlib import Path
@@ -7,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow.compute as pc
 import torch
+from scipy.sparse import csr_array
 from torch import Tensor
 
+from splade_lit.core.bm25 import BM25, word_counts, word_weights
 from splade_lit.core.tables import BATCH_ROWS
 from splade_lit.data.answers import NO_TEXT
 from splade_lit.data.pairs import Pairs
@@ -41,8 +44,8 @@ class RowTeacher:
 
 
 @dataclass(frozen=True)
-class InBatchTeacher:
-    """Scores of all queries of a batch with all its documents.
+class SentenceTeacher:
+    """Scores of a sentence encoder of all queries of a batch with all its documents.
 
     `query_rows` `[pairs]` and `document_rows` `[pairs, columns]` are the rows of the texts of each pair in the vectors,
     -1 for a document that is not there.
@@ -52,41 +55,98 @@ class InBatchTeacher:
     documents: TextVectors
     query_rows: np.ndarray
     document_rows: np.ndarray
-    scale: float
 
     def __call__(self, rows: np.ndarray) -> Tensor:
         """fp32 `[rows, documents]`: documents column by column, as in `PairBatch`."""
         queries = torch.from_numpy(self.queries.gather(self.query_rows[rows]))
-        document_rows = self.document_rows[rows].T
-        documents = torch.from_numpy(self.documents.gather(document_rows[document_rows >= 0]))
-        return self.scale * (queries @ documents.T)
+        documents = torch.from_numpy(self.documents.gather(_there(self.document_rows[rows])))
+        return queries @ documents.T
+
+
+@dataclass(frozen=True)
+class WordTeacher:
+    """BM25 of all queries of a batch with all its documents: counts of the words of queries, weights of the documents'.
+
+    Rows are those of `SentenceTeacher`.
+    """
+
+    queries: csr_array
+    documents: csr_array
+    query_rows: np.ndarray
+    document_rows: np.ndarray
+
+    def __call__(self, rows: np.ndarray) -> Tensor:
+        """fp32 `[rows, documents]`: documents column by column, as in `PairBatch`."""
+        scores = self.queries[self.query_rows[rows]] @ self.documents[_there(self.document_rows[rows])].T
+        return torch.from_numpy(scores.toarray())
+
+
+@dataclass(frozen=True)
+class MeanTeacher:
+    """The mean of several teachers' scores, each times its scale."""
+
+    teachers: Sequence[SentenceTeacher | WordTeacher]
+    scales: Sequence[float]
+
+    def __call__(self, rows: np.ndarray) -> Tensor:
+        """fp32 `[rows, documents]`: documents column by column, as in `PairBatch`."""
+        scaled = [scale * teacher(rows) for teacher, scale in zip(self.teachers, self.scales, strict=True)]
+        return torch.stack(scaled).mean(0)
 
 
 def in_batch_teacher(
     pairs: Pairs,
     fingerprints: np.ndarray,
-    source: str,
+    sources: Sequence[str],
     max_tokens: int | None,
-    scale: float | None,
+    scales: Sequence[float] | None,
     cache_dir: Path,
     device: str | torch.device,
-) -> InBatchTeacher:
-    """The teacher of these pairs; what is not in the cache is encoded, each distinct text once.
+) -> MeanTeacher:
+    """The teacher of these pairs; vectors that are not in the cache are made, one of each distinct text.
 
     Arguments are the settings `teacher...` of `PairsDataModule`, and the pairs' fingerprints. A UserError is that of
     `model_folder` or `SentenceEncoder`.
     """
-    folder = model_folder(source)
-    if scale is None:
-        scale = COSINE_SCALE if compares_by_cosine(folder) else 1.0
+    queries = DistinctTexts(pairs, fingerprints, slice(0, 1))
+    documents = DistinctTexts(pairs, fingerprints, slice(1, None))
+    teachers = [
+        _word_teacher(pairs.source, queries, documents, fingerprints)
+        if source == BM25
+        else _sentence_teacher(model_folder(source), queries, documents, fingerprints, max_tokens, cache_dir, device)
+        for source in sources
+    ]
+    return MeanTeacher(teachers, scales or [_usual_scale(source) for source in sources])
+
+
+def _usual_scale(source: str) -> float:
+    return COSINE_SCALE if source != BM25 and compares_by_cosine(model_folder(source)) else 1.0
+
+
+def _word_teacher(
+    source: str, queries: "DistinctTexts", documents: "DistinctTexts", fingerprints: np.ndarray
+) -> WordTeacher:
+    weights, numbers = word_weights(source, documents.all())
+    rows = queries.numbers(fingerprints[:, 0]), documents.numbers(fingerprints[:, 1:])
+    return WordTeacher(word_counts(queries.all(), numbers), weights, *rows)
+
+
+def _sentence_teacher(
+    folder: Path,
+    queries: "DistinctTexts",
+    documents: "DistinctTexts",
+    fingerprints: np.ndarray,
+    max_tokens: int | None,
+    cache_dir: Path,
+    device: str | torch.device,
+) -> SentenceTeacher:
     cache = cache_dir / "teachers" / f"{folder_fingerprint(folder)}-{max_tokens or 'all'}"
 
     @cache_once
     def encoder() -> SentenceEncoder:  # loaded only if a vector is missing
         return SentenceEncoder(folder, max_tokens, device)
 
-    def vectors(side: Side, columns: slice) -> TextVectors:
-        texts = DistinctTexts(pairs, fingerprints, columns)
+    def vectors(side: Side, texts: DistinctTexts) -> TextVectors:
         return add_vectors(
             open_vectors(cache / side),
             texts.hashes,
@@ -97,9 +157,9 @@ def in_batch_teacher(
             f"teacher: encoding {side} texts",
         )
 
-    queries, documents = vectors("query", slice(0, 1)), vectors("document", slice(1, None))
-    rows = queries.rows(fingerprints[:, 0]), documents.rows(fingerprints[:, 1:])
-    return InBatchTeacher(queries, documents, *rows, scale)
+    of_queries, of_documents = vectors("query", queries), vectors("document", documents)
+    rows = of_queries.rows(fingerprints[:, 0]), of_documents.rows(fingerprints[:, 1:])
+    return SentenceTeacher(of_queries, of_documents, *rows)
 
 
 class DistinctTexts:
@@ -119,6 +179,10 @@ class DistinctTexts:
         """int64: characters of each text."""
         return np.stack([_lengths(self._pairs, name) for name in self._names], axis=1)[self._rows, self._columns]
 
+    def all(self) -> list[str]:
+        """All texts, in the order of `hashes`."""
+        return self.at(np.arange(len(self.hashes)))
+
     def at(self, positions: np.ndarray) -> list[str]:
         """The texts of some positions in `hashes`."""
         texts = np.empty(len(positions), object)
@@ -132,3 +196,9 @@ def _lengths(pairs: Pairs, column: str) -> np.ndarray:
     """Characters of each text of a column."""
     tables = pairs.dataset.select_columns(column).with_format("arrow").iter(BATCH_ROWS)
     return np.concatenate([pc.fill_null(pc.utf8_length(table.column(0)), 0).to_numpy() for table in tables])
+
+
+def _there(document_rows: np.ndarray) -> np.ndarray:
+    """`[documents]`: the rows of the documents that are there, column by column, of those `[pairs, columns]`."""
+    by_column = document_rows.T
+    return by_column[by_column >= 0]

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from scipy.sparse import csr_array, vstack
 
+from splade_lit.core.bm25 import BM25, word_counts, word_weights
 from splade_lit.core.errors import UserError
 from splade_lit.core.files import Folder, cache_folder
 from splade_lit.core.progress import WorkProgress
@@ -14,13 +15,11 @@ from splade_lit.data.pairs import hashes
 from splade_lit.encoder.layout import find_inference_free, folder_fingerprint, model_folder, read_json
 from splade_lit.encoder.model import AsymmetricSparseEncoder
 from splade_lit.encoder.vectors import as_csr
-from splade_lit.evaluation.bm25 import word_counts, word_weights
 from splade_lit.mining.miners import CrossEncoderScorer, DenseMiner, Miner, Scorer, SparseMiner
 from splade_lit.teachers.kinds import check_installed, load_teacher, teacher_kind
 from splade_lit.teachers.sentence_encoder import SentenceEncoder
 from splade_lit.teachers.vectors import add_vectors, open_vectors
 
-BM25 = "bm25"
 _CHUNK = 256  # documents between two steps of the progress
 
 
