@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import xxhash
@@ -11,19 +11,21 @@ from lightning.pytorch import LightningDataModule
 from transformers import PreTrainedTokenizerBase
 
 from splade_lit.core.bm25 import BM25
+from splade_lit.core.distributed import from_first
 from splade_lit.core.errors import UserError
 from splade_lit.core.files import cache_folder
 from splade_lit.core.progress import counted
-from splade_lit.core.ranges import LARGEST_SEED, check_range
+from splade_lit.core.ranges import LARGEST_SEED, check_choice, check_range
 from splade_lit.core.tokenisation import Tokenisation
 from splade_lit.core.tokens import Tokens
 from splade_lit.data.answers import NO_TEXT, KnownAnswers
 from splade_lit.data.collection_pairs import check_pairs
 from splade_lit.data.loader import PairLoader, TeacherScores
+from splade_lit.data.neighbours import neighbour_order
 from splade_lit.data.pairs import DOCSTRINGS, NATURAL_QUESTIONS, Pairs, load_pairs, split_rows
 from splade_lit.data.sampler import NoDuplicatesBatchSampler
 from splade_lit.data.tasks import task_queries
-from splade_lit.data.teacher import RowTeacher, in_batch_teacher
+from splade_lit.data.teacher import MeanTeacher, RowTeacher, in_batch_teacher
 from splade_lit.data.text_keys import without_queries
 from splade_lit.data.token_store import TokenStore, cached_token_store, tokenizer_fingerprint
 from splade_lit.encoder.layout import model_folder
@@ -32,6 +34,11 @@ from splade_lit.teachers.kinds import check_installed
 from splade_lit.teachers.sentence_encoder import check_sentence_encoder
 
 logger = logging.getLogger(__name__)
+
+BlockBy = Literal["source", "teacher"]
+
+# Blocks that are alike too: as they are cut elsewhere in each epoch, most rows then find neighbours on both sides.
+_GROUP_BLOCKS = 4
 
 ENCODER_SETTINGS = ("tokenizer", "max_query_tokens", "max_document_tokens", "prompts")
 """What `PairsDataModule` takes over from the encoder that is trained."""
@@ -67,8 +74,10 @@ class PairsDataModule(LightningDataModule):
         max_document_tokens: tokens of a document that are kept, special tokens among them.
         drop_last: leave out training batches that are not full.
         seed: seed of the order of batches.
-        block_rows: rows next to each other in the source that come in one batch. In a source ordered by topic, as
-            docstrings are, neighbours are hard negatives for each other; 1 draws every row by itself.
+        block_rows: rows next to each other that come in one batch. Where rows are ordered by topic, as docstrings are,
+            neighbours are hard negatives for each other; 1 draws every row by itself.
+        block_by: what makes rows neighbours: `source`, their order there, or `teacher`, the likeness of their pairs
+            by the sentence encoder that is given as teacher.
         teacher: Hub id, folder or `package:NAME/FOLDER` of a sentence encoder, whose scores of all pairs of a batch are
             there for the ranking losses `kl` and `margin_mse`. It stays as it is: the vectors of all texts are made
             once, before training, and kept in the cache. Or `bm25`, over the words of the pairs' documents, or a list
@@ -107,6 +116,7 @@ class PairsDataModule(LightningDataModule):
         drop_last: bool = False,
         seed: int = 42,
         block_rows: int = 1,
+        block_by: BlockBy = "source",
         score_columns: Sequence[str] = (),
         teacher: str | Sequence[str] | None = None,
         teacher_max_tokens: int | None = None,
@@ -121,12 +131,15 @@ class PairsDataModule(LightningDataModule):
         check_range("data", 1, min_grade=min_grade)
         check_range("data", 0, num_eval_pairs=num_eval_pairs)
         check_range("data", 0, LARGEST_SEED, split_seed=split_seed, seed=seed)
+        check_choice("data.block_by", block_by, get_args(BlockBy))
         if source != DOCSTRINGS:
             check_pairs(source, config, split)
         teachers = (teacher,) if isinstance(teacher, str) else tuple(teacher or ())
         scales = _scales(teacher_scale, len(teachers))
         if teachers and score_columns:
             raise UserError("data.teacher and data.score_columns are two teachers; give one of them.")
+        if block_by == "teacher" and not set(teachers) - {BM25}:
+            raise UserError("data.block_by is teacher; give a sentence encoder as data.teacher, or set it to source.")
         for one in set(teachers) - {BM25}:
             check_installed("data.teacher")
             check_sentence_encoder(model_folder(one), one)
@@ -135,7 +148,8 @@ class PairsDataModule(LightningDataModule):
         self.cache_dir = cache_folder(cache_dir)
         self.num_eval_pairs, self.split_seed = num_eval_pairs, split_seed
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.drop_last, self.seed, self.block_rows = drop_last, seed, block_rows
+        self.drop_last, self.seed = drop_last, seed
+        self.block_rows, self.block_by = block_rows, block_by
         columns = (query_column, document_column, negative_columns, positive_columns, score_columns)
         self._load_pairs = partial(load_pairs, source, *columns, config, split, revision, max_pairs, cache_dir)
         self._load_pairs = partial(self._load_pairs, min_grade=min_grade)
@@ -169,7 +183,7 @@ class PairsDataModule(LightningDataModule):
 
     def train_dataloader(self) -> PairLoader:
         """The training batches, in another order each epoch; a UserError if there is not one."""
-        loader = self._loader(np.sort(self.train_rows), self.batch_size, shuffle=True, drop_last=self.drop_last)
+        loader = self._loader(self._ordered_rows(), self.batch_size, shuffle=True, drop_last=self.drop_last)
         if len(loader) == 0:
             ways = "lower batch_size or the number of devices, or set drop_last to false"
             raise UserError(f"data: {len(self.train_rows)} pairs give no batch; {ways}.")
@@ -293,6 +307,16 @@ class PairsDataModule(LightningDataModule):
         device = self.trainer.strategy.root_device if self.trainer else "cpu"
         place = (self.cache_dir, device)
         return in_batch_teacher(pairs, self.fingerprints, self.teachers, *self._teacher_settings, *place)
+
+    def _ordered_rows(self) -> np.ndarray:
+        """The rows trained on, neighbours next to each other."""
+        rows = np.sort(self.train_rows)
+        if self.block_rows == 1 or self.block_by == "source":
+            return rows
+        assert isinstance(self._teacher_scores, MeanTeacher)
+        vectors = self._teacher_scores.row_vectors
+        # One order for all: the nearest by a hair on one machine may not be so on another.
+        return from_first(lambda: rows[neighbour_order(vectors(rows), _GROUP_BLOCKS * self.block_rows, self.seed)])
 
     def _loader(self, rows: np.ndarray, batch_size: int, shuffle: bool, drop_last: bool = False) -> PairLoader:
         devices = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)

@@ -88,6 +88,13 @@ class MeanTeacher:
     teachers: Sequence[SentenceTeacher | WordTeacher]
     scales: Sequence[float]
 
+    def row_vectors(self, rows: np.ndarray) -> np.ndarray:
+        """fp32 `[rows, dims]`, of unit length: what the pairs are about, by the first sentence encoder of them."""
+        sentence = next(teacher for teacher in self.teachers if isinstance(teacher, SentenceTeacher))
+        vectors = sentence.queries.gather(sentence.query_rows[rows])
+        vectors += sentence.documents.gather(sentence.document_rows[rows, 0])
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(min=1e-9)
+
     def __call__(self, rows: np.ndarray) -> Tensor:
         """fp32 `[rows, documents]`: documents column by column, as in `PairBatch`."""
         scaled = [scale * teacher(rows) for teacher, scale in zip(self.teachers, self.scales, strict=True)]
