@@ -111,7 +111,7 @@ def start_config(config: Mapping[str, Any], output: Path) -> dict:
     """Settings that make the start model: the experiment's, without a step of training and without a teacher."""
     changed = json.loads(json.dumps(config))
     changed["trainer"] = {"accelerator": "cpu", "max_steps": 0, "default_root_dir": str(output / "start")}
-    for name in [name for name in changed.get("data", {}) if name.startswith(("teacher", "score"))]:
+    for name in [name for name in changed.get("data", {}) if name.startswith(("teacher", "score", "block"))]:
         del changed["data"][name]
     for name in ("ranking", "target_active_dims", "target_flops"):
         changed.get("model", {}).pop(name, None)

@@ -17,7 +17,7 @@ _WARM_STEPS = 2  # the first steps of a process are slower
 # Settings of the data that the peer's trainer has a use for.
 _PEER_DATA = (
     *("source", "config", "split", "revision", "query_column", "document_column", "negative_columns", "max_pairs"),
-    *("held_out_tasks", "num_eval_pairs", "split_seed", "cache_dir"),
+    *("held_out_tasks", "num_eval_pairs", "split_seed", "cache_dir", "min_grade"),
 )
 
 

@@ -8,7 +8,8 @@ Checks the data and says what is in them, keeps queries out of training and make
 corpus, chooses settings from lengths, size and machine, and tells how long the run will take, by training a few steps.
 
 Writes experiments/my_experiment.yaml and beside it the folder my_experiment-heldout, the task in BEIR's layout. Without
-pairs, some are made of titles, headings and sentences of the documents, and written to my_experiment-pairs.jsonl.
+pairs, or with fewer than 2,000, some are made of titles, headings and sentences of the documents, for teachers to score,
+and written to my_experiment-pairs.jsonl with those that are given.
 """
 
 from collections.abc import Sequence
@@ -46,7 +47,7 @@ def _parser() -> CommandParser:
     )
     parser.add_argument("--text-column", help="its column of texts (default: text, contents and the like)")
     parser.add_argument(
-        "--title-column", help="its column of titles, without --pairs (default: title, if there is one)"
+        "--title-column", help="its column of titles, for pairs that are made (default: title, if there is one)"
     )
     parser.add_argument("--queries", help="test queries with ids; without them, queries of pairs are held out")
     parser.add_argument(

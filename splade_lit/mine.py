@@ -161,7 +161,7 @@ def _parser() -> CommandParser:
     add(
         "--teacher",
         help="model whose scores count for margins, order and --scores in place of the miner's: sentence encoder, "
-        "cross-encoder or sparse model",
+        "cross-encoder, sparse model, or bm25",
     )
     add("--max-tokens", type=positive_int, help="tokens of a text that sentence encoders read (default: all they can)")
     add("--scores", action="store_true", help="write a column `scores` too: answers first, then negatives")

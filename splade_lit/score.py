@@ -130,7 +130,8 @@ def _parser() -> CommandParser:
         "--teachers",
         nargs="+",
         required=True,
-        help="models as folders, Hub ids or package:NAME/FOLDER: cross-encoders, sentence encoders, sparse encoders",
+        help="models as folders, Hub ids or package:NAME/FOLDER: cross-encoders, sentence encoders, sparse encoders; "
+        "or bm25",
     )
     add("--max-tokens", type=positive_int, help="tokens of a text that sentence encoders read (default: all they can)")
     add("--min-max", action="store_true", help="bring the scores of one teacher to [0, 1] too, as those of several are")

@@ -271,7 +271,7 @@ def test_real_test_queries_take_the_place_of_made_ones(world, here):
         ([], "Give pairs with --pairs, or a corpus with --corpus"),
         (["--corpus", "docs.jsonl", "--query-column", "q"], "are about pairs; give them with --pairs."),
         (["--corpus", "docs.jsonl", "--title-column", "no_such"], "no column no_such"),
-        (["--pairs", "docs.jsonl", "--title-column", "title"], "--title-column is about pairs that are made"),
+        (["--pairs", "docs.jsonl", "--title-column", "title"], "--title-column is about a corpus"),
     ],
 )
 def test_what_does_not_belong_together_is_told(world, here, arguments, message):

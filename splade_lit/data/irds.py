@@ -76,7 +76,9 @@ def _dataset(source: str) -> tuple[Any, str]:
     try:
         import ir_datasets
     except ImportError as error:
-        raise UserError(f"{source} needs ir_datasets; run `pip install ir-datasets`.") from error
+        raise UserError(
+            f"{source} needs ir_datasets; run `pip install -c constraints.txt -e '.[ir_datasets]'`."
+        ) from error
     try:
         return ir_datasets.load(id), id
     except KeyError as error:

@@ -15,6 +15,13 @@ from splade_lit.losses.weights import Weight
 
 PenaltyName = Literal["flops", "l1", "df_flops", "anti_zero"]
 
+_ZAMANI_2018 = """\
+@inproceedings{zamani2018neural,
+    title = {From Neural Re-Ranking to Neural Ranking: Learning a Sparse Representation for Inverted Indexing},
+    author = {Zamani, Hamed and Dehghani, Mostafa and Croft, W. Bruce and Learned-Miller, Erik and Kamps, Jaap},
+    booktitle = {Proceedings of the 27th ACM International Conference on Information and Knowledge Management},
+    year = {2018},
+}"""
 _PARIA_2020 = """\
 @misc{paria2020minimizing,
     title = {Minimizing FLOPs to Learn Efficient Sparse Representations},
@@ -206,13 +213,14 @@ class Flops(Penalty):
 
 
 class L1(Penalty):
-    """Sum of absolute activations, mean over the batch; see `l1_penalty`. It does not depend on the batch size.
+    """Sum of absolute activations, mean over the batch (Zamani et al. 2018); it does not depend on the batch size.
 
     Args:
         weight: a weight of its own, in place of `lambda_d`.
     """
 
     name = "penalty"
+    citations = (Citation("L1 Penalty", _ZAMANI_2018),)
 
     def forward(self, vectors: Float[Tensor, "batch vocab"], step: Step) -> Float[Tensor, ""]:
         """The penalty on a batch of vectors, without its weight."""

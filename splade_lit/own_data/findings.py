@@ -53,6 +53,14 @@ def added_lines(facts: MadePairsFacts) -> list[str]:
     ]
 
 
+def no_teacher_lines() -> list[str]:
+    """That there is no teacher, and what follows."""
+    return [
+        "teacher    none: that takes English texts and sentence-transformers (the extra `teacher`); few pairs, or pairs",
+        "           that are made, seldom lead above BM25 without one",
+    ]
+
+
 def made_test_lines(facts: MadePairsFacts) -> list[str]:
     """What figures on test queries that were made can tell, and what they cannot; nothing if there are none."""
     if not facts.tests:

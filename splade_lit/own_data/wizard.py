@@ -40,6 +40,7 @@ from splade_lit.own_data.findings import (
     made_lines,
     made_test_lines,
     made_warnings,
+    no_teacher_lines,
     pairs_lines,
     settings_line,
     warnings,
@@ -104,6 +105,8 @@ def write_experiment(options: Namespace) -> None:
         _say(*added_lines(added.facts))
     else:
         added = None
+    if not teachers and (made or small):
+        _say(*no_teacher_lines())
     to_write = made or added
     trained = to_write.own if to_write else own
     written = partial(
@@ -145,8 +148,8 @@ def _check_belongings(options: Namespace) -> None:
         raise UserError(
             "--query-column, --document-column and --negative-columns are about pairs; give them with --pairs."
         )
-    if options.pairs is not None and options.title_column:
-        raise UserError("--title-column is about pairs that are made of a corpus; leave it or --pairs out.")
+    if options.corpus is None and options.title_column:
+        raise UserError("--title-column is about a corpus, of which pairs are made; give it with --corpus.")
 
 
 def _make_pairs(options: Namespace, path: Path, name: str, max_documents: int) -> MadePairs:
@@ -158,7 +161,11 @@ def _make_pairs(options: Namespace, path: Path, name: str, max_documents: int) -
 
 def _added_pairs(options: Namespace, own: OwnPairs, path: Path) -> MadePairs | None:
     """Few pairs with others made of the documents that are searched."""
-    corpus = read_titled(options.corpus, options.text_column, None) if options.corpus else titled_pairs(own.pairs)
+    corpus = (
+        read_titled(options.corpus, options.text_column, options.title_column)
+        if options.corpus
+        else titled_pairs(own.pairs)
+    )
     return with_made_pairs(own, corpus, path, SMALL_RUN_PAIRS)
 
 

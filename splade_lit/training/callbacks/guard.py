@@ -134,6 +134,8 @@ class CollapseGuard(L.Callback):
                 ways = "" if problem in self._told else f"; {_WAYS[problem]}"
                 logger.warning("%s%s%s.", self._tell(trainer, pl_module, problem, condition), done, ways)
             self._told = sorted({*self._told, problem})
+        else:
+            self._told = []  # it has recovered, and is told again where it collapses again
         self._latest = condition.active_dims
         divergence: Any = pl_module.divergence
         figures = {"lost_updates": divergence.lost_updates, "lambda_factor": float(objective.penalty_scale)}
