@@ -8,8 +8,8 @@ Checks the data and says what is in them, keeps queries out of training and make
 corpus, chooses settings from lengths, size and machine, and tells how long the run will take, by training a few steps.
 
 Writes experiments/my_experiment.yaml and beside it the folder my_experiment-heldout, the task in BEIR's layout. Without
-pairs, or with fewer than 2,000, some are made of titles, headings and sentences of the documents, for teachers to score,
-and written to my_experiment-pairs.jsonl with those that are given.
+pairs, or with fewer than 2,000, some are made of titles, headings and sentences of the documents, for teachers to
+score, and written to my_experiment-pairs.jsonl with those that are given.
 """
 
 from collections.abc import Sequence

@@ -332,7 +332,7 @@ def test_ids_that_cannot_be_had_are_told(registered: str, monkeypatch: pytest.Mo
     with pytest.raises(UserError, match="no pairs of the kind triples"):
         PairsDataModule("not loaded", source=f"irds:{registered}", config="triples")
     monkeypatch.setitem(sys.modules, "ir_datasets", None)
-    with pytest.raises(UserError, match="needs ir_datasets; run `pip install -c constraints.txt -e "):
+    with pytest.raises(UserError, match=r"needs ir_datasets; run `pip install -c constraints\.txt -e "):
         load_task(f"irds:{registered}")
 
 
