@@ -9,6 +9,7 @@ import numpy as np
 from rich.table import Table
 from scipy.sparse import csr_array, load_npz, save_npz
 
+from splade_lit.core.files import whole_file
 from splade_lit.data.tasks import RetrievalTask
 from splade_lit.evaluation.paired_tests import Difference, differences, p_value
 from splade_lit.evaluation.per_query import QueryFigures, query_figures
@@ -92,8 +93,10 @@ class Measures:
         encoder = AsymmetricSparseEncoder.load(run / "model")
         tokenised = TokenisedTask.of(task, encoder)
         places[0].parent.mkdir(exist_ok=True)
-        save_npz(places[0], encoder.encode_query_tokens(tokenised.queries))
-        save_npz(places[1], encoder.encode_document_tokens(tokenised.documents))
+        vectors = encoder.encode_query_tokens(tokenised.queries), encoder.encode_document_tokens(tokenised.documents)
+        for place, matrix in zip(places, vectors, strict=True):
+            with whole_file(place) as temporary:
+                save_npz(temporary, matrix)
 
 
 @dataclass(frozen=True)

@@ -42,16 +42,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.seed,
     )
     from splade_lit.command_line.devices import pick_device
+    from splade_lit.core.files import check_not_read
+    from splade_lit.data.collection_pairs import open_pairs
     from splade_lit.data.corpus import open_corpus
     from splade_lit.data.pairs import load_pairs
     from splade_lit.mining.candidates import find_candidates
     from splade_lit.mining.mine import BLOCK, Counts, mine
     from splade_lit.mining.models import check_source, open_miner, open_scorer
-    from splade_lit.mining.write import mined_file, report, write_mined, write_notes
+    from splade_lit.mining.write import check_notes, mined_file, report, write_mined, write_notes
 
     path = mined_file(options.output)
-    if path.resolve() in (Path(source).resolve() for source in (options.pairs, options.corpus) if source):
-        raise UserError(f"{path} is what is read; give another --output.")
+    opened = open_pairs(options.pairs, options.pairs_config, options.pairs_split)
+    check_not_read(path, [*opened.files, *([Path(options.corpus)] if options.corpus else [])])
+    notes = None if path == options.output else options.output / "README.md"
+    check_notes(notes)
     check_writable(path)
     device = pick_device(options.device)
     check_source(options.miner, "--miner", searches=True)
@@ -76,7 +80,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"documents   {len(candidates.texts):,} different ones", flush=True)
     print(f"queries     {candidates.num_queries:,} different ones, {several:,} with several answers", flush=True)
     miner = open_miner(options.miner, candidates.texts, device, options.max_tokens)
-    teacher = open_scorer(options.teacher, candidates.texts, device, options.max_tokens) if options.teacher else None
+    teacher = None
+    if options.teacher:
+        teacher = open_scorer(options.teacher, candidates.texts, device, options.max_tokens, logits=options.scores)
     counts = Counts()
     mined = mine(candidates, pairs.batches("query", BLOCK), miner, rules, teacher, counts)
     settings = _settings(options)
@@ -84,8 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         path, pairs, candidates, mined, rules.num_negatives, counts, settings, options.scores, options.drop_incomplete
     )
     lines = report(facts)
-    if path != options.output:
-        write_notes(options.output / "README.md", settings, lines)
+    if notes is not None:
+        write_notes(notes, settings, lines)
     print("\n".join(lines))
     if facts.num_whole < facts.num_pairs:
         what = "are left out" if options.drop_incomplete else "are kept with those that they have"
@@ -164,7 +170,11 @@ def _parser() -> CommandParser:
         "cross-encoder, sparse model, or bm25",
     )
     add("--max-tokens", type=positive_int, help="tokens of a text that sentence encoders read (default: all they can)")
-    add("--scores", action="store_true", help="write a column `scores` too: answers first, then negatives")
+    add(
+        "--scores",
+        action="store_true",
+        help="write a column `scores` too: answers first, then negatives; of a cross-encoder, logits",
+    )
     add("--drop-incomplete", action="store_true", help="leave out pairs with fewer negatives, which are kept otherwise")
     parser.add_shared("--device")
     return parser

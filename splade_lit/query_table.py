@@ -41,10 +41,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     check_writable(folder=settings.output)
     from rich.console import Console
 
-    from splade_lit.analysis.reestimate import copy_with_table, corpus_frequencies, effects, move_table, replace_table
+    from splade_lit.analysis.reestimate import (
+        check_free,
+        check_replaceable,
+        copy_with_table,
+        corpus_frequencies,
+        effects,
+        move_table,
+        replace_table,
+    )
     from splade_lit.data.corpus import open_corpus
     from splade_lit.encoder.query_side import load_query_side
 
+    if settings.output:
+        check_free(settings.output)
+    if settings.write:
+        check_replaceable(settings.model)
     tasks = []
     if settings.tasks:
         from splade_lit.data.tasks import load_tasks
@@ -75,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         moved = {f"mix {table.mix:g}": table.after for table in tables}
         console.print(_effects(effects(encoder, tasks, moved)))
     if settings.output:
-        copy_with_table(settings.model, settings.output, tables[0].after, side)
+        copy_with_table(settings.model, settings.output, tables[0].after, side, settings.revision)
         console.print(f"written    {settings.output}", soft_wrap=True)
     elif settings.write:
         console.print(f"written    {replace_table(settings.model, tables[0].after, side)}", soft_wrap=True)

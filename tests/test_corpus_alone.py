@@ -14,6 +14,7 @@ from splade_lit.core.sentences import split_sentences, words_of
 from splade_lit.core.sources import first_available
 from splade_lit.data.pairs import load_pairs
 from splade_lit.data.tasks import load_task
+from splade_lit.own_data import settings as own_settings
 from splade_lit.own_data.columns import read_pairs
 from splade_lit.own_data.corpus_alone import (
     GIVEN,
@@ -228,6 +229,8 @@ def test_few_pairs_go_with_others_made_of_the_corpus(world, here):
     settings = yaml.safe_load(Path("experiments/few.yaml").read_text())
     assert settings["data"]["source"] == "experiments/few-pairs.jsonl"
     assert settings["data"]["teacher"][-1] == "bm25"
+    assert settings["model"]["target_active_dims"] == 46  # in place of 150: a quarter of the small vocabulary
+    assert settings["trainer"]["max_steps"] <= 100
     (task,) = load_task("experiments/few-heldout")
     assert set(task.queries.values()) <= {row["query"] for row in given}  # real ones
     quick = ["--trainer.max_steps", 2, "--trainer.val_check_interval", 2, "--trainer.enable_progress_bar", "false"]
@@ -235,6 +238,31 @@ def test_few_pairs_go_with_others_made_of_the_corpus(world, here):
     assert run.code == 0, run.err
     sizes = read_json(here / "runs/few/model/card.json")["training"]
     assert sizes["train"]["num_pairs"] + sizes["eval"]["num_pairs"] == len(lines) - len(task.queries)
+
+
+def test_pairs_that_are_read_are_not_written_over(world, here):
+    (here / "experiments").mkdir()
+    write_few_pairs(here / "experiments" / "few-pairs.jsonl")
+    before = (here / "experiments" / "few-pairs.jsonl").read_text()
+    few = ["--pairs", "experiments/few-pairs.jsonl", "--corpus", "docs.jsonl", "--base-model", world.base]
+    outcome = call(init.main, "few", *few, "--no-timing", "--overwrite")
+    assert outcome.code == 2
+    assert "is what is read" in outcome.errors[0]
+    assert (here / "experiments" / "few-pairs.jsonl").read_text() == before
+
+
+def test_without_a_teacher_few_pairs_stay_alone(world, here, monkeypatch):
+    write_few_pairs(here / "few.jsonl")
+    monkeypatch.setattr(own_settings, "find_spec", lambda name: None)
+    few = ["--pairs", "few.jsonl", "--corpus", "docs.jsonl", "--base-model", world.base, "--no-timing"]
+    outcome = call(init.main, "few", *few)
+    assert outcome.code == 0, outcome.err
+    assert "teacher    none: it takes English texts and sentence-transformers" in outcome.out
+    settings = yaml.safe_load(Path("experiments/few.yaml").read_text())
+    assert settings["data"]["source"] == "few.jsonl"
+    assert "teacher" not in settings["data"]
+    assert "ranking" not in settings["model"]
+    assert not Path("experiments/few-pairs.jsonl").exists()
 
 
 def test_a_third_of_the_pairs_is_given_where_documents_suffice(tmp_path, monkeypatch):

@@ -284,6 +284,21 @@ def test_what_is_read_is_not_written_over(source, tmp_path):
     assert path.read_bytes() == before
 
 
+def test_a_folder_that_is_read_or_of_something_else_is_not_written_into(source, tmp_path):
+    mined = tmp_path / "mined"
+    assert call(mine.main, "--pairs", source, "--ranks", "0:20", "--output", mined).code == 0
+    before = (mined / "train.parquet").read_bytes()
+    again = call(mine.main, "--pairs", mined, "--ranks", "0:20", "--output", mined)
+    assert (again.code, (mined / "train.parquet").read_bytes()) == (2, before)
+    assert "is what is read" in again.errors[0]
+    assert call(mine.main, "--pairs", source, "--ranks", "0:20", "--output", mined).code == 0  # its own is replaced
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "README.md").write_text("mine")
+    outcome = call(mine.main, "--pairs", source, "--ranks", "0:20", "--output", tmp_path / "project")
+    assert "is not one of mined pairs, and would be replaced" in outcome.errors[0]
+    assert (tmp_path / "project" / "README.md").read_text() == "mine"
+
+
 def test_an_interruption_leaves_no_half_of_a_file(source, tmp_path, monkeypatch):
     def stop(*args: Any) -> None:
         raise KeyboardInterrupt

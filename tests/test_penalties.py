@@ -177,6 +177,20 @@ def test_the_mask_is_of_penalties_that_share_lambda():
     assert float(values["document_anti_zero"]) == pytest.approx(1 / 2.34 + 1 / 9.09)
 
 
+def test_a_guard_lowers_what_makes_sparse_and_nothing_else():
+    step = a_step()
+    by_hand = 0.25 * float(Flops()(step.documents, step))  # half of it, of a half
+    for penalties in (
+        [Flops()],
+        [Flops(), AntiZero(weight=None)],
+        [L0Mask(AntiZero(weight=None), 2), Flops()],
+    ):
+        objective = Objective(penalty=penalties, lambda_d=Ramp(0.5, "constant"))
+        whole = float(objective(step).loss)
+        objective.lower_penalties(0.5)
+        assert whole - float(objective(step).loss) == pytest.approx(by_hand, rel=1e-5)
+
+
 def test_names_make_penalties_with_their_settings():
     assert Objective(flops_idf_power=-0.5).parts["document_penalty"].settings == {"idf_power": -0.5, "weight": None}
     assert isinstance(Objective(penalty="df_flops").parts["document_df_flops"], DfFlops)
@@ -206,6 +220,10 @@ def test_names_make_penalties_with_their_settings():
         (lambda: DfFlops(memory=0), "DfFlops.memory is 0"),
         (lambda: AntiZero(smallest=0.0), "AntiZero.smallest is 0.0"),
         (lambda: L0Mask(Flops(), 2, weight=math.inf), "L0Mask.weight is inf"),
+        (lambda: L0Mask(Flops(weight=0.1), 2), "L0Mask.penalty has a weight of its own"),
+        (lambda: Objective(penalty=[Flops(weight=0.1)], lambda_d=0.1), "model.lambda_d has no effect"),
+        (lambda: Objective(penalty=[Flops(weight=0.1)], lambda_q=0.1), "model.lambda_q has no effect"),
+        (lambda: Objective(penalty=["anti_zero"], l0_threshold=3), "model.l0_threshold has no effect"),
     ],
 )
 def test_settings_of_penalties_out_of_range(make, sentence):

@@ -184,21 +184,33 @@ def replace_table(source: str, weights: np.ndarray, side: QuerySide) -> Path:
     Raises:
         UserError: it is no folder, or the file cannot be written.
     """
-    if not Path(source).is_dir():
-        raise UserError(f"{source} is no folder of yours to change; give --output NEW_FOLDER.")
+    check_replaceable(source)
     return write_table(find_saved(source), weights, side.tokens(range(len(weights))))
 
 
-def copy_with_table(source: str, output: Path, weights: np.ndarray, side: QuerySide) -> None:
+def check_free(output: Path) -> None:
+    """Raise a UserError if a folder to write holds something."""
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(f"{output} is in use; give a new or an empty folder.")
+
+
+def check_replaceable(source: str) -> None:
+    """Raise a UserError if a model's table cannot be replaced where it is."""
+    if not Path(source).is_dir():
+        raise UserError(f"{source} is no folder of yours to change; give --output NEW_FOLDER.")
+
+
+def copy_with_table(
+    source: str, output: Path, weights: np.ndarray, side: QuerySide, revision: str | None = None
+) -> None:
     """Write a copy of a model that has these weights and is the same otherwise, whole or not at all.
 
     Raises:
         UserError: the folder is in use, or cannot be written.
     """
-    layout = find_saved(source)
+    layout = find_saved(source, revision=revision)
     folder = _folder_of(layout)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"{output} is in use; give a new or an empty folder.")
+    check_free(output)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as scratch:

@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,6 +23,12 @@ def whole_file(path: Path) -> Iterator[Path]:
         temporary = Path(folder, path.name)
         yield temporary
         temporary.replace(path)
+
+
+def check_not_read(output: Path, files: Iterable[Path]) -> None:
+    """Raise a UserError if what is to be written is one of the files that are read."""
+    if output.resolve() in {file.resolve() for file in files}:
+        raise UserError(f"{output} is what is read; give another name for what is written.")
 
 
 def replace_text(path: Path, text: str) -> None:

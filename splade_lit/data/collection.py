@@ -98,7 +98,7 @@ def splits_of(folder: Path) -> list[str]:
         name = path.name.removesuffix(".gz")
         if name.endswith((".tsv", ".txt")):
             found[name[:-4].removeprefix("qrels.")] = None
-    return [split for split in found if split]
+    return [split for split in found if split not in ("", "qrels")]  # qrels.tsv names no split
 
 
 def check_split(folder: Path, split: str) -> None:

@@ -87,7 +87,7 @@ class PairsDataModule(LightningDataModule):
             score then.
         teacher_max_tokens: tokens of a text that the teacher sees; its own limit if not given.
         teacher_scale: factor of the teacher's scores, or one for each teacher; if not given, 20 for cosines, 1 for dot
-            products and BM25.
+            products, BM25 and scores in columns.
         cache_dir: folder for tokens, docstrings and vectors of a teacher; null for SPLADE_LIT_CACHE, else
             ~/.cache/splade_lit.
         prompts: texts put before every query and document, under the names `query` and `document`.
@@ -135,7 +135,7 @@ class PairsDataModule(LightningDataModule):
         if source != DOCSTRINGS:
             check_pairs(source, config, split)
         teachers = (teacher,) if isinstance(teacher, str) else tuple(teacher or ())
-        scales = _scales(teacher_scale, len(teachers))
+        scales = _scales(teacher_scale, len(teachers) or 1)
         if teachers and score_columns:
             raise UserError("data.teacher and data.score_columns are two teachers; give one of them.")
         if block_by == "teacher" and not set(teachers) - {BM25}:
@@ -301,7 +301,8 @@ class PairsDataModule(LightningDataModule):
 
     def _teach(self, pairs: Pairs) -> TeacherScores | None:
         if pairs.scores is not None:
-            return RowTeacher(pairs.scores, self.fingerprints[:, 1:] != NO_TEXT)
+            (scale,) = self._teacher_settings[1] or [1.0]
+            return RowTeacher(scale * pairs.scores, self.fingerprints[:, 1:] != NO_TEXT)
         if not self.teachers:
             return None
         device = self.trainer.strategy.root_device if self.trainer else "cpu"

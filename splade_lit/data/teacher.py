@@ -16,12 +16,7 @@ from splade_lit.core.tables import BATCH_ROWS
 from splade_lit.data.answers import NO_TEXT
 from splade_lit.data.pairs import Pairs
 from splade_lit.encoder.layout import folder_fingerprint, model_folder
-from splade_lit.teachers.sentence_encoder import (
-    COSINE_SCALE,
-    SentenceEncoder,
-    Side,
-    compares_by_cosine,
-)
+from splade_lit.teachers.sentence_encoder import SentenceEncoder, Side, usual_scale
 from splade_lit.teachers.vectors import TextVectors, add_vectors, open_vectors
 
 
@@ -123,11 +118,7 @@ def in_batch_teacher(
         else _sentence_teacher(model_folder(source), queries, documents, fingerprints, max_tokens, cache_dir, device)
         for source in sources
     ]
-    return MeanTeacher(teachers, scales or [_usual_scale(source) for source in sources])
-
-
-def _usual_scale(source: str) -> float:
-    return COSINE_SCALE if source != BM25 and compares_by_cosine(model_folder(source)) else 1.0
+    return MeanTeacher(teachers, scales or [usual_scale(source) for source in sources])
 
 
 def _word_teacher(

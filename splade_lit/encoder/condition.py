@@ -66,6 +66,12 @@ def dense_dims(vocab_size: int) -> float:
 @torch.no_grad()
 def condition_figures(embeddings: Float[Tensor, "documents vocab"]) -> Float[Tensor, "2"]:
     """The two figures of a `Condition`, on the device of the vectors, without waiting for it."""
+    # In fp32 also amid autocast, whose products would round away what the bounds are about.
+    with torch.autocast(embeddings.device.type, enabled=False):
+        return _condition_figures(embeddings.float())
+
+
+def _condition_figures(embeddings: Float[Tensor, "documents vocab"]) -> Float[Tensor, "2"]:
     norms = torch.linalg.vector_norm(embeddings, dim=1)
     # The sum over all pairs is the squared norm of the sum of unit vectors, in which each document meets itself too.
     together = torch.where(norms > 0, 1 / norms, 0.0) @ embeddings

@@ -72,8 +72,6 @@ class Objective(nn.Module):
         target_flops: float | None = None,
         flops_idf_power: float = 0.0,
     ) -> None:
-        if lambda_d is None and target_active_dims is None and target_flops is None:
-            lambda_d = REFERENCE_LAMBDA_D
         arguments = dict(locals())
         super().__init__()
         self.settings = {name: plain(arguments[name]) for name in signature(Objective).parameters}
@@ -82,6 +80,13 @@ class Objective(nn.Module):
         check_range("model", 1, target_active_dims=target_active_dims)
         check_range("model", LEAST_FLOPS, target_flops=target_flops)
         _check_one("lambda_d", "target_active_dims", "target_flops", settings=self.settings)
+        needs_shared = {
+            "lambda_d": lambda_d is not None,
+            "target_active_dims": target_active_dims is not None,
+            "target_flops": target_flops is not None,
+            "lambda_q": lambda_q != 0,
+            "l0_threshold": l0_threshold is not None,
+        }
 
         def as_weight(name: str, value: float | Weight) -> Weight:
             if isinstance(value, Weight):
@@ -113,13 +118,19 @@ class Objective(nn.Module):
             )
         on_documents = [as_penalty(one) for one in penalties]
         shared = [one for one in on_documents if one.weight is None]
-        if not shared and (target_active_dims is not None or target_flops is not None):
-            raise UserError("No penalty is left for the target to weigh; leave out the weight of one in model.penalty.")
+        if not shared and any(needs_shared.values()):
+            name = next(name for name, given in needs_shared.items() if given)
+            raise UserError(
+                f"model.{name} has no effect, as every penalty in model.penalty has a weight of its own; leave out the "
+                "weight of one, or this."
+            )
         if target_active_dims is not None:
             lambda_d = ActiveDimsTarget(target_active_dims)
         elif target_flops is not None:
             lambda_d = FlopsTarget(target_flops)
-        assert lambda_d is not None
+        elif lambda_d is None:
+            lambda_d = REFERENCE_LAMBDA_D
+            self.settings["lambda_d"] = lambda_d if shared else None
         self.weights = nn.ModuleDict({"document": as_weight("lambda_d", lambda_d)})
         sides = {"document": [masked(one) for one in on_documents]}
         if lambda_q != 0:
@@ -208,16 +219,16 @@ class Objective(nn.Module):
             vectors = step.documents if weighed.side == "document" else step.mean_query[None]
             of_penalties = {name: _scalar(one, one(vectors, step)) for name, one in weighed.penalties.items()}
             value = torch.stack([*of_penalties.values()]).sum()
+            lowered = [one.makes_sparse for one in weighed.penalties.values()]
+            scales = [self.penalty_scale if one else torch.ones_like(self.penalty_scale) for one in lowered]
             weight = weighed.weight
             if isinstance(weight, Weight) and self.training:
                 weight.observe(replace(step, ranking=of_ranking, penalty=value.detach()))
             now = weight.weight(step.step, step.total_steps) if isinstance(weight, Weight) else weight
-            if all(one.makes_sparse for one in weighed.penalties.values()):
-                now = now * self.penalty_scale
             values |= of_penalties
-            weights[weighed.name] = now
+            weights[weighed.name] = now * self.penalty_scale if all(lowered) else now
             figures |= {f"{weighed.name}_{name}": figure for name, figure in _figures(weighed.weight).items()}
-            loss = loss + now * value
+            loss = loss + now * (torch.stack([*of_penalties.values()]) * torch.stack(scales)).sum()
         return Losses(loss, values, weights, figures)
 
 

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from splade_lit.core.distributed import summed
+from splade_lit.core.errors import UserError
 from splade_lit.core.ranges import check_range
 from splade_lit.losses.citation import Citation
 from splade_lit.losses.part import Part, Step
@@ -318,7 +319,9 @@ class L0Mask(Penalty):
     def __init__(self, penalty: Penalty, threshold: int, weight: float | Weight | None = None) -> None:
         super().__init__(weight)
         check_range("L0Mask", 0, threshold=threshold)
-        self.name, self.tag = penalty.name, penalty.tag
+        if penalty.weight is not None:
+            raise UserError("L0Mask.penalty has a weight of its own, which has no effect; give it to L0Mask.")
+        self.name, self.tag, self.makes_sparse = penalty.name, penalty.tag, penalty.makes_sparse
         self.penalty = penalty
         self.threshold = threshold
 

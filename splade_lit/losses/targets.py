@@ -99,6 +99,7 @@ class Target(Weight):
         assert step.penalty is not None, "an objective says what the penalty is"
         assert step.ranking is not None, "an objective says what the ranking loss is"
         batch = summed(torch.stack([*self.measure(step), step.penalty, step.ranking, torch.ones_like(step.penalty)]))
+        batch = torch.where(batch.isfinite().all(), batch, 0.0)  # its step is left out, too
         is_next = self.step != step.step
         for name, value in self._decide(step.total_steps).items():
             state = getattr(self, name)

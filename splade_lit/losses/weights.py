@@ -1,4 +1,4 @@
-"""Weights of penalties and factors of learning rates: pure functions of the optimizer step."""
+"""Weights of penalties, by the optimizer step or by what is observed, and factors of learning rates."""
 
 from typing import Literal
 

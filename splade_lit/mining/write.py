@@ -20,6 +20,7 @@ from splade_lit.mining.mine import Counts, Mined
 METADATA = "splade_lit.mine"
 """The key in the file's metadata under which its settings stand."""
 _GROUP_ROWS = 8_192
+_WRITTEN = "Written by `python -m splade_lit.mine`."
 
 
 @dataclass(frozen=True)
@@ -152,11 +153,17 @@ def _rows(schema: pa.Schema, pairs: Pairs, candidates: Candidates, block: Mined,
     return pa.record_batch(arrays, schema)
 
 
+def check_notes(path: Path | None) -> None:
+    """Raise a UserError if there is a README.md that `write_notes` has not written."""
+    if path is not None and path.is_file() and _WRITTEN not in path.read_text(encoding="utf-8", errors="replace"):
+        raise UserError(f"{path} is not one of mined pairs, and would be replaced; give another --output.")
+
+
 def write_notes(path: Path, settings: Mapping[str, object], report: Iterable[str]) -> None:
     """Write the README.md beside a mined file: the settings, and what was found."""
     given = "".join(f"- {name}: {value}\n" for name, value in settings.items() if value is not None)
     lines = "".join(f"{line}\n" for line in report)
-    title = "# Pairs with hard negatives\n\nWritten by `python -m splade_lit.mine`.\n\n"
+    title = f"# Pairs with hard negatives\n\n{_WRITTEN}\n\n"
     replace_text(path, f"{title}{given}\n```text\n{lines}```\n")
 
 

@@ -56,8 +56,8 @@ def added_lines(facts: MadePairsFacts) -> list[str]:
 def no_teacher_lines() -> list[str]:
     """That there is no teacher, and what follows."""
     return [
-        "teacher    none: it takes English texts and sentence-transformers (the extra `teacher`); few pairs, or pairs that",
-        "           are made, seldom lead above BM25 without one",
+        "teacher    none: it takes English texts and sentence-transformers (the extra `teacher`); few pairs, or pairs",
+        "           that are made, seldom lead above BM25 without one",
     ]
 
 

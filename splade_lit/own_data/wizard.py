@@ -19,9 +19,10 @@ import yaml
 
 from splade_lit.command_line.devices import precision_on_cpu
 from splade_lit.core.errors import UserError
-from splade_lit.core.files import check_writable, replace_text
+from splade_lit.core.files import check_not_read, check_writable, replace_text
 from splade_lit.core.progress import duration
 from splade_lit.core.sources import first_available
+from splade_lit.data.collection_pairs import open_pairs
 from splade_lit.data.tasks import RetrievalTask
 from splade_lit.encoder.masked_lm import load_tokenizer
 from splade_lit.own_data.columns import OwnPairs, make_task, read_corpus, read_pairs
@@ -82,6 +83,8 @@ def write_experiment(options: Namespace) -> None:
     most = options.max_corpus_documents or task_documents(machine.gpu)
     base_model = options.base_model or first_available(base_candidates(machine.gpu))
     tokenizer = load_tokenizer(base_model)
+    if options.pairs:
+        check_not_read(pairs_file, open_pairs(options.pairs).files)
     made = None if options.pairs else _make_pairs(options, pairs_file, folder.name, most)
     if made is None:
         own = read_pairs(options.pairs, options.query_column, options.document_column, options.negative_columns)

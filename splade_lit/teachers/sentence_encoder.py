@@ -7,8 +7,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from splade_lit.core.bm25 import BM25
 from splade_lit.core.errors import UserError
-from splade_lit.encoder.layout import read_json
+from splade_lit.encoder.layout import model_folder, read_json
 from splade_lit.teachers.kinds import load_teacher, teacher_kind
 
 Side = Literal["query", "document"]
@@ -45,6 +46,14 @@ class SentenceEncoder:
 def compares_by_cosine(folder: Path) -> bool:
     """Whether a sentence encoder compares by cosine, as most do, so that its vectors are made of unit length here."""
     return read_json(folder / "config_sentence_transformers.json", missing={}).get("similarity_fn_name") != "dot"
+
+
+def usual_scale(source: str) -> float:
+    """Factor of a teacher's scores if none is given: 20 for a sentence encoder that compares by cosine, else 1."""
+    if source == BM25:
+        return 1.0
+    folder = model_folder(source)
+    return COSINE_SCALE if teacher_kind(folder, source) == "sentence encoder" and compares_by_cosine(folder) else 1.0
 
 
 def check_sentence_encoder(folder: Path, source: str) -> None:

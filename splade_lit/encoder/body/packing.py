@@ -81,18 +81,20 @@ def packed_attention(
                 query, key, value, None, *cuts, dropout, 0, True, scale=scaling
             )[0], None
     lengths = [end - start for start, end in pairwise(offsets)]
+    dtype = query.dtype
     if query.is_cpu and query.dtype != torch.float64:
         query, key, value = query.float(), key.float(), value.float()  # attention's backward pass is slow in bf16 there
     if dropout and query.is_cpu and query.dtype in (torch.float32, torch.float64):
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-        return dropout_attention(query, key, value, lengths, dropout, scaling, sliding_window, draw_seed()), None
+        dropped = dropout_attention(query, key, value, lengths, dropout, scaling, sliding_window, draw_seed())
+        return dropped.to(dtype), None
     outputs = []
     for q, k, v in zip(*(x.split(lengths, 2) for x in (query, key, value)), strict=True):
         outside = outside_window(q.shape[2], sliding_window, q.device)
         mask = None if outside is None else ~outside
         with torch.autocast("cpu", enabled=False):
             outputs.append(scaled_dot_product_attention(q, k, v, mask, dropout_p=dropout, scale=scaling))
-    return torch.cat(outputs, dim=2).transpose(1, 2), None
+    return torch.cat(outputs, dim=2).transpose(1, 2).to(dtype), None
 
 
 @lru_cache(maxsize=4)  # all layers of a batch share it
