@@ -190,7 +190,7 @@ def test_the_cache_is_of_one_model_and_one_limit(make, tmp_path, monkeypatch):
     folders = {path.name for path in (tmp_path / "cache" / "teachers").iterdir()}
     make(teacher_max_tokens=4)
     assert len(list((tmp_path / "cache" / "teachers").iterdir())) == len(folders) + 1
-    monkeypatch.setattr("splade_lit.data.teacher.SentenceEncoder", refuse)
+    monkeypatch.setattr("splade_lit.teachers.kept_vectors.SentenceEncoder", refuse)
     first = next(iter(make().train_dataloader()))  # nothing is encoded again, nor with fewer pairs
     make(max_pairs=20)
     assert torch.equal(first.teacher_scores, next(iter(make().train_dataloader())).teacher_scores)

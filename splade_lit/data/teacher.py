@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache as cache_once
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +14,10 @@ from splade_lit.core.bm25 import BM25, word_counts, word_weights
 from splade_lit.core.tables import BATCH_ROWS
 from splade_lit.data.answers import NO_TEXT
 from splade_lit.data.pairs import Pairs
-from splade_lit.encoder.layout import folder_fingerprint, model_folder
-from splade_lit.teachers.sentence_encoder import SentenceEncoder, Side, usual_scale
-from splade_lit.teachers.vectors import TextVectors, add_vectors, open_vectors
+from splade_lit.encoder.layout import model_folder
+from splade_lit.teachers.kept_vectors import KeptVectors
+from splade_lit.teachers.sentence_encoder import Side, usual_scale
+from splade_lit.teachers.vectors import TextVectors
 
 
 @dataclass(frozen=True)
@@ -138,22 +138,10 @@ def _sentence_teacher(
     cache_dir: Path,
     device: str | torch.device,
 ) -> SentenceTeacher:
-    cache = cache_dir / "teachers" / f"{folder_fingerprint(folder)}-{max_tokens or 'all'}"
-
-    @cache_once
-    def encoder() -> SentenceEncoder:  # loaded only if a vector is missing
-        return SentenceEncoder(folder, max_tokens, device)
+    kept = KeptVectors(folder, max_tokens, device, cache_dir)
 
     def vectors(side: Side, texts: DistinctTexts) -> TextVectors:
-        return add_vectors(
-            open_vectors(cache / side),
-            texts.hashes,
-            texts.lengths(),
-            texts.at,
-            lambda batch: encoder().encode(batch, side),
-            cache / side,
-            f"teacher: encoding {side} texts",
-        )
+        return kept.of(side, texts.hashes, texts.lengths(), texts.at, f"teacher: encoding {side} texts")
 
     of_queries, of_documents = vectors("query", queries), vectors("document", documents)
     rows = of_queries.rows(fingerprints[:, 0]), of_documents.rows(fingerprints[:, 1:])

@@ -14,15 +14,17 @@ from splade_lit.losses.weights import Weight
 LEAST_FLOPS = 1e-6
 
 # Of the controller. Steps are optimizer steps; errors, pressure and integral are logarithms. Adam answers ten steps
-# late and, at high learning rates, fast: more gain than this swings.
+# late or more and, at high learning rates, fast: without the lead, half of this gain swings.
 _FIRST_PRESSURE = -2.8  # of the penalty times its weight, over the ranking loss
 _MOST_FORWARD = 2.0  # what is added on the way, as sparser documents need more pressure
 _LEAST_PRESSURE, _MOST_PRESSURE = -12.0, 3.0
-_GAIN, _MOST_RISE = 1.5, 2.0  # rises as the learning rate falls, which makes the dims slower to follow
-_INTEGRAL_RATE, _INTEGRAL_RATE_OF_RUN = 0.04, 30.0  # a step, at most; and over the whole run
+_GAIN, _MOST_RISE = 3.0, 2.0  # rises as the learning rate falls, which makes the dims slower to follow
+_LEAD = 2.0  # how far the way from the mean to the recent mean is gone on, as what comes of it is not seen yet
+_INTEGRAL_RATE, _INTEGRAL_RATE_OF_RUN = 0.06, 30.0  # a step, at most; and over the whole run
 _BELOW = 2.0  # what an error below the path counts: vectors grow more slowly than they shrink
 _FAR_BELOW, _STEEPER = 0.5, 8.0  # what is further below the path takes off so many times as much at once
 _MEAN_STEPS, _MEAN_SHARE = (10.0, 50.0), 1 / 40  # time of the moving means: least and most, and share of the run
+_RECENT_STEPS = 4.0
 _RANKING_STEPS = 20.0  # least time of the mean of the ranking loss, which is noisier
 _MOST_INTEGRAL = 5.0
 _LEAST_RATIO = 1e-3
@@ -30,7 +32,17 @@ _LEAST_PENALTY = 1e-12
 _QUERY_MEMORY = 10_000
 
 _COUNTS = ("amount", "rows", "penalty", "ranking", "batches")
-_STATE = ("start", "path", "ratio", "penalty_mean", "ranking_mean", "ranking_steps", "integral", "pressure")
+_STATE = (
+    "start",
+    "path",
+    "ratio",
+    "recent_ratio",
+    "penalty_mean",
+    "ranking_mean",
+    "ranking_steps",
+    "integral",
+    "pressure",
+)
 
 
 def path_left(step: Int64[Tensor, ""], path_steps: int) -> Float[Tensor, ""]:
@@ -48,9 +60,10 @@ class Target(Weight):
 
     The figure m, measured on the documents of each optimizer step, shall follow a path p from where it starts, `m_0`,
     to the target g: `p(t) = g (m_0 / g)^s(t)`, s being `path_left`. The error is `e = log(mean(m / p))`, a moving mean
-    over ten steps or more. A controller with proportional and integral action makes of it the weight of the penalty P:
+    over ten steps or more, and `e'` likewise over the four last; `a = e' + 2 (e' - e)` is what it is about to be. A
+    controller with proportional, integral and derivative action makes of it the weight of the penalty P:
 
-        weight(t) = exp(u_0 + 0.6 log(m_0 / p(t)) + k e(t) + i(t)) mean(R) / mean(P),    i(t + 1) = i(t) + r e(t)
+        weight(t) = exp(u_0 + 0.6 log(m_0 / p(t)) + k a(t) + i(t)) mean(R) / mean(P),    i(t + 1) = i(t) + r e(t)
 
     k and r rise as the learning rate falls. With moving means of the ranking loss R and of the penalty, any of them
     will do, however large. An error below the path counts twice, as vectors grow slowly, and where a step is more than
@@ -73,6 +86,7 @@ class Target(Weight):
     start: Tensor
     path: Tensor
     ratio: Tensor
+    recent_ratio: Tensor
     penalty_mean: Tensor
     ranking_mean: Tensor
     ranking_steps: Tensor
@@ -127,20 +141,26 @@ class Target(Weight):
         ranking_steps = torch.where(is_first, 0.0, self.ranking_steps * forgotten) + 1
         ranking = self.ranking / self.batches
 
+        def steeper_below(error: Tensor) -> Tensor:
+            return torch.where(error < 0, _BELOW * error, error)
+
         ratio = moving_mean(self.ratio, figure / path, mean_steps)
-        error = ratio.clamp(min=_LEAST_RATIO).log()
-        error = torch.where(error < 0, _BELOW * error, error)
+        recent_ratio = moving_mean(self.recent_ratio, figure / path, _RECENT_STEPS)
+        error, recent = (one.clamp(min=_LEAST_RATIO).log() for one in (ratio, recent_ratio))
+        ahead = steeper_below(recent + _LEAD * (recent - error))
+        error = steeper_below(error)
         # Of this step alone, as vectors die within a few.
         dying = ((figure / path).clamp(min=_LEAST_RATIO).log() + _FAR_BELOW).clamp(max=0)
         rise = (total_steps / (total_steps - self.step).clamp(min=1)).clamp(max=_MOST_RISE)
         forward = 0.6 * (start / path).log().clamp(-_MOST_FORWARD, _MOST_FORWARD)
-        wanted = _FIRST_PRESSURE + forward + self.integral + _GAIN * rise * error + _STEEPER * dying
+        wanted = _FIRST_PRESSURE + forward + self.integral + _GAIN * rise * ahead + _STEEPER * dying
         at_bound = torch.where(error > 0, wanted > _MOST_PRESSURE, wanted < _LEAST_PRESSURE)
         integral = self.integral + torch.where(at_bound, 0.0, integral_rate * rise * error)
         return {
             "start": start,
             "path": path,
             "ratio": ratio,
+            "recent_ratio": recent_ratio,
             "penalty_mean": moving_mean(self.penalty_mean, self.penalty / self.batches, mean_steps),
             "ranking_mean": self.ranking_mean + (ranking - self.ranking_mean) / ranking_steps,
             "ranking_steps": ranking_steps,

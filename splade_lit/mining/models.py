@@ -1,6 +1,6 @@
 """Models as miners and as teachers: BM25, one with a query table, and what sentence-transformers runs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +12,12 @@ from splade_lit.core.errors import UserError
 from splade_lit.core.files import Folder, cache_folder
 from splade_lit.core.progress import WorkProgress
 from splade_lit.data.pairs import hashes
-from splade_lit.encoder.layout import find_inference_free, folder_fingerprint, model_folder, read_json
+from splade_lit.encoder.layout import find_inference_free, model_folder, read_json
 from splade_lit.encoder.model import AsymmetricSparseEncoder
 from splade_lit.encoder.vectors import as_csr
 from splade_lit.mining.miners import CrossEncoderScorer, DenseMiner, Miner, Scorer, SparseMiner
+from splade_lit.teachers.kept_vectors import KeptVectors
 from splade_lit.teachers.kinds import check_installed, load_teacher, teacher_kind
-from splade_lit.teachers.sentence_encoder import SentenceEncoder
-from splade_lit.teachers.vectors import add_vectors, open_vectors
 
 _CHUNK = 256  # documents between two steps of the progress
 
@@ -96,17 +95,7 @@ def _sentence_encoder(
     folder: Path, texts: Sequence[str], device: torch.device, max_tokens: int | None, cache: Path
 ) -> DenseMiner:
     """Its vectors of documents are kept on disk, where a teacher in training finds them too."""
-    encoder = SentenceEncoder(folder, max_tokens, device)
-    place = cache / "teachers" / f"{folder_fingerprint(folder)}-{max_tokens or 'all'}" / "document"
-    keys = hashes(texts)
-    vectors = add_vectors(
-        open_vectors(place),
-        keys,
-        np.array(list(map(len, texts))),
-        lambda positions: [texts[position] for position in positions.tolist()],
-        lambda batch: encoder.encode(batch, "document"),
-        place,
-        "encoding",
-    )
-    encode: Callable[[Sequence[str]], np.ndarray] = lambda queries: encoder.encode(queries, "query")  # noqa: E731
-    return DenseMiner(vectors.gather(vectors.rows(keys)), encode, device)
+    kept = KeptVectors(folder, max_tokens, device, cache)
+    keys, lengths = hashes(texts), np.array(list(map(len, texts)))
+    vectors = kept.of("document", keys, lengths, lambda at: [texts[place] for place in at.tolist()], "encoding")
+    return DenseMiner(vectors.gather(vectors.rows(keys)), lambda queries: kept.encoder.encode(queries, "query"), device)
