@@ -76,7 +76,7 @@ def test_dims_come_to_the_target_and_stay(start, target, total_steps, rate):
     for balance in (0.15, 0.6):
         seen = simulated(ActiveDimsTarget(target), start, total_steps, rate, balance)
         late = seen[2 * total_steps // 3 :]
-        assert np.abs(np.log(late / target)).mean() < 0.12
+        assert np.abs(np.log(late / target)).mean() < 0.15
         assert seen.min() > 0.7 * min(start, target)
 
 

@@ -14,17 +14,17 @@ from splade_lit.losses.weights import Weight
 LEAST_FLOPS = 1e-6
 
 # Of the controller. Steps are optimizer steps; errors, pressure and integral are logarithms. Adam answers ten steps
-# late or more and, at high learning rates, fast: without the lead, half of this gain swings.
+# late or more and, at high learning rates, fast: more gain than this swings, or follows the noise of small batches.
 _FIRST_PRESSURE = -2.8  # of the penalty times its weight, over the ranking loss
 _MOST_FORWARD = 2.0  # what is added on the way, as sparser documents need more pressure
 _LEAST_PRESSURE, _MOST_PRESSURE = -12.0, 3.0
-_GAIN, _MOST_RISE = 3.0, 2.0  # rises as the learning rate falls, which makes the dims slower to follow
-_LEAD = 2.0  # how far the way from the mean to the recent mean is gone on, as what comes of it is not seen yet
-_INTEGRAL_RATE, _INTEGRAL_RATE_OF_RUN = 0.06, 30.0  # a step, at most; and over the whole run
+_GAIN, _MOST_RISE = 2.0, 2.0  # rises as the learning rate falls, which makes the dims slower to follow
+_LEAD = 1.0  # how far the way from the mean to the recent mean is gone on, as what comes of it is not seen yet
+_INTEGRAL_RATE, _INTEGRAL_RATE_OF_RUN = 0.04, 30.0  # a step, at most; and over the whole run
 _BELOW = 2.0  # what an error below the path counts: vectors grow more slowly than they shrink
 _FAR_BELOW, _STEEPER = 0.5, 8.0  # what is further below the path takes off so many times as much at once
-_MEAN_STEPS, _MEAN_SHARE = (10.0, 50.0), 1 / 40  # time of the moving means: least and most, and share of the run
-_RECENT_STEPS = 4.0
+_MEAN_STEPS, _MEAN_SHARE = (12.0, 50.0), 1 / 40  # time of the moving means: least and most, and share of the run
+_RECENT_STEPS = 6.0
 _RANKING_STEPS = 20.0  # least time of the mean of the ranking loss, which is noisier
 _MOST_INTEGRAL = 5.0
 _LEAST_RATIO = 1e-3
@@ -60,7 +60,7 @@ class Target(Weight):
 
     The figure m, measured on the documents of each optimizer step, shall follow a path p from where it starts, `m_0`,
     to the target g: `p(t) = g (m_0 / g)^s(t)`, s being `path_left`. The error is `e = log(mean(m / p))`, a moving mean
-    over ten steps or more, and `e'` likewise over the four last; `a = e' + 2 (e' - e)` is what it is about to be. A
+    over twelve steps or more, and `e'` likewise over the last six; `a = e' + (e' - e)` is what it is about to be. A
     controller with proportional, integral and derivative action makes of it the weight of the penalty P:
 
         weight(t) = exp(u_0 + 0.6 log(m_0 / p(t)) + k a(t) + i(t)) mean(R) / mean(P),    i(t + 1) = i(t) + r e(t)
