@@ -1,0 +1,72 @@
+"""Variants of an experiment: trained for real, cut to the same dims, compared, and not trained again."""
+
+import importlib
+import re
+from inspect import signature
+from types import ModuleType
+
+import pytest
+import yaml
+from command_runs import World, make_world
+from conftest import REPOSITORY
+
+from splade_lit.core.errors import UserError
+from splade_lit.data.datamodule import PairsDataModule
+from splade_lit.data.tasks import load_tasks
+from splade_lit.encoder.model import AsymmetricSparseEncoder
+from splade_lit.evaluation.task_evaluation import evaluate_task
+from splade_lit.training.module import SpladeModule
+
+
+@pytest.fixture
+def script(monkeypatch) -> ModuleType:
+    monkeypatch.syspath_prepend(REPOSITORY / "scripts")
+    return importlib.import_module("ablate")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, tiny_tokenizer) -> World:
+    return make_world(tmp_path_factory.mktemp("world"), tiny_tokenizer)
+
+
+def test_variants_are_trained_once_and_compared_at_the_same_dims(script, world, tmp_path, capsys):
+    config = world.config(tmp_path / "experiment", {"trainer.max_steps": 3, "trainer.callbacks": []})
+    variants = tmp_path / "variants.yaml"
+    variants.write_text(yaml.safe_dump({"as_it_is": {}, "quick": {"model.learning_rate": 0.01}}, sort_keys=False))
+    given = ["--config", config, "--variants", variants, "--tasks", world.tasks, "--output", tmp_path / "runs"]
+    given += ["--active-dims", 15]
+
+    def run(*more: object) -> str:
+        script.main([str(one) for one in [*given, *more]])
+        return capsys.readouterr().out
+
+    out = run()
+    assert out.count("training ") == 2
+    for task in load_tasks([str(world.tasks)]):
+        for variant in ("as_it_is", "quick"):
+            encoder = AsymmetricSparseEncoder.load(tmp_path / "runs" / variant / "model")
+            whole = evaluate_task(encoder, task).metrics
+            expected = rf"\| {variant} \| {whole['corpus_active_dims']:.0f} \| {whole['ndcg@10']:.4f} \| [\d.]+ \| "
+            found = re.search(expected + r"([+-][\d.]+)? ?\| ", out.split(f"| {task.name} | active dims")[1])
+            assert found, out
+            assert (found[1] is None) == (variant == "as_it_is")
+    learning_rate = yaml.safe_load((tmp_path / "runs" / "quick" / "config.yaml").read_text())["model"]["learning_rate"]
+    assert learning_rate == 0.01
+    again = run()
+    assert "training" not in again
+    assert re.findall(r"^\|.*", again, re.MULTILINE) == re.findall(r"^\|.*", out, re.MULTILINE)
+    assert "quick" not in run("--only", "as_it_is")
+    variants.write_text(yaml.safe_dump({"as_it_is": {}, "quick": {"model.learning_rate": 0.02}}, sort_keys=False))
+    with pytest.raises(UserError, match="was trained with other settings"):
+        run()
+    with pytest.raises(UserError, match=r"has no slow; it has as_it_is, quick\."):
+        run("--only", "slow")
+
+
+def test_the_variants_that_come_with_it_are_settings_that_there_are(script):
+    variants = script._variants(REPOSITORY / "scripts" / "ablations.yaml", None)
+    assert next(iter(variants.values())) == {}
+    names = {"seed_everything"}
+    names |= {f"model.{name}" for name in signature(SpladeModule).parameters}
+    names |= {f"data.{name}" for name in signature(PairsDataModule).parameters}
+    assert {name for changes in variants.values() for name in changes} <= names
