@@ -15,12 +15,12 @@ LEAST_FLOPS = 1e-6
 
 # Of the controller. Steps are optimizer steps; errors, pressure and integral are logarithms. Adam answers ten steps
 # late or more and, at high learning rates, fast: more gain than this swings, or follows the noise of small batches.
-_FIRST_PRESSURE = -2.8  # of the penalty times its weight, over the ranking loss
+_FIRST_PRESSURE = -2.5  # of the penalty times its weight, over the ranking loss
 _MOST_FORWARD = 2.0  # what is added on the way, as sparser documents need more pressure
 _LEAST_PRESSURE, _MOST_PRESSURE = -12.0, 3.0
-_GAIN, _MOST_RISE = 2.0, 2.0  # rises as the learning rate falls, which makes the dims slower to follow
+_GAIN, _MOST_RISE = 2.5, 2.0  # rises as the learning rate falls, which makes the dims slower to follow
 _LEAD = 1.0  # how far the way from the mean to the recent mean is gone on, as what comes of it is not seen yet
-_INTEGRAL_RATE, _INTEGRAL_RATE_OF_RUN = 0.04, 30.0  # a step, at most; and over the whole run
+_INTEGRAL_RATE, _INTEGRAL_RATE_OF_RUN = 0.06, 30.0  # a step, at most; and over the whole run
 _BELOW = 2.0  # what an error below the path counts: vectors grow more slowly than they shrink
 _FAR_BELOW, _STEEPER = 0.5, 8.0  # what is further below the path takes off so many times as much at once
 _MEAN_STEPS, _MEAN_SHARE = (12.0, 50.0), 1 / 40  # time of the moving means: least and most, and share of the run
