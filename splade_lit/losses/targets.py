@@ -18,10 +18,9 @@ LEAST_FLOPS = 1e-6
 _FIRST_PRESSURE = -2.5  # of the penalty times its weight, over the ranking loss
 _MOST_FORWARD = 2.0  # what is added on the way, as sparser documents need more pressure
 _LEAST_PRESSURE, _MOST_PRESSURE = -12.0, 3.0
-_GAIN, _MOST_RISE = 2.5, 2.0  # rises as the learning rate falls, which makes the dims slower to follow
+_GAIN, _MOST_RISE = 2.0, 2.0  # rises as the learning rate falls, which makes the dims slower to follow
 _LEAD = 1.0  # how far the way from the mean to the recent mean is gone on, as what comes of it is not seen yet
-_INTEGRAL_RATE, _INTEGRAL_RATE_OF_RUN = 0.06, 30.0  # a step, at most; and over the whole run
-_BELOW = 2.0  # what an error below the path counts: vectors grow more slowly than they shrink
+_INTEGRAL_RATE, _INTEGRAL_RATE_OF_RUN = 0.03, 30.0  # a step, at most; and over the whole run
 _FAR_BELOW, _STEEPER = 0.5, 8.0  # what is further below the path takes off so many times as much at once
 _MEAN_STEPS, _MEAN_SHARE = (12.0, 50.0), 1 / 40  # time of the moving means: least and most, and share of the run
 _RECENT_STEPS = 6.0
@@ -66,8 +65,8 @@ class Target(Weight):
         weight(t) = exp(u_0 + 0.6 log(m_0 / p(t)) + k a(t) + i(t)) mean(R) / mean(P),    i(t + 1) = i(t) + r e(t)
 
     k and r rise as the learning rate falls. With moving means of the ranking loss R and of the penalty, any of them
-    will do, however large. An error below the path counts twice, as vectors grow slowly, and where a step is more than
-    40 % below it, the weight falls to nothing at once, before vectors die. The integral is bounded, and stands still
+    will do, however large. Where a step is more than 40 % below the path, the weight falls to nothing at once, before
+    vectors die. The integral is bounded, and stands still
     while the weight is at a bound.
 
     Counts are summed over the batches of a step and over processes, and the weight is decided once a step, by the steps
@@ -141,14 +140,10 @@ class Target(Weight):
         ranking_steps = torch.where(is_first, 0.0, self.ranking_steps * forgotten) + 1
         ranking = self.ranking / self.batches
 
-        def steeper_below(error: Tensor) -> Tensor:
-            return torch.where(error < 0, _BELOW * error, error)
-
         ratio = moving_mean(self.ratio, figure / path, mean_steps)
         recent_ratio = moving_mean(self.recent_ratio, figure / path, _RECENT_STEPS)
         error, recent = (one.clamp(min=_LEAST_RATIO).log() for one in (ratio, recent_ratio))
-        ahead = steeper_below(recent + _LEAD * (recent - error))
-        error = steeper_below(error)
+        ahead = recent + _LEAD * (recent - error)
         # Of this step alone, as vectors die within a few.
         dying = ((figure / path).clamp(min=_LEAST_RATIO).log() + _FAR_BELOW).clamp(max=0)
         rise = (total_steps / (total_steps - self.step).clamp(min=1)).clamp(max=_MOST_RISE)
