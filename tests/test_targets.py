@@ -61,22 +61,24 @@ def simulated(weight: Target, start: float, total_steps: int, rate: float, balan
 
 
 @pytest.mark.parametrize(
-    ("start", "target", "total_steps", "rate"),
+    ("start", "target", "total_steps", "rate", "error"),
     [
-        (200, 120, 150, 0.12),
-        (200, 60, 150, 0.12),
-        (200, 240, 150, 0.12),
-        (60, 150, 200, 0.12),
-        (10_000, 120, 400, 0.2),
-        (200, 120, 400, 0.02),
+        (200, 120, 150, 0.12, 0.2),
+        (200, 60, 150, 0.12, 0.1),
+        (200, 240, 150, 0.12, 0.25),
+        (200, 120, 240, 0.12, 0.05),
+        (200, 240, 240, 0.12, 0.1),
+        (60, 150, 200, 0.12, 0.2),
+        (10_000, 120, 400, 0.2, 0.1),
+        (200, 120, 400, 0.02, 0.2),
     ],
 )
-def test_dims_come_to_the_target_and_stay(start, target, total_steps, rate):
+def test_dims_come_to_the_target_and_stay(start, target, total_steps, rate, error):
     """Whatever weight the penalty needs, from above and below."""
     for balance in (0.15, 0.6):
         seen = simulated(ActiveDimsTarget(target), start, total_steps, rate, balance)
         late = seen[2 * total_steps // 3 :]
-        assert np.abs(np.log(late / target)).mean() < 0.15
+        assert np.abs(np.log(late / target)).mean() < error
         assert seen.min() > 0.7 * min(start, target)
 
 

@@ -66,8 +66,7 @@ class Target(Weight):
 
     k and r rise as the learning rate falls. With moving means of the ranking loss R and of the penalty, any of them
     will do, however large. Where a step is more than 40 % below the path, the weight falls to nothing at once, before
-    vectors die. The integral is bounded, and stands still
-    while the weight is at a bound.
+    vectors die. The integral is bounded, and stands still while the weight is at a bound.
 
     Counts are summed over the batches of a step and over processes, and the weight is decided once a step, by the steps
     before: batch size and accumulation matter for the noise alone. All state is in buffers and stays on the device.
