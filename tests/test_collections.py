@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 import ir_measures
 import numpy as np
 import pytest
+from command_runs import call
 
+from splade_lit import init
 from splade_lit.core.errors import UserError
 from splade_lit.data.collection import splits_of, stored_lookup
 from splade_lit.data.corpus import load_corpus, open_corpus
@@ -138,7 +140,7 @@ def test_beirs_splits_are_pairs_and_tasks(tmp_path: Path, caplog: pytest.LogCapt
 
 
 def test_training_on_half_of_the_judged_queries(shared_data: Path, tmp_path: Path) -> None:
-    """What docs/own_data.md shows for a collection that has one file of judgements."""
+    """What docs/collections.md shows for a collection that has one file of judgements."""
     folder = tmp_path / "cranfield"
     (folder / "qrels").mkdir(parents=True)
     source = shared_data / "beir" / "cranfield"
@@ -154,6 +156,14 @@ def test_training_on_half_of_the_judged_queries(shared_data: Path, tmp_path: Pat
     relevant = sum(grade > 0 for grades in odd.qrels.values() for id, grade in grades.items() if id in odd.corpus)
     assert len(pairs) == relevant
     assert {row["query"] for row in pairs.dataset} <= set(odd.queries.values())
+    queries, qrels = folder / "queries.jsonl.gz", folder / "qrels" / "even.tsv"
+    given = ["--pairs", f"{folder}:odd", "--corpus", folder, "--queries", queries, "--qrels", qrels, "--no-timing"]
+    outcome = call(init.main, tmp_path / "half.yaml", *given)
+    assert outcome.code == 0, outcome.err
+    assert f"pairs      {folder}:odd: {len(pairs) + 1} rows" in outcome.out
+    assert "1 with an empty text (skipped)" in outcome.out
+    assert "0 pairs have a held-out query" in outcome.out
+    assert load_task(str(tmp_path / "half-heldout"))[0].queries == even.queries
 
 
 @pytest.mark.parametrize(
