@@ -14,6 +14,7 @@ import pytest
 import torch
 from command_runs import World, call
 from scipy.sparse import csr_array
+from tiny_runs import save_base
 
 from splade_lit import fit, mine
 from splade_lit.core.bm25 import word_counts, word_weights
@@ -272,6 +273,27 @@ def test_bad_input_is_told_and_nothing_written(source, tmp_path, options, part):
     assert outcome.code == 2
     assert part in outcome.errors[0]
     assert not (tmp_path / "mined").exists() or not any((tmp_path / "mined").iterdir())
+
+
+def test_a_masked_language_model_of_others_is_a_miner(source, tmp_path, make_masked_lm, tiny_tokenizer):
+    """sentence-transformers takes such a folder for a sparse encoder of both sides."""
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    base = save_base(tmp_path / "base", make_masked_lm("bert", len(tiny_tokenizer)), tiny_tokenizer)
+    given = ["--miner", base, "--ranks", "0:60", "--strategy", "top", "--num-negatives", 1, "--device", "cpu"]
+    outcome = call(mine.main, "--pairs", source, *given, "--output", tmp_path / "mined.parquet")
+    assert outcome.code == 0, outcome.err
+    rows = read(tmp_path / "mined.parquet")
+    model = sentence_transformers.SparseEncoder(str(base), device="cpu")
+    texts = sorted({document_key(row["answer"]) for row in make_rows(60)})
+    documents = model.encode_document(texts).to_dense()
+    known: dict[str, set[str]] = {}
+    for row in make_rows(60):
+        known.setdefault(query_key(row["query"]), set()).add(document_key(row["answer"]))
+    for row in rows[:20]:
+        scores = (model.encode_query(row["query"]).to_dense() @ documents.T).tolist()
+        score_of = dict(zip(texts, scores, strict=True))
+        others = [score_of[text] for text in texts if text not in known[query_key(row["query"])]]
+        assert score_of[document_key(row["negative_1"])] == pytest.approx(max(others), rel=1e-4)
 
 
 def test_what_is_read_is_not_written_over(source, tmp_path):

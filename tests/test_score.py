@@ -15,6 +15,7 @@ from tiny_runs import NEGATIVES, save_sentence_encoder
 from transformers import BertConfig, BertForSequenceClassification
 
 from splade_lit import fit, score
+from splade_lit.core.bm25 import word_counts, word_weights
 from splade_lit.data.pairs import load_pairs
 from splade_lit.encoder.model import AsymmetricSparseEncoder
 from splade_lit.mining.scores import agreement, min_max, score_rows
@@ -102,6 +103,19 @@ def test_the_scores_of_one_teacher_are_its_own(mined, teachers, tmp_path, kind):
     run(mined, tmp_path / "scaled.parquet", "--max-pairs", 4, "--teachers", teachers[kind], "--min-max", "--scale", 2)
     scaled = pd.read_parquet(tmp_path / "scaled.parquet")
     assert [(np.nanmin(row), np.nanmax(row)) for row in scaled["scores"]] == [(0.0, 2.0)] * 4
+
+
+def test_bm25_is_a_teacher(mined, tmp_path):
+    run(mined, tmp_path / "scored.parquet", "--max-pairs", 12, "--teachers", "bm25")
+    scored = pd.read_parquet(tmp_path / "scored.parquet")
+    columns = ["answer", *NEGATIVES]
+    texts = sorted({text for column in columns for text in scored[column] if isinstance(text, str)})
+    weights, words = word_weights("here", texts)
+    table = (word_counts(list(scored["query"]), words) @ weights.T).toarray()
+    for row in range(12):
+        documents = [text for text in scored.loc[row, columns] if isinstance(text, str)]
+        expected = [table[row, texts.index(text)] for text in documents]
+        np.testing.assert_allclose(scored["scores"][row][: len(documents)], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_work_that_was_interrupted_goes_on(mined, teachers, monkeypatch, tmp_path):
