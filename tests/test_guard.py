@@ -121,6 +121,15 @@ def test_documents_that_stay_dense_are_told_after_a_third_of_the_run(make_base, 
     assert "100% of the vocabulary; raise model.lambda_d" in line
 
 
+def test_bounds_of_ones_own(make_base, pairs, caplog):
+    base, weak = make_base(), {"lambda_d": 0.0, "learning_rate": 1e-5}
+    train(base, pairs, CollapseGuard(every_n_steps=2, max_similarity=0.01), 6, weak)
+    (line,) = told(caplog, "training collapses")
+    assert "documents are all alike (mean cosine similarity 0." in line
+    with pytest.raises(UserError, match=r"step \d+: training collapses: an average document has .* run is stopped"):
+        train(base, pairs, CollapseGuard("stop", every_n_steps=2, max_active_dims=3), 12, weak)
+
+
 def test_too_large_a_lambda_is_told_once(make_base, pairs, caplog):
     module = train(make_base(), pairs, CollapseGuard(every_n_steps=2), 16, STRONG)
     (line,) = told(caplog, "training collapses")

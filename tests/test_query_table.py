@@ -102,6 +102,31 @@ def test_looking_writes_nothing_and_tells_what_moves(world):
     assert sum(table.factor_counts) == table.movable.sum()
 
 
+def test_the_training_corpus_is_what_frequencies_are_compared_with(world, tmp_path):
+    rows = [json.loads(line) for line in (world.folder / "docs.jsonl").read_text().splitlines()]
+    trained_on = tmp_path / "trained.jsonl"
+    trained_on.write_text("".join(json.dumps({"_id": row["_id"], "body": row["text"]}) + "\n" for row in rows[::2]))
+    given = ["--training-corpus", trained_on, "--training-text-column", "body", "--output", tmp_path / "fitted"]
+    assert run(world, *given).code == 0
+    side = load_query_side(world.folder / "model")
+    counted, trained = (
+        corpus_frequencies(side, open_corpus(str(path), column))
+        for path, column in ((world.folder / "docs.jsonl", "text"), (trained_on, "body"))
+    )
+    expected = move_table(side, counted, 0.5, trained).after
+    assert load_query_side(tmp_path / "fitted").weights.tolist() == expected.tolist()
+    assert expected.tolist() != move_table(side, counted, 0.5).after.tolist()
+
+
+def test_what_cannot_be_written_is_told_before_anything_is_read(world, tmp_path):
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "file").write_text("mine")
+    outcome = call(query_table.main, world.folder / "model", "--corpus", "nowhere", "--output", tmp_path / "used")
+    assert "is in use; give a new or an empty folder" in outcome.errors[0]
+    outcome = call(query_table.main, "somebody/model", "--corpus", "nowhere", "--write")
+    assert "is no folder of yours to change" in outcome.errors[0]
+
+
 def test_only_the_table_of_the_copy_differs(world, tmp_path):
     output = tmp_path / "fitted"
     outcome = run(world, "--output", output)
