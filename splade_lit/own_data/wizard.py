@@ -83,11 +83,10 @@ def write_experiment(options: Namespace) -> None:
     most = options.max_corpus_documents or task_documents(machine.gpu)
     base_model = options.base_model or first_available(base_candidates(machine.gpu))
     tokenizer = load_tokenizer(base_model)
-    if options.pairs:
-        check_not_read(pairs_file, open_pairs(options.pairs).files)
     made = None if options.pairs else _make_pairs(options, pairs_file, folder.name, most)
     if made is None:
         own = read_pairs(options.pairs, options.query_column, options.document_column, options.negative_columns)
+        check_not_read(pairs_file, open_pairs(options.pairs).files)
     else:
         own = made.own
         _say(*made_lines(made.facts, options.corpus))
