@@ -42,8 +42,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _check(settings)
     from splade_lit.encoder.layout import find_saved
     from splade_lit.encoder.pruning import Pruning
+    from splade_lit.encoder.saved_writer import check_takes_pruning
 
-    saved = find_saved(settings.model, settings.revision).pruning
+    layout = find_saved(settings.model, settings.revision)
+    if settings.write:
+        check_takes_pruning(layout, settings.model)
+    saved = layout.pruning
     limits: list[Limit] = []
     given = _is_given(settings)
     pruning = Pruning().changed(vars(settings)) if given else saved

@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -47,8 +48,6 @@ def _wide_terminal() -> Iterator[None]:
 @pytest.fixture
 def own_model(model, tmp_path) -> Path:
     """A copy that a test may change."""
-    import shutil
-
     return Path(shutil.copytree(model, tmp_path / "model"))
 
 
@@ -278,6 +277,15 @@ def test_a_hub_model_has_no_folder_to_write_into(tmp_path):
     outcome = call(prune.main, "somebody/their-model", "--max-document-active-dims", 8, "--write")
     assert outcome.code == 2
     assert "not a folder to write into" in outcome.errors[0]
+
+
+def test_a_model_without_a_place_for_limits_is_told_before_it_is_measured(world, tmp_path):
+    """A masked-language model with an idf.json beside it, as some are published."""
+    folder = Path(shutil.copytree(world.base, tmp_path / "theirs"))
+    (folder / "idf.json").write_text(json.dumps({"the": 1.0}))
+    outcome = call(prune.main, folder, "--tasks", "nowhere", "--max-document-active-dims", 8, "--write")
+    assert outcome.code == 2
+    assert "has no place for limits" in outcome.errors[0]
 
 
 def test_what_lies_there_stays_when_the_disk_is_full(own_model, monkeypatch):

@@ -29,7 +29,7 @@ from transformers import PreTrainedTokenizerBase
 from splade_lit.core.errors import UserError
 from splade_lit.core.files import replace_text
 from splade_lit.encoder.document import MlmDocumentEncoder
-from splade_lit.encoder.layout import find_saved, read_json
+from splade_lit.encoder.layout import SavedLayout, find_saved, read_json
 from splade_lit.encoder.masked_lm import quiet_transformers
 from splade_lit.encoder.pruning import Pruning
 from splade_lit.encoder.saved import EncoderParts
@@ -74,6 +74,12 @@ def write_saved(parts: EncoderParts, folder: str | Path) -> None:
         ) from error
 
 
+def check_takes_pruning(layout: SavedLayout, folder: str | Path) -> None:
+    """Raise a UserError if a saved model has no place to write limits to."""
+    if layout.query_folder is None:
+        raise UserError(f"{folder} has no place for limits; load it as AsymmetricSparseEncoder and save it first.")
+
+
 def write_pruning(pruning: Pruning, folder: str | Path) -> None:
     """Set which weights a saved model keeps, whoever saved it; nothing else of it changes.
 
@@ -81,8 +87,7 @@ def write_pruning(pruning: Pruning, folder: str | Path) -> None:
         UserError: the folder holds no saved asymmetric model, or cannot be written.
     """
     layout, path = find_saved(folder), Path(folder) / "config_sentence_transformers.json"
-    if layout.query_folder is None:
-        raise UserError(f"{folder} has no place for limits; load it as AsymmetricSparseEncoder and save it first.")
+    check_takes_pruning(layout, folder)
     config = read_json(path, missing={})
     config = {name: value for name, value in config.items() if name not in ("max_active_dims", "pruning")}
     replace_text(path, _as_json(config | pruning.saved))
