@@ -15,13 +15,12 @@ LEAST_FLOPS = 1e-6
 
 # Of the controller. Steps are optimizer steps; errors, pressure and integral are logarithms. Adam answers ten steps
 # late or more and, at high learning rates, fast: more gain than this swings, or follows the noise of small batches.
-_FIRST_PRESSURE = -2.8  # of the penalty times its weight, over the ranking loss
+_FIRST_PRESSURE = -2.5  # of the penalty times its weight, over the ranking loss
 _MOST_FORWARD = 2.0  # what is added on the way, as sparser documents need more pressure
 _LEAST_PRESSURE, _MOST_PRESSURE = -12.0, 3.0
-_GAIN, _MOST_RISE = 1.5, 2.0  # rises as the learning rate falls, which makes the dims slower to follow
+_GAIN, _MOST_RISE = 2.0, 2.0  # rises as the learning rate falls, which makes the dims slower to follow
 _LEAD = 1.0  # how far the way from the mean to the recent mean is gone on, as what comes of it is not seen yet
-_INTEGRAL_RATE, _INTEGRAL_RATE_OF_RUN = 0.04, 30.0  # a step, at most; and over the whole run
-_BELOW = 2.0  # what the gain is times below the path: vectors grow more slowly than they shrink
+_INTEGRAL_RATE, _INTEGRAL_RATE_OF_RUN = 0.03, 30.0  # a step, at most; and over the whole run
 _FAR_BELOW, _STEEPER = 0.5, 8.0  # what is further below the path takes off so many times as much at once
 _MEAN_STEPS, _MEAN_SHARE = (12.0, 50.0), 1 / 40  # time of the moving means: least and most, and share of the run
 _RECENT_STEPS = 6.0
@@ -66,9 +65,8 @@ class Target(Weight):
         weight(t) = exp(u_0 + 0.6 log(m_0 / p(t)) + k a(t) + i(t)) mean(R) / mean(P),    i(t + 1) = i(t) + r e(t)
 
     k and r rise as the learning rate falls. With moving means of the ranking loss R and of the penalty, any of them
-    will do, however large. As vectors grow slowly, e counts twice in a(t) where it is below 0, and where a step is more
-    than 40 % below the path, the weight falls to nothing at once, before vectors die. The integral is bounded, and
-    stands still while the weight is at a bound.
+    will do, however large. Where a step is more than 40 % below the path, the weight falls to nothing at once, before
+    vectors die. The integral is bounded, and stands still while the weight is at a bound.
 
     Counts are summed over the batches of a step and over processes, and the weight is decided once a step, by the steps
     before: batch size and accumulation matter for the noise alone. All state is in buffers and stays on the device.
@@ -144,8 +142,7 @@ class Target(Weight):
         ratio = moving_mean(self.ratio, figure / path, mean_steps)
         recent_ratio = moving_mean(self.recent_ratio, figure / path, _RECENT_STEPS)
         error, recent = (one.clamp(min=_LEAST_RATIO).log() for one in (ratio, recent_ratio))
-        steep = torch.where(error < 0, _BELOW * error, error)
-        ahead = steep + (1 + _LEAD) * (recent - error)
+        ahead = recent + _LEAD * (recent - error)
         # Of this step alone, as vectors die within a few.
         dying = ((figure / path).clamp(min=_LEAST_RATIO).log() + _FAR_BELOW).clamp(max=0)
         rise = (total_steps / (total_steps - self.step).clamp(min=1)).clamp(max=_MOST_RISE)
