@@ -74,7 +74,7 @@ def _variants(path: Path, only: Sequence[str] | None) -> dict[str, dict[str, Any
 
 def _train(config: Path, changes: Mapping[str, Any], folder: Path) -> None:
     """Train a variant in a process of its own; a folder with other settings is refused."""
-    stamp = folder.with_suffix(".variant.yaml")
+    stamp, path, log = (folder.with_name(f"{folder.name}.{end}") for end in ("variant.yaml", "yaml", "log"))
     text = yaml.safe_dump({"config": str(config), "changes": dict(changes)}, sort_keys=True)
     if stamp.is_file():
         if stamp.read_text(encoding="utf-8") != text:
@@ -87,10 +87,9 @@ def _train(config: Path, changes: Mapping[str, Any], folder: Path) -> None:
         for group in groups:
             place = place.setdefault(group, {})
         place[last] = value
-    path = folder.with_suffix(".yaml")
     replace_text(path, yaml.safe_dump(settings, sort_keys=False))
     print(f"training {folder.name}", flush=True)
-    log, since = folder.with_suffix(".log"), time.monotonic()
+    since = time.monotonic()
     command = [sys.executable, "-m", "splade_lit.fit", "--config", str(path), "--overwrite", "true"]
     with log.open("w", encoding="utf-8") as file:
         ended = subprocess.run(command, env=os.environ, stdout=file, stderr=subprocess.STDOUT, check=False)

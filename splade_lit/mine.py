@@ -53,7 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     path = mined_file(options.output)
     opened = open_pairs(options.pairs, options.pairs_config, options.pairs_split)
-    check_not_read(path, [*opened.files, *([Path(options.corpus)] if options.corpus else [])])
+    corpus_files = [Path(options.corpus), *Path(options.corpus).rglob("*")] if options.corpus else []
+    check_not_read(path, [*opened.files, *corpus_files])
     notes = None if path == options.output else options.output / "README.md"
     check_notes(notes)
     check_writable(path)

@@ -32,7 +32,7 @@ def world(tmp_path_factory, tiny_tokenizer) -> World:
 def test_variants_are_trained_once_and_compared_at_the_same_dims(script, world, tmp_path, capsys):
     config = world.config(tmp_path / "experiment", {"trainer.max_steps": 3, "trainer.callbacks": []})
     variants = tmp_path / "variants.yaml"
-    variants.write_text(yaml.safe_dump({"as_it_is": {}, "quick": {"model.learning_rate": 0.01}}, sort_keys=False))
+    variants.write_text(yaml.safe_dump({"as_it_is": {}, "rate_0.01": {"model.learning_rate": 0.01}}, sort_keys=False))
     given = ["--config", config, "--variants", variants, "--tasks", world.tasks, "--output", tmp_path / "runs"]
     given += ["--active-dims", 15]
 
@@ -43,23 +43,26 @@ def test_variants_are_trained_once_and_compared_at_the_same_dims(script, world, 
     out = run()
     assert out.count("training ") == 2
     for task in load_tasks([str(world.tasks)]):
-        for variant in ("as_it_is", "quick"):
+        for variant in ("as_it_is", "rate_0.01"):
             encoder = AsymmetricSparseEncoder.load(tmp_path / "runs" / variant / "model")
             whole = evaluate_task(encoder, task).metrics
             expected = rf"\| {variant} \| {whole['corpus_active_dims']:.0f} \| {whole['ndcg@10']:.4f} \| [\d.]+ \| "
             found = re.search(expected + r"([+-][\d.]+)? ?\| ", out.split(f"| {task.name} | active dims")[1])
             assert found, out
             assert (found[1] is None) == (variant == "as_it_is")
-    learning_rate = yaml.safe_load((tmp_path / "runs" / "quick" / "config.yaml").read_text())["model"]["learning_rate"]
+    learning_rate = yaml.safe_load((tmp_path / "runs" / "rate_0.01" / "config.yaml").read_text())["model"][
+        "learning_rate"
+    ]
     assert learning_rate == 0.01
+    assert (tmp_path / "runs" / "rate_0.01.variant.yaml").is_file()
     again = run()
     assert "training" not in again
     assert re.findall(r"^\|.*", again, re.MULTILINE) == re.findall(r"^\|.*", out, re.MULTILINE)
-    assert "quick" not in run("--only", "as_it_is")
-    variants.write_text(yaml.safe_dump({"as_it_is": {}, "quick": {"model.learning_rate": 0.02}}, sort_keys=False))
+    assert "rate_0.01" not in run("--only", "as_it_is")
+    variants.write_text(yaml.safe_dump({"as_it_is": {}, "rate_0.01": {"model.learning_rate": 0.02}}, sort_keys=False))
     with pytest.raises(UserError, match="was trained with other settings"):
         run()
-    with pytest.raises(UserError, match=r"has no slow; it has as_it_is, quick\."):
+    with pytest.raises(UserError, match=r"has no slow; it has as_it_is, rate_0\.01\."):
         run("--only", "slow")
 
 

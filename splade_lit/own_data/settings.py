@@ -108,7 +108,7 @@ def experiment_yaml(
     `task` is the folder of the held-out task, and `num_corpus` counts its documents. `num_train` counts the pairs left
     for training. The `tokenizer` is the base model's. `time` says how long the run takes. Documents shall have
     `target_active_dims` on average, but no more than a quarter of the vocabulary. `teachers` are what to learn from;
-    a `small` collection has the time for longer documents.
+    a `small` collection, which has some, has the time for longer documents and needs fewer steps.
     """
     max_model_tokens = min(tokenizer.model_max_length, 512)  # tokenizers without a limit say 10^30
     cpu_tokens = _SMALL_DOCUMENT_TOKENS if small else _CPU_DOCUMENT_TOKENS
@@ -120,7 +120,7 @@ def experiment_yaml(
     steps_per_epoch = math.ceil(num_train / batch_size)
     steps = min(math.ceil(_WANTED_STEPS / steps_per_epoch), _MAX_EPOCHS) * steps_per_epoch
     steps = steps if machine.gpu else min(steps, _CPU_STEPS)
-    if teachers and small:
+    if small:
         steps = min(steps, _SMALL_STEPS)
     most_pairs = num_eval + steps * batch_size
     environment = Environment(

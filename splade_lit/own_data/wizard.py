@@ -124,7 +124,7 @@ def write_experiment(options: Namespace) -> None:
         machine=machine,
         target_active_dims=options.target_active_dims,
         teachers=teachers,
-        small=small,
+        small=bool(small and teachers),
     )
     time = "not measured"
     settings = yaml.safe_load(written(time=time))
