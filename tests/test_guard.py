@@ -138,6 +138,24 @@ def test_too_large_a_lambda_is_told_once(make_base, pairs, caplog):
     assert module.objective.penalty_scale == 1
 
 
+class DeadAtTimes(L.Callback):
+    """Takes the logits of all terms away at one step, and gives them back at another."""
+
+    def __init__(self, taken: list[int], given_back: list[int]) -> None:
+        self.at = dict.fromkeys(taken, -30.0) | dict.fromkeys(given_back, 30.0)
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:
+        bias = pl_module.encoder.document.decoder.bias
+        bias.data.add_(self.at.get(trainer.global_step, 0.0))
+
+
+def test_a_collapse_after_a_recovery_is_told_again(make_base, pairs, caplog):
+    changes = DeadAtTimes(taken=[4, 12], given_back=[8, 16])
+    model = {"lambda_d": 0.0, "learning_rate": 1e-6}
+    train(make_base(), pairs, CollapseGuard(every_n_steps=2), 20, model, callbacks=[changes])
+    assert [line.split(":")[0] for line in told(caplog, "training collapses")] == ["step 6", "step 14"]
+
+
 def test_a_lower_lambda_keeps_documents_alive(make_base, pairs, caplog):
     base = make_base()
     settings = {"lambda_d": 3.0, "lambda_schedule": "constant", "learning_rate": 1e-3}

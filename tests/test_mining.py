@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -319,6 +320,13 @@ def test_a_folder_that_is_read_or_of_something_else_is_not_written_into(source, 
     outcome = call(mine.main, "--pairs", source, "--ranks", "0:20", "--output", tmp_path / "project")
     assert "is not one of mined pairs, and would be replaced" in outcome.errors[0]
     assert (tmp_path / "project" / "README.md").read_text() == "mine"
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    pq.write_table(pa.table({"text": ["fever and cough", "a broken leg"]}), docs / "train.parquet")
+    outcome = call(mine.main, "--pairs", source, "--corpus", docs, "--ranks", "0:20", "--output", docs)
+    assert outcome.code == 2
+    assert "is what is read" in outcome.errors[0]
+    assert pq.read_table(docs / "train.parquet").column_names == ["text"]
 
 
 def test_an_interruption_leaves_no_half_of_a_file(source, tmp_path, monkeypatch):

@@ -1,10 +1,10 @@
 """Scores of teachers for the documents of each row of a data set, and how several teachers become one."""
 
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cache as once
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +19,8 @@ from splade_lit.core.progress import WorkProgress
 from splade_lit.data.pairs import Pairs
 from splade_lit.data.teacher import DistinctTexts
 from splade_lit.mining.miners import Scorer
+from splade_lit.mining.n_tuples import n_tuple_rows, n_tuple_schema
 
-SCORES = "scores"
-"""The column of lists that is written."""
 ENDINGS = (".parquet", ".jsonl")
 MIN_MAX_SCALE = 30.0
 """Factor of scores in [0, 1] (as in OpenSearch's training of inference-free models; Geng et al. 2024)."""
@@ -121,9 +120,7 @@ def write_scored(path: Path, pairs: Pairs, scores: Scores, settings: Mapping[str
     documents in this order; what is not there is null. `settings` are kept in the metadata of a parquet file. A reader
     never sees half of the file; a UserError says that it cannot be written.
     """
-    names = ["query", "answer", *pairs.columns[2:]]
-    fields = [*((name, pa.string()) for name in names), (SCORES, pa.list_(pa.float32()))]
-    schema = pa.schema(fields, {METADATA: json.dumps(dict(settings))})
+    schema = n_tuple_schema(["answer", *pairs.columns[2:]], True, METADATA, settings)
     try:
         with whole_file(path) as temporary:
             if path.suffix.lower() == ".parquet":
@@ -142,7 +139,5 @@ def _batches(schema: pa.Schema, pairs: Pairs, scores: Scores) -> Iterator[pa.Rec
     for start in range(0, len(pairs), _GROUP_ROWS):
         numbers = scores[start : start + _GROUP_ROWS]
         part = pairs.select(range(start, start + len(numbers)))
-        texts = [[text or None for batch in part.batches(name) for text in batch] for name in pairs.columns]
-        lists = [[None if math.isnan(one) else one for one in row] for row in numbers.tolist()]
-        arrays = [*(pa.array(column, pa.string()) for column in texts), pa.array(lists, pa.list_(pa.float32()))]
-        yield pa.record_batch(arrays, schema)
+        texts = [list(chain.from_iterable(part.batches(name))) for name in pairs.columns]
+        yield n_tuple_rows(schema, texts, numbers)

@@ -1,6 +1,5 @@
 """The data set that mining leaves: parquet that `fit` reads, what it was made with, and what is in it."""
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -16,6 +15,7 @@ from splade_lit.core.files import replace_text, whole_file
 from splade_lit.data.pairs import Pairs
 from splade_lit.mining.candidates import Candidates
 from splade_lit.mining.mine import Counts, Mined
+from splade_lit.mining.n_tuples import SCORES, n_tuple_rows, n_tuple_schema
 
 METADATA = "splade_lit.mine"
 """The key in the file's metadata under which its settings stand."""
@@ -87,10 +87,9 @@ def write_mined(
     Raises:
         UserError: no negative was found, or the file cannot be written.
     """
-    names = ["query", "answer", *(f"positive_{n}" for n in range(2, pairs.num_positives + 1))]
-    names += [f"negative_{n}" for n in range(1, num_negatives + 1)]
-    fields = [(name, pa.string()) for name in names] + [("scores", pa.list_(pa.float32()))] * scores
-    schema = pa.schema(fields, {METADATA: json.dumps(dict(settings))})
+    documents = ["answer", *(f"positive_{n}" for n in range(2, pairs.num_positives + 1))]
+    documents += [f"negative_{n}" for n in range(1, num_negatives + 1)]
+    schema = n_tuple_schema(documents, scores, METADATA, settings)
     num_found = np.zeros(num_negatives + 1, np.int64)
     seen: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
 
@@ -139,18 +138,14 @@ def _groups(batches: Iterable[pa.RecordBatch]) -> Iterable[list[pa.RecordBatch]]
 def _rows(schema: pa.Schema, pairs: Pairs, candidates: Candidates, block: Mined, kept: np.ndarray) -> pa.RecordBatch:
     part = pairs.select(block.pairs[kept])
     columns: list[list[str | None]] = [
-        [text or None for text in chain.from_iterable(part.batches(name))]
-        for name in pairs.columns[: 1 + pairs.num_positives]
+        list(chain.from_iterable(part.batches(name))) for name in pairs.columns[: 1 + pairs.num_positives]
     ]
     for numbers in block.negatives[kept].T:
         columns.append([candidates.texts[number] if number >= 0 else None for number in numbers.tolist()])
-    arrays = [pa.array(column, pa.string()) for column in columns]
-    if "scores" in schema.names:
-        values = np.concatenate([block.answer_scores, block.negative_scores], axis=1)[kept]
-        # Missing ones are null, as their texts are.
-        lists = [[None if np.isnan(one) else float(one) for one in row] for row in values]
-        arrays.append(pa.array(lists, pa.list_(pa.float32())))
-    return pa.record_batch(arrays, schema)
+    if SCORES not in schema.names:
+        return n_tuple_rows(schema, columns)
+    scores = np.concatenate([block.answer_scores, block.negative_scores], axis=1)[kept]
+    return n_tuple_rows(schema, columns, scores)
 
 
 def check_notes(path: Path | None) -> None:
