@@ -18,6 +18,7 @@ from scipy.sparse import csr_array
 
 from splade_lit import encode, search
 from splade_lit.core.errors import UserError
+from splade_lit.core.files import hold_folder
 from splade_lit.data.corpus import Corpus, open_corpus
 from splade_lit.encoder.model import AsymmetricSparseEncoder
 from splade_lit.encoder.pruning import Pruning
@@ -51,6 +52,15 @@ def corpus(tmp_path) -> Path:
 
 def command(model: Path, corpus: Path, output: Path, *more: object):
     return call(encode.main, "--model", model, "--corpus", corpus, "--output", output, *more)
+
+
+def test_no_second_process_writes_to_a_folder(model, corpus, tmp_path):
+    held = hold_folder(tmp_path / "vectors")
+    outcome = command(model, corpus, tmp_path / "vectors")
+    assert (outcome.code, len(list((tmp_path / "vectors").iterdir()))) == (2, 1)
+    assert "is being written by another process" in outcome.errors[0]
+    held.release()
+    assert command(model, corpus, tmp_path / "vectors").code == 0
 
 
 @pytest.mark.parametrize("shard_documents", [1, 4, 100])

@@ -1,13 +1,17 @@
-"""Files that are either whole or not there."""
+"""Files that are either whole or not there, and folders that one process has for itself."""
 
 import stat
+import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from command_runs import World, call
 
+from splade_lit import fit
 from splade_lit.core.errors import UserError
-from splade_lit.core.files import replace_text, whole_file
+from splade_lit.core.files import check_free, hold_folder, replace_text, whole_file
 
 
 def test_text_in_a_new_folder(tmp_path: Path) -> None:
@@ -43,3 +47,42 @@ def test_what_cannot_be_written_is_told(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match=f"{tmp_path / name} cannot be written .*; free space or choose another folder"):
         replace_text(tmp_path / name, "text")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+_HOLDS = """
+import sys
+from pathlib import Path
+from splade_lit.core.files import hold_folder
+held = hold_folder(Path(sys.argv[1]))
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_folder_is_for_one_process_until_it_ends_in_whatever_way(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    other = subprocess.Popen(
+        [sys.executable, "-c", _HOLDS, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdout
+    assert other.stdout.readline() == "held\n"
+    for take in (hold_folder, check_free):
+        with pytest.raises(UserError, match=f"{folder} is being written by another process"):
+            take(folder)
+    other.kill()
+    other.wait()
+    check_free(folder)
+    hold_folder(folder).release()
+    check_free(folder)
+
+
+def test_no_second_run_writes_to_a_folder(world: World, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    held = hold_folder(run)
+    outcome = call(fit.main, "--config", world.config(run, {"trainer.callbacks": None}))
+    assert outcome.code == 2
+    assert outcome.errors[0].startswith(f"error: {run} is being written by another process")
+    assert [path.name for path in run.iterdir()] == [".lock"]
+    held.release()
+    assert call(fit.main, "--config", world.config(run, {"trainer.callbacks": None})).code == 0
+    check_free(run)

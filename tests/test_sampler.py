@@ -41,42 +41,30 @@ def natural_pairs(rows: int, seed: int = 0) -> np.ndarray:
 @given(
     fingerprints=FEW_TEXTS,
     batch_size=st.integers(1, 9),
-    num_replicas=st.integers(1, 3),
     drop_last=st.booleans(),
     shuffle=st.booleans(),
     block_rows=st.integers(1, 5),
     seed=st.integers(0, 5),
 )
 def test_properties(
-    fingerprints: np.ndarray,
-    batch_size: int,
-    num_replicas: int,
-    drop_last: bool,
-    shuffle: bool,
-    block_rows: int,
-    seed: int,
+    fingerprints: np.ndarray, batch_size: int, drop_last: bool, shuffle: bool, block_rows: int, seed: int
 ) -> None:
-    samplers = [
-        NoDuplicatesBatchSampler(fingerprints, batch_size, seed, drop_last, shuffle, num_replicas, rank, block_rows)
-        for rank in range(num_replicas)
-    ]
-    lengths = set()
+    sampler = NoDuplicatesBatchSampler(fingerprints, batch_size, seed, drop_last, shuffle, block_rows)
+    lengths = {len(sampler)}
     for epoch in (0, 1, 2, 7):
-        for sampler in samplers:
-            sampler.set_epoch(epoch)
-        shares = [list(sampler) for sampler in samplers]
-        lengths |= {len(share) for share in shares} | {len(sampler) for sampler in samplers}
-        assert len(lengths) == 1, "a number of batches that differs over devices, epochs, or from what was told"
+        sampler.set_epoch(epoch)
+        batches = list(sampler)
+        lengths |= {len(batches), len(sampler)}
+        assert len(lengths) == 1, "a number of batches that differs over epochs, or from what was told"
 
-        for parts in zip(*shares, strict=True):
-            assert len({len(part) for part in parts}) == 1, "devices have different shares of a batch"
-            assert 0 < len(parts[0]) <= batch_size
-            assert not drop_last or len(parts[0]) == batch_size
-            assert not has_text_twice(np.concatenate(parts), fingerprints)
+        for batch in batches:
+            assert 0 < len(batch) <= batch_size
+            assert not drop_last or len(batch) == batch_size
+            assert not has_text_twice(batch, fingerprints)
 
-        rows = epoch_rows([batch for share in shares for batch in share])
+        rows = epoch_rows(batches)
         assert len(rows) == len(set(rows)), "a row twice in an epoch"
-        if not drop_last and num_replicas == 1:
+        if not drop_last:
             assert rows == list(range(len(fingerprints)))
 
 
@@ -164,40 +152,20 @@ def test_blocks_of_neighbours_stay_together() -> None:
     assert together[0] != together[1], "blocks are cut at the same places in each epoch"
 
 
-@pytest.mark.parametrize("num_replicas", [2, 3, 8])
-def test_devices_share_every_batch(num_replicas: int) -> None:
-    fingerprints = natural_pairs(2000)
-    shares = [
-        list(NoDuplicatesBatchSampler(fingerprints, 4, seed=5, num_replicas=num_replicas, rank=rank))
-        for rank in range(num_replicas)
-    ]
-    together = [np.concatenate(parts) for parts in zip(*shares, strict=True)]
-    assert not any(has_text_twice(batch, fingerprints) for batch in together)
-    alone = NoDuplicatesBatchSampler(fingerprints, 4 * num_replicas, seed=5)
-    whole = [set(batch.tolist()) for batch in alone if len(batch) >= num_replicas]
-    assert len(together) == len(whole)
-    for batch, rows in zip(together, whole, strict=True):
-        assert set(batch.tolist()) <= rows
-        assert len(batch) == len(rows) - len(rows) % num_replicas
-
-
-@pytest.mark.parametrize("num_replicas", [1, 2])
 @pytest.mark.parametrize("drop_last", [False, True])
-def test_the_number_of_batches_stays_where_orders_give_different_ones(drop_last: bool, num_replicas: int) -> None:
+def test_the_number_of_batches_stays_where_orders_give_different_ones(drop_last: bool) -> None:
     # Many texts of middling frequency: how many batches are short depends on the order.
     fingerprints = np.random.default_rng(0).integers(0, 60, (600, 2)).astype(np.uint64)
-    first_fits = {
-        len(NoDuplicatesBatchSampler(fingerprints, 8, seed, drop_last, num_replicas=num_replicas)) for seed in range(20)
-    }
+    first_fits = {len(NoDuplicatesBatchSampler(fingerprints, 8, seed, drop_last)) for seed in range(20)}
     assert len(first_fits) > 1, "the set is too easy for this test"
-    sampler = NoDuplicatesBatchSampler(fingerprints, 8, 3, drop_last, num_replicas=num_replicas)
+    sampler = NoDuplicatesBatchSampler(fingerprints, 8, 3, drop_last)
     orders = set()
     for epoch in range(20):
         sampler.set_epoch(epoch)
         batches = list(sampler)
         assert len(batches) == len(sampler)
         assert not any(has_text_twice(batch, fingerprints) for batch in batches)
-        if not drop_last and num_replicas == 1:
+        if not drop_last:
             assert epoch_rows(batches) == list(range(600))
         orders.add(tuple(np.concatenate(batches).tolist()))
     assert len(orders) == 20

@@ -196,6 +196,21 @@ def test_the_cache_is_of_one_model_and_one_limit(make, tmp_path, monkeypatch):
     assert torch.equal(first.teacher_scores, next(iter(make().train_dataloader())).teacher_scores)
 
 
+def test_vectors_are_made_in_the_precision_of_the_run_and_kept_apart(world, teacher, tmp_path):
+    cache = tmp_path / "cache"
+    for precision in ("32-true", "bf16-mixed"):
+        changes = {"data.teacher": str(teacher), "data.cache_dir": str(cache), "model.ranking": ["kl"]}
+        changes |= {"trainer.precision": precision, "trainer.max_steps": 1, "trainer.callbacks": None}
+        assert call(fit.main, "--config", world.config(tmp_path / precision, changes)).code == 0
+    whole, half = sorted((cache / "teachers").iterdir(), key=lambda folder: len(folder.name))
+    assert half.name == f"{whole.name}-bfloat16"
+    parts = [open_vectors(folder / "document") for folder in (whole, half)]
+    known = np.concatenate([hashed for hashed, _ in parts[0]])
+    assert sorted(known) == sorted(np.concatenate([hashed for hashed, _ in parts[1]]))
+    exact, rounded = (TextVectors(of_one).gather(TextVectors(of_one).rows(known)) for of_one in parts)
+    assert 0 < np.abs(exact - rounded).max() < 0.02
+
+
 def test_training_with_a_teacher_resumes_exactly(world, teacher, tmp_path):
     ranking = [
         "in_batch",

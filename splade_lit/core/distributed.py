@@ -5,7 +5,7 @@ Without a process group there is one process, of rank 0, and nothing here waits.
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -53,13 +53,33 @@ def gather(value: T) -> list[T]:
     return values
 
 
-def summed(tensor: Any) -> Any:
-    """A tensor summed over all processes, on its device and without its gradient; each process must call it."""
+def gather_rows(rows: Any, counts: Sequence[int]) -> Any:
+    """The rows of all processes in the order of their ranks, with the gradient of one's own; each process must call it.
+
+    For a loss that every process computes of all rows, and gradients of weights that are averaged over processes, as
+    data-parallel training does: they are then those of one process that makes all rows and computes the loss once.
+    Nothing is sent in the backward pass.
+
+    Args:
+        rows: tensor of which the first `counts[rank()]` rows are gathered.
+        counts: rows of each process.
+    """
     if world_size() == 1:
-        return tensor.detach()
-    total = tensor.detach().clone()
-    _group().all_reduce(total)
-    return total
+        return rows
+    import torch
+
+    own = rows[: counts[rank()]]
+    gathered = own.new_empty(sum(counts), *rows.shape[1:])
+    parts = gathered.split(list(counts))
+    parts[rank()].copy_(own.detach())
+    # Not all_gather, for which all would have to have as many rows.
+    sent = [_group().broadcast(part, source, async_op=True) for source, part in enumerate(parts) if len(part)]
+    for one in sent:
+        one.wait()
+    if not own.requires_grad:
+        return gathered
+    own.register_hook(lambda gradient: gradient * world_size())
+    return torch.cat([*parts[: rank()], own, *parts[rank() + 1 :]])
 
 
 def merge(metric: Any) -> None:

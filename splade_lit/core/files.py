@@ -1,15 +1,23 @@
 """Where files go, and writing them so that a reader never sees half of one."""
 
+import errno
+import logging
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from splade_lit.core.errors import UserError
 
 Folder = str | Path | None
 """A folder that has a default."""
+LOCK = ".lock"
+"""The file in a folder that the process writing there has locked."""
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -22,7 +30,47 @@ def whole_file(path: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
         temporary = Path(folder, path.name)
         yield temporary
+        # Else a machine that goes down could leave an empty file where a good one was.
+        _flush(temporary)
         temporary.replace(path)
+        _flush(path.parent)
+
+
+def _flush(path: Path) -> None:
+    """Have a file, or the names in a folder, on the disk itself."""
+    if os.name == "nt" and path.is_dir():
+        return  # folders cannot be opened there
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def hold_folder(folder: Path) -> FileLock:
+    """Have a folder for oneself until `release` of what is returned, or until this process ends, in whatever way.
+
+    A UserError says that another process has it. Where a file system has no locks, nobody is kept away.
+    """
+    lock = FileLock(folder / LOCK)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise UserError(
+            f"{folder} is being written by another process; wait until it has ended, or give another folder."
+        ) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise UserError(f"{folder} cannot be written ({error.strerror}); choose another place.") from error
+        logger.info("%s: the file system has no locks; see to it that no other process writes there.", folder)
+    return lock
+
+
+def check_free(folder: Path) -> None:
+    """Raise the UserError of `hold_folder` if another process has a folder now."""
+    if (folder / LOCK).exists():
+        hold_folder(folder).release()
 
 
 def check_not_read(output: Path, files: Iterable[Path]) -> None:

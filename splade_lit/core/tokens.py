@@ -88,25 +88,29 @@ class Tokens:
 
 @dataclass(frozen=True)
 class PairBatch:
-    """A training batch.
+    """A training batch, of all processes together.
 
     Attributes:
         queries: the distinct token ids of each query (presence is all that counts), `Q` texts.
         documents: the first positive of each query, document i answering query i, then their further positives and
-            their hard negatives, column after column. Where a row has none in a column, there is none.
+            their hard negatives, column after column. Where a row has none in a column, there is none. Where several
+            processes share a batch, those of this process.
         answers: int64 `[answers, 2]`: which document answers which query, pairs (query, document) in ascending order:
             every document of the batch that is known to answer a query, whichever row it is in.
         teacher_scores: fp32 `[Q, documents]`, what a teacher gives for each query with each document, NaN for pairs
             that it has not scored; None without a teacher.
+        shares: how many of the documents each process has, one after another in the order of ranks; None if they are
+            not shared. All else is of the whole batch.
     """
 
     queries: Tokens
     documents: Tokens
     answers: Tensor
     teacher_scores: Tensor | None = None
+    shares: tuple[int, ...] | None = None
 
     def to(self, device: torch.device | str, **kwargs: Any) -> "PairBatch":
         """The same batch on another device."""
         answers = self.answers.to(device, non_blocking=True)
         scores = None if self.teacher_scores is None else self.teacher_scores.to(device, non_blocking=True)
-        return PairBatch(self.queries.to(device), self.documents.to(device), answers, scores)
+        return PairBatch(self.queries.to(device), self.documents.to(device), answers, scores, self.shares)

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
+import torch
 import xxhash
 from lightning.pytorch import LightningDataModule
 from transformers import PreTrainedTokenizerBase
@@ -37,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 BlockBy = Literal["source", "teacher"]
 
+_HALVES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 # Blocks that are alike too: as they are cut elsewhere in each epoch, most rows then find neighbours on both sides.
 _GROUP_BLOCKS = 4
 
@@ -80,8 +82,8 @@ class PairsDataModule(LightningDataModule):
             by the sentence encoder that is given as teacher.
         teacher: Hub id, folder or `package:NAME/FOLDER` of a sentence encoder, whose scores of all pairs of a batch are
             there for the ranking losses `kl` and `margin_mse`. It stays as it is: the vectors of all texts are made
-            once, before training, and kept in the cache. Or `bm25`, over the words of the pairs' documents, or a list
-            of such, whose scores are averaged.
+            once, before training, in the precision of the run, and kept in the cache. Or `bm25`, over the words of the
+            pairs' documents, or a list of such, whose scores are averaged.
         score_columns: names of columns of a teacher's scores, one for each document of a row in their order, or the
             name of one column of lists of them; empty or NaN where it has not scored. Other pairs of a batch have no
             score then.
@@ -306,7 +308,8 @@ class PairsDataModule(LightningDataModule):
         if not self.teachers:
             return None
         device = self.trainer.strategy.root_device if self.trainer else "cpu"
-        place = (self.cache_dir, device)
+        half = _HALVES.get(str(self.trainer.precision)) if self.trainer else None
+        place = (self.cache_dir, device, half)
         return in_batch_teacher(pairs, self.fingerprints, self.teachers, *self._teacher_settings, *place)
 
     def _ordered_rows(self) -> np.ndarray:
@@ -320,15 +323,14 @@ class PairsDataModule(LightningDataModule):
         return from_first(lambda: rows[neighbour_order(vectors(rows), _GROUP_BLOCKS * self.block_rows, self.seed)])
 
     def _loader(self, rows: np.ndarray, batch_size: int, shuffle: bool, drop_last: bool = False) -> PairLoader:
-        devices = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        processes, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         texts = self.fingerprints[rows]
         texts = np.where(texts == NO_TEXT, texts[:, :1], texts)  # no text is in no other row: as if it were the query
-        sampler = NoDuplicatesBatchSampler(
-            texts, batch_size, self.seed, drop_last, shuffle, *devices, block_rows=self.block_rows
-        )
+        size = batch_size * processes
+        sampler = NoDuplicatesBatchSampler(texts, size, self.seed, drop_last, shuffle, self.block_rows)
         trained_batches = self._trained_batches if self.trainer else None
         texts = (self.queries, self.documents, self.answers)
-        return PairLoader(*texts, sampler, rows, trained_batches, self._teacher_scores)
+        return PairLoader(*texts, sampler, rows, trained_batches, self._teacher_scores, processes, rank)
 
     def _trained_batches(self) -> int:
         assert self.trainer is not None

@@ -25,7 +25,8 @@ class PairLoader:
     """An iterable of `PairBatch`, one epoch an iteration; a checkpoint can resume it in the middle of an epoch.
 
     A batch is copied out of memory maps in well under a millisecond, so it is made when it is asked for: there are no
-    worker processes, and nothing is read ahead that a resumed run would miss.
+    worker processes, and nothing is read ahead that a resumed run would miss. Several processes share the documents of
+    each batch, as many tokens for each as can be; all have its queries.
 
     Args:
         queries: distinct token ids of the queries.
@@ -35,6 +36,8 @@ class PairLoader:
         trained_batches: gives how many batches of the epoch were trained on, as training may stop in the middle of a
             batch; by default, all that were handed out.
         teacher: gives a teacher's scores of the pairs of a batch, by its rows of the stores.
+        num_processes: how many processes share a batch.
+        rank: which of them this is, from 0.
     """
 
     def __init__(
@@ -46,6 +49,8 @@ class PairLoader:
         rows: np.ndarray,
         trained_batches: Callable[[], int] | None = None,
         teacher: TeacherScores | None = None,
+        num_processes: int = 1,
+        rank: int = 0,
     ) -> None:
         self.queries = queries
         self.documents = documents
@@ -55,6 +60,7 @@ class PairLoader:
         self.rows = rows
         self.trained_batches = trained_batches
         self.teacher = teacher
+        self.num_processes, self.rank = num_processes, rank
         self._state = {"epoch": 0, "batches": 0}
         self._resumed: dict[str, int] | None = None
 
@@ -74,13 +80,25 @@ class PairLoader:
 
     def batch(self, rows: np.ndarray) -> PairBatch:
         """The batch of these rows of the stores."""
-        present = self.answers.present(rows).T
-        columns = [store.gather(rows[there]) for store, there in zip(self.documents, present, strict=True)]
-        lengths = chain.from_iterable(column.lengths for column in columns)
-        documents = Tokens(torch.cat([column.input_ids for column in columns]), tuple(lengths))
+        columns = [rows[there] for there in self.answers.present(rows).T]
+        shares = self._shares(columns)
+        first = sum(shares[: self.rank])
+        # A process without a share still has to take part in a step; what it makes of a document is not used.
+        own = slice(first, first + shares[self.rank]) if shares[self.rank] else slice(0, 1)
+        parts = [store.gather(part) for store, part in zip(self.documents, _cut(columns, own), strict=True)]
+        lengths = tuple(chain.from_iterable(part.lengths for part in parts))
+        documents = Tokens(torch.cat([part.input_ids for part in parts]), lengths)
         answers = torch.from_numpy(self.answers.among(rows))
         teacher_scores = self.teacher(rows) if self.teacher else None
-        return PairBatch(self.queries.gather(rows), documents, answers, teacher_scores)
+        shared = shares if self.num_processes > 1 else None
+        return PairBatch(self.queries.gather(rows), documents, answers, teacher_scores, shared)
+
+    def _shares(self, columns: Sequence[np.ndarray]) -> tuple[int, ...]:
+        """How many of the documents each process has: cut where their tokens are."""
+        lengths = np.concatenate([store.lengths(rows) for store, rows in zip(self.documents, columns, strict=True)])
+        middles = lengths.cumsum() - lengths / 2
+        cuts = np.searchsorted(middles, lengths.sum() * np.arange(1, self.num_processes) / self.num_processes)
+        return tuple(np.diff(cuts, prepend=0, append=len(lengths)).tolist())
 
     def state_dict(self) -> dict[str, int]:
         """The epoch and how many of its batches are done; Lightning saves them with each checkpoint."""
@@ -91,3 +109,11 @@ class PairLoader:
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Let the next iteration go on after those batches, if it is of the same epoch."""
         self._state = self._resumed = dict(state)
+
+
+def _cut(columns: Sequence[np.ndarray], part: slice) -> Iterator[np.ndarray]:
+    """Part of a sequence that is given in columns, one after another: what each of them has of it."""
+    start = 0
+    for column in columns:
+        yield column[max(part.start - start, 0) : max(part.stop - start, 0)]
+        start += len(column)

@@ -21,16 +21,12 @@ class NoDuplicatesBatchSampler(Sampler[np.ndarray]):
     fewer batches than epoch 0 has, the largest are split in two. Where every order that is tried gives more, the
     batches of epoch 0 come in another order.
 
-    Several devices share each batch equally, and no text is twice in the batch of all devices together; rows that are
-    left over are dropped.
-
     Args:
         fingerprints: integers `[rows, columns]`; equal texts have equal ones.
-        batch_size: rows of a batch, on each device.
+        batch_size: rows of a batch, of all devices together.
         seed: epoch e is drawn with (seed, e).
         drop_last: leave out batches that are not full.
         shuffle: False keeps the order of the rows in all epochs.
-        num_replicas: number of devices, of which this one has the number `rank`.
         block_rows: how many neighbouring rows stay together when the order is drawn. Where rows are ordered by topic,
             neighbours are hard negatives for each other.
     """
@@ -42,15 +38,12 @@ class NoDuplicatesBatchSampler(Sampler[np.ndarray]):
         seed: int = 0,
         drop_last: bool = False,
         shuffle: bool = True,
-        num_replicas: int = 1,
-        rank: int = 0,
         block_rows: int = 1,
     ) -> None:
         _, text_ids = np.unique(fingerprints, return_inverse=True)
         self._text_ids = text_ids.reshape(fingerprints.shape)
         self.batch_size, self.block_rows, self.drop_last = batch_size, block_rows, drop_last
         self.seed, self.shuffle = seed, shuffle
-        self.num_replicas, self.rank = num_replicas, rank
         self.epoch = 0
         self._plan: list[np.ndarray] | None = None
 
@@ -69,9 +62,9 @@ class NoDuplicatesBatchSampler(Sampler[np.ndarray]):
         yield from self.batches()
 
     def batches(self) -> list[np.ndarray]:
-        """All batches of this epoch, on this device."""
+        """All batches of this epoch."""
         if self._plan is None:
-            self._plan = [batch[self.rank :: self.num_replicas] for batch in self._make_plan()]
+            self._plan = self._make_plan()
         return self._plan
 
     @cached_property
@@ -79,7 +72,6 @@ class NoDuplicatesBatchSampler(Sampler[np.ndarray]):
         return self._draw(self._rng(0))
 
     def _make_plan(self) -> list[np.ndarray]:
-        """The batches of all devices together."""
         first = self._first_plan
         if self.epoch == 0 or not self.shuffle:
             return first
@@ -93,22 +85,19 @@ class NoDuplicatesBatchSampler(Sampler[np.ndarray]):
         return np.random.default_rng((self.seed, epoch))
 
     def _draw(self, rng: np.random.Generator) -> list[np.ndarray]:
-        """Batches that devices can share, of the rows in an order drawn from `rng`."""
+        """Batches of the rows in an order drawn from `rng`."""
         num_rows = len(self._text_ids)
         order = np.arange(num_rows)
         if self.shuffle:
             # Blocks are cut elsewhere in each epoch, so that a row meets all of its neighbours.
             block_of = (order + rng.integers(self.block_rows)) // self.block_rows
             order = np.argsort(rng.permutation(num_rows + 1)[block_of], kind="stable")
-        global_size = self.batch_size * self.num_replicas
-        batch_of = _first_fit(order, self._text_ids, global_size)
+        batch_of = _first_fit(order, self._text_ids, self.batch_size)
         rows = order[np.argsort(batch_of, kind="stable")]
         batches = np.split(rows, np.cumsum(np.bincount(batch_of))[:-1]) if num_rows else []
         if self.drop_last:
-            batches = [batch for batch in batches if len(batch) == global_size]
-        # Devices take equal shares of a short batch: they must make the same number of steps.
-        shared = (batch[: len(batch) - len(batch) % self.num_replicas] for batch in batches)
-        return [batch for batch in shared if len(batch)]
+            batches = [batch for batch in batches if len(batch) == self.batch_size]
+        return batches
 
     def _with_length(self, batches: list[np.ndarray], length: int) -> list[np.ndarray] | None:
         """The same rows in `length` batches, or with `drop_last` the first of them; None if that cannot be."""
@@ -119,7 +108,7 @@ class NoDuplicatesBatchSampler(Sampler[np.ndarray]):
         while len(batches) < length:
             largest = max(range(len(batches)), key=lambda number: (len(batches[number]), number))
             batch = batches[largest]
-            cut = len(batch) // 2 // self.num_replicas * self.num_replicas
+            cut = len(batch) // 2
             if cut == 0:
                 return None
             batches[largest : largest + 1] = [batch[:cut], batch[cut:]]

@@ -104,6 +104,7 @@ def in_batch_teacher(
     scales: Sequence[float] | None,
     cache_dir: Path,
     device: str | torch.device,
+    half: torch.dtype | None,
 ) -> MeanTeacher:
     """The teacher of these pairs; vectors that are not in the cache are made, one of each distinct text.
 
@@ -115,7 +116,9 @@ def in_batch_teacher(
     teachers = [
         _word_teacher(pairs.source, queries, documents, fingerprints)
         if source == BM25
-        else _sentence_teacher(model_folder(source), queries, documents, fingerprints, max_tokens, cache_dir, device)
+        else _sentence_teacher(
+            model_folder(source), queries, documents, fingerprints, max_tokens, cache_dir, device, half
+        )
         for source in sources
     ]
     return MeanTeacher(teachers, scales or [usual_scale(source) for source in sources])
@@ -137,8 +140,9 @@ def _sentence_teacher(
     max_tokens: int | None,
     cache_dir: Path,
     device: str | torch.device,
+    half: torch.dtype | None,
 ) -> SentenceTeacher:
-    kept = KeptVectors(folder, max_tokens, device, cache_dir)
+    kept = KeptVectors(folder, max_tokens, device, cache_dir, half)
 
     def vectors(side: Side, texts: DistinctTexts) -> TextVectors:
         return kept.of(side, texts.hashes, texts.lengths(), texts.at, f"teacher: encoding {side} texts")

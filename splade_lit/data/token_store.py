@@ -42,9 +42,13 @@ class TokenStore:
         """The ids of one text, a view."""
         return self.input_ids[self.offsets[index] : self.offsets[index + 1]]
 
+    def lengths(self, rows: np.ndarray) -> np.ndarray:
+        """int64: tokens of each of these texts."""
+        return self.offsets[rows + 1] - self.offsets[rows]
+
     def gather(self, rows: np.ndarray) -> Tokens:
         """The ids of these texts, in this order."""
-        starts, lengths = self.offsets[rows], self.offsets[rows + 1] - self.offsets[rows]
+        starts, lengths = self.offsets[rows], self.lengths(rows)
         # All tokens of a text lie at the same distance from their places in the result.
         moves = starts - (np.cumsum(lengths) - lengths)
         places = np.arange(lengths.sum()) + np.repeat(moves, lengths)

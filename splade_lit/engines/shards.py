@@ -18,7 +18,7 @@ import xxhash
 from scipy.sparse import csr_array, vstack
 
 from splade_lit.core.errors import UserError
-from splade_lit.core.files import replace_text, whole_file
+from splade_lit.core.files import LOCK, hold_folder, replace_text, whole_file
 from splade_lit.core.progress import WorkProgress
 from splade_lit.encoder.pruning import Pruning
 
@@ -88,6 +88,7 @@ def write_corpus_vectors(
     header = Header(model, corpus.source, encoder.vocab_size, values, shard_documents, pruning=pruning)
     _check_folder(folder, header)
     num_documents = 0
+    held = hold_folder(folder)
     try:
         _write_header(folder, header)
         with WorkProgress("encoding", "documents", corpus.num_rows, show=show_progress_bar) as progress:
@@ -110,10 +111,12 @@ def write_corpus_vectors(
             raise UserError(f"{corpus.source}: no document has text.")
         for path in sorted(folder.glob("shard-*.npz"))[-(-num_documents // shard_documents) :]:
             path.unlink()  # the corpus was longer once
+        header = replace(header, num_documents=num_documents)
+        _write_header(folder, header)
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error.strerror}); free space and start again.") from error
-    header = replace(header, num_documents=num_documents)
-    _write_header(folder, header)
+    finally:
+        held.release()
     return header
 
 
@@ -141,7 +144,7 @@ def read_corpus_vectors(folder: str | Path, limit: int | None = None) -> tuple[l
 def _check_folder(folder: Path, header: Header) -> None:
     there = _read_header(folder)
     if there is None:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if folder.exists() and (not folder.is_dir() or any(path.name != LOCK for path in folder.iterdir())):
             raise UserError(f"{folder} is in use and holds no vectors; give a new or an empty folder.")
     elif replace(there, num_documents=None) != header:
         names = {"shard_documents": "size of shards", "values": "type of values", "vocab_size": "size of vocabulary"}

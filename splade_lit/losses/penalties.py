@@ -7,7 +7,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from splade_lit.core.distributed import summed
 from splade_lit.core.errors import UserError
 from splade_lit.core.ranges import check_range
 from splade_lit.losses.citation import Citation
@@ -272,7 +271,7 @@ class DfFlops(Penalty):
         with torch.no_grad():
             if self.training:
                 counts = (step.documents != 0).float()
-                counts = summed(torch.cat([counts.sum(0), counts.new_tensor([len(counts)])]))
+                counts = torch.cat([counts.sum(0), counts.new_tensor([len(counts)])])
                 kept = torch.exp(-counts[-1] / self.memory)
                 self.documents_with.mul_(kept).add_(counts[:-1])
                 self.documents_seen.mul_(kept).add_(counts[-1])

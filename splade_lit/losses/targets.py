@@ -6,7 +6,6 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from splade_lit.core.distributed import summed
 from splade_lit.core.ranges import check_range
 from splade_lit.losses.part import Step
 from splade_lit.losses.weights import Weight
@@ -68,7 +67,7 @@ class Target(Weight):
     will do, however large. Where a step is more than 40 % below the path, the weight falls to nothing at once, before
     vectors die. The integral is bounded, and stands still while the weight is at a bound.
 
-    Counts are summed over the batches of a step and over processes, and the weight is decided once a step, by the steps
+    Counts are summed over the batches of a step, and the weight is decided once a step, by the steps
     before: batch size and accumulation matter for the noise alone. All state is in buffers and stays on the device.
 
     Args:
@@ -110,7 +109,7 @@ class Target(Weight):
         """Count a batch; the first batch of a step decides the weight by the steps before."""
         assert step.penalty is not None, "an objective says what the penalty is"
         assert step.ranking is not None, "an objective says what the ranking loss is"
-        batch = summed(torch.stack([*self.measure(step), step.penalty, step.ranking, torch.ones_like(step.penalty)]))
+        batch = torch.stack([*self.measure(step), step.penalty, step.ranking, torch.ones_like(step.penalty)]).detach()
         batch = torch.where(batch.isfinite().all(), batch, 0.0)  # its step is left out, too
         is_next = self.step != step.step
         for name, value in self._decide(step.total_steps).items():
@@ -227,7 +226,7 @@ class FlopsTarget(Target):
         shared = (step.documents != 0).sum(0).float() @ query_shares
         rows = torch.where(self.queries_seen > 0, float(len(step.documents)), 0.0)
         shares: Float[Tensor, " vocab"] = torch.where(step.idf_weights != 0, step.mean_query / step.idf_weights, 0.0)
-        counts = summed(torch.cat([shares, torch.ones_like(shares[:1])]) * len(step.scores))
+        counts = torch.cat([shares, torch.ones_like(shares[:1])]) * len(step.scores)
         kept = torch.exp(-counts[-1] / _QUERY_MEMORY)
         self.queries_with.mul_(kept).add_(counts[:-1])
         self.queries_seen.mul_(kept).add_(counts[-1])

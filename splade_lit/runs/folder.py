@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
+from splade_lit.core.distributed import rank
 from splade_lit.core.errors import UserError
-from splade_lit.core.files import check_writable
+from splade_lit.core.files import check_free, check_writable
 from splade_lit.evaluation.per_query import PER_QUERY
 from splade_lit.runs.config import CONFIG
 from splade_lit.runs.emissions import EMISSIONS
@@ -29,6 +30,8 @@ def check_run_folder(folder: str | None, checkpoint: str | None, overwrite: bool
         raise UserError("The run has no folder; set trainer.default_root_dir, such as runs/my_run.")
     path = Path(folder)
     check_writable(folder=path)
+    if rank() == 0:
+        check_free(path)
     if checkpoint is not None:
         read_checkpoint(Path(checkpoint))
         if path.resolve() in Path(checkpoint).resolve().parents:

@@ -19,17 +19,26 @@ class KeptVectors:
         folder: the saved model.
         max_tokens: tokens a text is cut to; the model's own limit if not given.
         device: where it runs.
-        cache_dir: the cache; vectors are in its folder `teachers`, apart for each model and limit.
+        cache_dir: the cache; vectors are in its folder `teachers`, apart for each model, limit and number format.
+        half: number format of the model's matrix products, if not fp32; vectors are kept as they always are.
     """
 
-    def __init__(self, folder: Path, max_tokens: int | None, device: str | torch.device, cache_dir: Path) -> None:
-        self._folder, self._max_tokens, self._device = folder, max_tokens, device
-        self._cache = cache_dir / "teachers" / f"{folder_fingerprint(folder)}-{max_tokens or 'all'}"
+    def __init__(
+        self,
+        folder: Path,
+        max_tokens: int | None,
+        device: str | torch.device,
+        cache_dir: Path,
+        half: torch.dtype | None = None,
+    ) -> None:
+        self._settings = folder, max_tokens, device, half
+        name = f"{folder_fingerprint(folder)}-{max_tokens or 'all'}"
+        self._cache = cache_dir / "teachers" / (name if half is None else f"{name}-{str(half).removeprefix('torch.')}")
 
     @cached_property
     def encoder(self) -> SentenceEncoder:
         """The model, loaded when a vector is missing; a UserError as of `SentenceEncoder`."""
-        return SentenceEncoder(self._folder, self._max_tokens, self._device)
+        return SentenceEncoder(*self._settings)
 
     def of(
         self,

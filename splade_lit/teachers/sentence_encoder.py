@@ -25,22 +25,32 @@ class SentenceEncoder:
         folder: the saved model.
         max_tokens: tokens a text is cut to; the model's own limit if not given, and never more than that.
         device: where it runs.
+        half: number format of its matrix products, if not fp32.
 
     Raises:
         UserError: the model is no sentence encoder, cannot be read, or sentence-transformers is not installed.
     """
 
-    def __init__(self, folder: Path, max_tokens: int | None = None, device: str | torch.device = "cpu") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        max_tokens: int | None = None,
+        device: str | torch.device = "cpu",
+        half: torch.dtype | None = None,
+    ) -> None:
         check_sentence_encoder(folder, str(folder))
         self.is_cosine = compares_by_cosine(folder)
         self.model = load_teacher(folder, "sentence encoder", device)
+        self.half = half
         if max_tokens is not None:
             self.model.max_seq_length = min(max_tokens, self.model.max_seq_length or max_tokens)
 
     def encode(self, texts: Sequence[str], side: Side) -> np.ndarray:
         """fp32 `[texts, dims]`; a model with prompts or routes for queries and documents uses them."""
         encode: Any = self.model.encode_query if side == "query" else self.model.encode_document
-        return encode(list(texts), normalize_embeddings=self.is_cosine, show_progress_bar=False)
+        with torch.autocast(self.model.device.type, self.half, enabled=self.half is not None):
+            vectors = encode(list(texts), normalize_embeddings=self.is_cosine, show_progress_bar=False)
+        return np.asarray(vectors, np.float32)
 
 
 def compares_by_cosine(folder: Path) -> bool:

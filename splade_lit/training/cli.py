@@ -11,6 +11,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from filelock import FileLock
 from jsonargparse import Namespace
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -22,7 +23,7 @@ from splade_lit.command_line.arguments import parse_settings
 from splade_lit.command_line.devices import precision_on_cpu
 from splade_lit.command_line.exit_codes import quiet_libraries
 from splade_lit.core.errors import UserError, first_line
-from splade_lit.core.files import replace_text
+from splade_lit.core.files import hold_folder, replace_text
 from splade_lit.core.ranges import LARGEST_SEED, check_range
 from splade_lit.data.datamodule import ENCODER_SETTINGS, PairsDataModule
 from splade_lit.runs.config import CONFIG
@@ -44,12 +45,16 @@ logger = logging.getLogger(__name__)
 
 
 class OpenRunFolder(Callback):
-    """Writes the resolved configuration to the folder of the run and to loggers; `clear` removes an earlier run."""
+    """Writes the resolved configuration to the folder of the run and to loggers; `clear` removes an earlier run.
+
+    No other run may write to the folder until this one ends.
+    """
 
     def __init__(self, config: str, settings: dict[str, Any], clear: bool) -> None:
         self.config = config
         self.settings = settings
         self.clear = clear
+        self._held: FileLock | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Do so once the data are read and enough for the settings, and the run has a known end."""
@@ -63,11 +68,19 @@ class OpenRunFolder(Callback):
         if not trainer.is_global_zero:
             return
         folder = Path(trainer.default_root_dir)
+        self._held = hold_folder(folder)
         if self.clear:
             remove_run(folder)
         replace_text(folder / CONFIG, self.config)
         for logger in trainer.loggers:
             logger.log_hyperparams(self.settings)
+
+    def teardown(self, *args: Any, **kwargs: Any) -> None:
+        """Let others write."""
+        if self._held is not None:
+            self._held.release()
+
+    on_exception = teardown
 
 
 class FitCLI(LightningCLI):

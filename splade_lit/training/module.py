@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.enums import GradClipAlgorithmType
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
+from splade_lit.core.distributed import gather_rows
 from splade_lit.core.errors import UserError
 from splade_lit.core.ranges import check_choice, check_range
 from splade_lit.core.tokens import PairBatch
@@ -198,8 +199,13 @@ class SpladeModule(L.LightningModule):
         self.encoder.document.train()
 
     def document_vectors(self, batch: PairBatch) -> Tensor:
-        """Vectors of the documents of a batch, fp32 `[documents, vocab]`, encoded `micro_batch_size` at a time."""
-        return encode_in_micro_batches(self.encoder.document, batch.documents, self.hparams["micro_batch_size"])
+        """Vectors of all documents of a batch, fp32 `[documents, vocab]`, encoded `micro_batch_size` at a time.
+
+        Where several processes share the batch, each encodes its part and gets the vectors of the others, so that loss,
+        penalties and all that the objective measures are of the whole batch.
+        """
+        vectors = encode_in_micro_batches(self.encoder.document, batch.documents, self.hparams["micro_batch_size"])
+        return vectors if batch.shares is None else gather_rows(vectors, batch.shares)
 
     def losses(self, batch: PairBatch, documents: Tensor) -> Losses:
         """The loss of a batch and its parts, from the vectors of its documents, fp32 `[documents, vocab]`."""

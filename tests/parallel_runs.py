@@ -1,0 +1,77 @@
+"""Trains in as many processes as torchrun starts, or in this one, and notes what must not depend on their number.
+
+    torchrun --nproc-per-node 2 tests/parallel_runs.py FOLDER VARIANT...
+
+FOLDER has a base model `base`, pairs `pairs.jsonl` and a task `task`; a run of a variant leaves `VARIANT-PROCESSES.pt`.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from tiny_runs import NEGATIVES, make_data, make_trainer
+
+from splade_lit.data.tasks import load_tasks
+from splade_lit.evaluation.task_evaluation import evaluate_tasks
+from splade_lit.training.module import SpladeModule
+
+GLOBAL_BATCH = 8
+STEPS = 50
+WEAK = {"lambda_d": 1e-3}
+VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "plain": ({"lambda_q": 1e-3, **WEAK}, {}),
+    "hard_negatives": ({"penalty": "df_flops", **WEAK}, {"negatives": NEGATIVES}),
+    "distilled": (
+        {"ranking": ["kl", "margin_mse"], "penalty": ["flops", "anti_zero"], **WEAK},
+        {"negatives": NEGATIVES, "teacher": "bm25"},
+    ),
+    "target": ({"target_active_dims": 30}, {}),
+    "flops_target": ({"target_flops": 0.5}, {}),
+    "cached": ({"micro_batch_size": 3, "penalty": "l1", **WEAK}, {"negatives": NEGATIVES}),
+}
+"""Settings of model and data."""
+
+
+class Notes(L.Callback):
+    """Keeps the loss and the penalty's weight of each step, and the gradients of the first."""
+
+    def __init__(self) -> None:
+        self.loss: list[float] = []
+        self.weight: list[float] = []
+        self.gradients: dict[str, torch.Tensor] = {}
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: Any, optimizer: Any) -> None:
+        if not self.gradients:
+            self.gradients = {
+                name: one.grad.clone() for name, one in pl_module.named_parameters() if one.grad is not None
+            }
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:
+        self.loss.append(float(trainer.callback_metrics["train/loss"]))
+        self.weight.append(float(trainer.callback_metrics["train/lambda_d"]))
+
+
+def train(folder: Path, variant: str, processes: int) -> None:
+    model, data = VARIANTS[variant]
+    L.seed_everything(1)
+    module = SpladeModule(str(folder / "base"), learning_rate=1e-3, idf_learning_rate=1e-3, **model)
+    notes = Notes()
+    strategy = {"strategy": "ddp", "devices": processes} if processes > 1 else {}
+    trainer = make_trainer(folder, STEPS, callbacks=[notes], **strategy)
+    trainer.fit(
+        module, make_data(folder / "base", folder / "pairs.jsonl", batch_size=GLOBAL_BATCH // processes, **data)
+    )
+    figures = evaluate_tasks(module.encoder.eval(), load_tasks([str(folder / "task")]))
+    state = {name: value for name, value in module.state_dict().items() if name.startswith("objective.")}
+    noted = {"loss": notes.loss, "weight": notes.weight, "gradients": notes.gradients}
+    if trainer.is_global_zero:
+        torch.save({**noted, "figures": figures, "state": state}, folder / f"{variant}-{processes}.pt")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for name in sys.argv[2:]:
+        train(Path(sys.argv[1]), name, int(os.environ["WORLD_SIZE"]))
