@@ -309,8 +309,8 @@ class PairsDataModule(LightningDataModule):
             return None
         device = self.trainer.strategy.root_device if self.trainer else "cpu"
         half = _HALVES.get(str(self.trainer.precision)) if self.trainer else None
-        place = (self.cache_dir, device, half)
-        return in_batch_teacher(pairs, self.fingerprints, self.teachers, *self._teacher_settings, *place)
+        texts, (max_tokens, scales) = (pairs, self.fingerprints), self._teacher_settings
+        return in_batch_teacher(*texts, self.teachers, max_tokens, scales, self.cache_dir, device, half)
 
     def _ordered_rows(self) -> np.ndarray:
         """The rows trained on, neighbours next to each other."""

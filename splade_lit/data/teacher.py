@@ -113,14 +113,14 @@ def in_batch_teacher(
     """
     queries = DistinctTexts(pairs, fingerprints, slice(0, 1))
     documents = DistinctTexts(pairs, fingerprints, slice(1, None))
-    teachers = [
-        _word_teacher(pairs.source, queries, documents, fingerprints)
-        if source == BM25
-        else _sentence_teacher(
-            model_folder(source), queries, documents, fingerprints, max_tokens, cache_dir, device, half
-        )
-        for source in sources
-    ]
+
+    def teacher(source: str) -> SentenceTeacher | WordTeacher:
+        if source == BM25:
+            return _word_teacher(pairs.source, queries, documents, fingerprints)
+        kept = KeptVectors(model_folder(source), max_tokens, device, cache_dir, half)
+        return _sentence_teacher(kept, queries, documents, fingerprints)
+
+    teachers = list(map(teacher, sources))
     return MeanTeacher(teachers, scales or [usual_scale(source) for source in sources])
 
 
@@ -133,17 +133,8 @@ def _word_teacher(
 
 
 def _sentence_teacher(
-    folder: Path,
-    queries: "DistinctTexts",
-    documents: "DistinctTexts",
-    fingerprints: np.ndarray,
-    max_tokens: int | None,
-    cache_dir: Path,
-    device: str | torch.device,
-    half: torch.dtype | None,
+    kept: KeptVectors, queries: "DistinctTexts", documents: "DistinctTexts", fingerprints: np.ndarray
 ) -> SentenceTeacher:
-    kept = KeptVectors(folder, max_tokens, device, cache_dir, half)
-
     def vectors(side: Side, texts: DistinctTexts) -> TextVectors:
         return kept.of(side, texts.hashes, texts.lengths(), texts.at, f"teacher: encoding {side} texts")
 
