@@ -3,6 +3,7 @@
 import json
 import logging
 import random
+import re
 from collections.abc import Iterator, Sequence
 from itertools import count
 from pathlib import Path
@@ -309,6 +310,24 @@ def test_resumed_in_the_middle_of_validations(make, tmp_path: Path, batches_in_o
         assert sorted({later for later, _ in resumed.validated}) == [later for later in steps if later > step]
 
 
+@pytest.mark.parametrize(
+    ("settings", "what"),
+    [
+        ({"batch_size": 3}, r"pairs a batch 3 \(was 4\)"),
+        ({"seed": 1}, r"seed 1 \(was 42\)"),
+        ({"max_pairs": 30}, "pairs 10 with hash"),
+    ],
+)
+def test_other_batches_than_the_checkpoints_are_told(make, tmp_path: Path, caplog, settings, what) -> None:
+    kept = ModelCheckpoint(tmp_path / "kept", filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    fit(make(batch_size=4), tmp_path, callbacks=[kept], max_epochs=-1, max_steps=4)
+    data = make(**{"batch_size": 4, **settings})
+    resumed = fit(data, tmp_path, tmp_path / "kept" / "step=3.ckpt", max_epochs=-1, max_steps=6)
+    assert resumed.seen == epoch_batches(data.train_dataloader(), 0)[:3]
+    (line,) = [one.getMessage() for one in caplog.records if "other batches" in one.getMessage()]
+    assert re.fullmatch(f"Resuming with other batches than .*, from the first of the epoch: {what}.*", line)
+
+
 def test_a_state_of_another_epoch_is_not_used(make) -> None:
     loader = set_up(make()).train_dataloader()
     expected = epoch_batches(loader, 1)
@@ -316,7 +335,7 @@ def test_a_state_of_another_epoch_is_not_used(make) -> None:
     loader.sampler.set_epoch(0)
     first = as_tuple(next(iterator))
     state = loader.state_dict()
-    assert state == {"epoch": 0, "batches": 1}
+    assert (state["epoch"], state["batches"]) == (0, 1)
     fresh = set_up(make()).train_dataloader()
     fresh.load_state_dict(state)
     assert epoch_batches(fresh, 1) == expected

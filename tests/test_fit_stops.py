@@ -118,6 +118,18 @@ def test_a_finished_run_can_be_resumed_and_made_longer(world, copy, finished):
     assert longer["after"]["NanoNQ_corpus_active_dims"] != stages["after"]["NanoNQ_corpus_active_dims"]
 
 
+def test_other_settings_than_the_checkpoints_are_said_in_a_line(world, copy, caplog):
+    last = copy / "checkpoints" / "last.ckpt"
+    changes = {"model.lambda_d": 0.5, "model.learning_rate": 2.0e-3, "data.batch_size": 4, "trainer.max_steps": 8}
+    outcome = call(main, "--config", world.config(copy, changes), "--ckpt_path", last)
+    assert outcome.code == 0, outcome.err
+    lines = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    (settings,) = [line for line in lines if "other settings" in line]
+    assert "run: model.learning_rate 0.002 (was 0.001), model.lambda_d 0.5 (was 0.003)." in settings
+    (batches,) = [line for line in lines if "other batches" in line]
+    assert "pairs a batch 4 (was 8)" in batches
+
+
 def test_resuming_into_another_folder_leaves_the_first_alone(world, copy, tmp_path):
     other = tmp_path / "other"
     before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}

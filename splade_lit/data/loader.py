@@ -1,8 +1,9 @@
 """Batches of token ids for training, and the position of a run in its epoch."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -12,6 +13,8 @@ from splade_lit.core.tokens import PairBatch, Tokens
 from splade_lit.data.answers import KnownAnswers
 from splade_lit.data.sampler import NoDuplicatesBatchSampler
 from splade_lit.data.token_store import TokenStore
+
+logger = logging.getLogger(__name__)
 
 
 class TeacherScores(Protocol):
@@ -63,6 +66,7 @@ class PairLoader:
         self.num_processes, self.rank = num_processes, rank
         self._state = {"epoch": 0, "batches": 0}
         self._resumed: dict[str, int] | None = None
+        self._told = False
 
     def __len__(self) -> int:
         """Number of batches of the epoch."""
@@ -100,15 +104,26 @@ class PairLoader:
         cuts = np.searchsorted(middles, lengths.sum() * np.arange(1, self.num_processes) / self.num_processes)
         return tuple(np.diff(cuts, prepend=0, append=len(lengths)).tolist())
 
-    def state_dict(self) -> dict[str, int]:
-        """The epoch and how many of its batches are done; Lightning saves them with each checkpoint."""
-        if self.trained_batches is None:
-            return dict(self._state)
-        return {**self._state, "batches": min(self._state["batches"], self.trained_batches())}
+    def state_dict(self) -> dict[str, Any]:
+        """The epoch, how many of its batches are done, and which these are; Lightning saves it with each checkpoint."""
+        state = {**self._state, "batches_of": self.sampler.settings}
+        if self.trained_batches is not None:
+            state["batches"] = min(self._state["batches"], self.trained_batches())
+        return state
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Let the next iteration go on after those batches, if it is of the same epoch."""
-        self._state = self._resumed = dict(state)
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Let the next iteration go on after those batches, if it is of the same epoch.
+
+        Where the state is one of other batches, a warning says what has changed, and the epoch's begin with the first.
+        """
+        before, now = state.get("batches_of", {}), self.sampler.settings
+        if changed := [f"{name} {now[name]} (was {value})" for name, value in before.items() if value != now[name]]:
+            if not self._told:  # Lightning may load it more than once
+                text = "Resuming with other batches than the checkpoint's run, from the first of the epoch: %s."
+                logger.warning(text, ", ".join(changed))
+            self._told = True
+            return
+        self._state = self._resumed = {"epoch": state["epoch"], "batches": state["batches"]}
 
 
 def _cut(columns: Sequence[np.ndarray], part: slice) -> Iterator[np.ndarray]:

@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator
 from functools import cached_property
+from typing import Any
 
 import numba
 import numpy as np
+import xxhash
 from torch.utils.data import Sampler
 
 _DRAWS = 8  # orders tried at most for an epoch until one gives no more batches than epoch 0 has
@@ -42,10 +44,22 @@ class NoDuplicatesBatchSampler(Sampler[np.ndarray]):
     ) -> None:
         _, text_ids = np.unique(fingerprints, return_inverse=True)
         self._text_ids = text_ids.reshape(fingerprints.shape)
+        self._hash = xxhash.xxh3_64_hexdigest(np.ascontiguousarray(fingerprints).tobytes())
         self.batch_size, self.block_rows, self.drop_last = batch_size, block_rows, drop_last
         self.seed, self.shuffle = seed, shuffle
         self.epoch = 0
         self._plan: list[np.ndarray] | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides which batches an epoch has."""
+        return {
+            "pairs": f"{len(self._text_ids):,} with hash {self._hash}",
+            "pairs a batch": self.batch_size,
+            "drop_last": self.drop_last,
+            "seed": self.seed,
+            "block_rows": self.block_rows,
+        }
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order; Lightning calls this before each epoch."""

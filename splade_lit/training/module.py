@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, cast, get_args
 
 import lightning as L
@@ -31,6 +31,7 @@ from splade_lit.training.divergence import DivergenceWatch
 
 logger = logging.getLogger(__name__)
 
+_OF_BASE_MODEL = ("base_model", "base_revision", "trust_remote_code")
 _PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
 
 
@@ -346,6 +347,8 @@ class SpladeModule(L.LightningModule):
         for optimizer in checkpoint.get("optimizer_states", ()):
             if sizes != [len(group["params"]) for group in optimizer["param_groups"]]:
                 raise UserError("The checkpoint's run trained other weights; resume with the config.yaml of its run.")
+        if changed := self._changed_settings(checkpoint.get("hyper_parameters", {})):
+            logger.warning("Resuming with other settings than the checkpoint's run: %s.", ", ".join(changed))
         saved = checkpoint["state_dict"]
         ours = {f"objective.{name}": state for name, state in self.objective.state_dict().items()}
         theirs = {name: saved.pop(name) for name in list(saved) if name.startswith("objective.")}
@@ -354,6 +357,11 @@ class SpladeModule(L.LightningModule):
             logger.warning("The checkpoint is of another loss, so that what is learned of the loss starts again.")
             theirs = ours
         saved.update(theirs)
+
+    def _changed_settings(self, before: Mapping[str, Any]) -> list[str]:
+        """Settings that the checkpoint's run had otherwise, as they are and were; where its base model was is none."""
+        now = {name: self.hparams[name] for name in before if name in self.hparams and name not in _OF_BASE_MODEL}
+        return [f"model.{name} {value} (was {before[name]})" for name, value in now.items() if value != before[name]]
 
 
 def check_precision(precision: str) -> None:
