@@ -175,7 +175,13 @@ def _answer_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # the tests themselves may run where it is ignored: in the background
 
 
-def interrupted(config: Path, cwd: Path, ready: Callable[[], bool], number: int = signal.SIGINT) -> Outcome:
+def interrupted(
+    config: Path,
+    cwd: Path,
+    ready: Callable[[], bool],
+    number: int = signal.SIGINT,
+    send: Callable[[int, int], None] = os.kill,
+) -> Outcome:
     """Run `python -m splade_lit.fit` in a process of its own and send a signal, Ctrl-C's, once `ready` says so."""
     process = subprocess.Popen(
         [sys.executable, "-m", "splade_lit.fit", "--config", str(config)],
@@ -192,7 +198,7 @@ def interrupted(config: Path, cwd: Path, ready: Callable[[], bool], number: int 
             assert process.poll() is None, process.communicate()[1]
             assert time.monotonic() < deadline
             time.sleep(0.1)
-        process.send_signal(number)
+        send(process.pid, number)
         out, err = process.communicate(timeout=300)  # also waits for processes that it has started
     finally:
         process.kill()

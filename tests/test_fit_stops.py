@@ -2,6 +2,7 @@
 
 import json
 import re
+import resource
 import shutil
 import signal
 from contextlib import redirect_stderr
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from command_runs import (
     CHECKPOINT,
@@ -27,7 +29,9 @@ from command_runs import (
     steps,
 )
 
+from splade_lit.core.errors import UserError
 from splade_lit.fit import main
+from splade_lit.training.checkpoint_io import WholeCheckpoints
 
 
 @pytest.fixture(scope="module")
@@ -223,6 +227,23 @@ def test_early_stopping_sees_the_model_of_its_validation(world, tmp_path, before
     assert load_checkpoint(run / "checkpoints" / "last.ckpt")["global_step"] == 9
     assert [int(row["step"]) for row in rows(run) if row[f"val/{NDCG}"]] == [2, 3, 5, 7, 8]
     assert read_json(run / "metrics.json")["after"][NDCG] == float(rows(run)[-1][f"val/{NDCG}"])
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path):
+    path, io = tmp_path / "last.ckpt", WholeCheckpoints()
+    io.save_checkpoint({"weights": torch.zeros(8)}, path)
+    before = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))  # as a disk that gets full
+    try:
+        with pytest.raises(UserError, match=f"{path} cannot be written .*; free space and go on from the checkpoint"):
+            io.save_checkpoint({"weights": torch.zeros(100_000)}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+    with pytest.raises(UserError, match="cannot be written"):
+        io.save_checkpoint({}, path / "below a file.ckpt")
 
 
 def test_an_exception_leaves_a_checkpoint_to_resume_from(world, tmp_path):

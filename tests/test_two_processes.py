@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import psutil
 import pytest
 import torch
 from command_runs import (
@@ -93,6 +94,28 @@ def test_a_signal_ends_both_with_the_state_saved(world, tmp_path, number):
     found = re.search(r"^The run was stopped; go on after step (\d+) with: ", outcome.err, re.MULTILINE)
     assert found, outcome.err
     assert load_checkpoint(run / "checkpoints" / "last.ckpt")["global_step"] == int(found[1]) >= 3
+
+
+def _kill_a_child(main: int, number: int) -> None:
+    children = psutil.Process(main).children()
+    (child,) = [one for one in children if any("splade_lit" in word for word in one.cmdline())]
+    child.send_signal(number)
+
+
+def test_a_process_that_dies_ends_the_others_with_a_sentence(world, tmp_path):
+    run = tmp_path / "run"
+    config = world.config(run, TWO | {"trainer.max_steps": 100_000, "trainer.callbacks": None})
+
+    def ready() -> bool:
+        return (run / "metrics.csv").exists() and len(rows(run)) >= 4
+
+    outcome = interrupted(config, tmp_path, ready, signal.SIGKILL, _kill_a_child)
+    assert outcome.code == 1, outcome.err
+    assert "Traceback" not in outcome.err
+    *_, how, why = outcome.err.splitlines()
+    assert how.startswith("The run was stopped; go on after step ")
+    assert why == "error: another process of the run has ended, so that this one cannot go on; the log says why."
+    assert load_checkpoint(run / "checkpoints" / "last.ckpt")["global_step"] >= 3
 
 
 def test_an_error_on_one_rank_ends_the_others(world, tmp_path):

@@ -108,6 +108,14 @@ def from_first(work: Callable[[], T]) -> T:
     return outcome[0]
 
 
+def lost_process(error: BaseException) -> bool:
+    """Whether an error is that another process, with which this one speaks, has ended."""
+    if world_size() == 1 or not isinstance(error, RuntimeError):
+        return False
+    lost = ("closed by peer", "reset by peer", "Broken pipe", "remote process exited", "no longer reachable")
+    return any(word in str(error) for word in lost)
+
+
 @contextmanager
 def alone() -> Iterator[None]:
     """Inside, this process waits for no other: `world_size` is 1, `gather` gives its own value.

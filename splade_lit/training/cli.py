@@ -16,12 +16,14 @@ from jsonargparse import Namespace
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from splade_lit.command_line.arguments import parse_settings
 from splade_lit.command_line.devices import precision_on_cpu
 from splade_lit.command_line.exit_codes import quiet_libraries
+from splade_lit.core.distributed import lost_process
 from splade_lit.core.errors import UserError, first_line
 from splade_lit.core.files import hold_folder, replace_text
 from splade_lit.core.ranges import LARGEST_SEED, check_range
@@ -38,6 +40,7 @@ from splade_lit.training.callbacks.save_model import SaveModel
 from splade_lit.training.callbacks.step_progress import ProgressLines, StepProgressBar
 from splade_lit.training.callbacks.stop_signals import StopSignals
 from splade_lit.training.callbacks.wandb_log import WandbLog
+from splade_lit.training.checkpoint_io import WholeCheckpoints
 from splade_lit.training.help_text import LINKS
 from splade_lit.training.module import SpladeModule, check_precision
 
@@ -161,8 +164,11 @@ class FitCLI(LightningCLI):
                 callbacks.append(kind())
         if settings["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
             callbacks.append(StepProgressBar() if sys.stdout.isatty() else ProgressLines())
+        plugins = [plugin for plugin in _as_list(settings["plugins"]) if plugin is not None]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            plugins.append(WholeCheckpoints())
         try:
-            return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+            return super().instantiate_trainer(callbacks=callbacks, plugins=plugins, **kwargs)
         except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
             raise UserError(f"trainer: {first_line(error)}.") from error
 
@@ -236,6 +242,10 @@ def _train(cli: FitCLI) -> None:
                     f"--config {Path(trainer.default_root_dir) / CONFIG} --ckpt_path {last.path}",
                     file=sys.stderr,
                 )
+        if lost_process(error):
+            text = "error: another process of the run has ended, so that this one cannot go on; the log says why."
+            print(text, file=sys.stderr)
+            sys.exit(1 if trainer.is_global_zero else 0)
         if isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from None  # Lightning has shut down and would exit with code 1
         raise
