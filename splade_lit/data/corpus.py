@@ -1,7 +1,8 @@
 """A corpus to encode or search: documents with ids, from a file, a data set or a retrieval task."""
 
+import glob
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 
 import datasets
@@ -11,7 +12,7 @@ from splade_lit.core.files import Folder
 from splade_lit.core.tables import BATCH_ROWS
 from splade_lit.core.text import Mender
 from splade_lit.data.collection import corpus_file, id_texts, is_collection
-from splade_lit.data.hub import local_path, open_texts
+from splade_lit.data.hub import TextSource, local_path, open_texts
 from splade_lit.data.irds import is_irds, open_irds
 from splade_lit.data.tasks import is_task, load_task
 
@@ -20,10 +21,10 @@ from splade_lit.data.tasks import is_task, load_task
 class Corpus:
     """Documents that are read as they are asked for, from the start at each call; no two have one id.
 
-    `rows` gives id and text of each, `num_rows` counts those without text too.
+    `rows` gives id and text of each, `num_rows` counts those without text too; None if that is known at the end only.
     """
 
-    num_rows: int
+    num_rows: int | None
     rows: Callable[[], Iterator[tuple[str, str]]]
     source: str
 
@@ -60,9 +61,7 @@ def open_corpus(
         return Corpus(len(corpus), lambda: iter(corpus.items()), source)
     else:
         opened = open_texts(source, cache_dir=cache_dir)
-    ids = [name for name in ("_id", "id") if name in opened.columns and name != text_column][:1]
-    title = ["title"] if titles and "title" in opened.columns and text_column != "title" else []
-    columns, with_ids = [*ids, *title, text_column], bool(ids)
+    columns, with_ids = _columns(opened, text_column, titles)
     if limit is not None:
         mend = Mender()
         rows = _documents(opened.rows(columns, with_ids, mend), with_ids)
@@ -72,6 +71,45 @@ def open_corpus(
             return Corpus(len(first), lambda: iter(first), source)
     dataset = opened.read(columns, id_column=with_ids)
     return Corpus(len(dataset), lambda: _documents(_stored_rows(dataset), with_ids), source)
+
+
+def open_corpora(sources: Sequence[str], text_column: str = "text") -> Corpus:
+    """A corpus in one source, as `open_corpus`, or in several files, given by name or pattern (`docs-*.jsonl.gz`).
+
+    Several files are read one after another as their documents are asked for, and no copy of them is made; ids are
+    unique in all of them together, which is known after the last. A UserError is that of `open_corpus`.
+    """
+    files = [path for source in sources for path in _matching(source)]
+    if len(files) == 1:
+        return open_corpus(files[0], text_column)
+    opened = [open_texts(path) for path in files]
+    paths = tuple(path for one in opened for path in one.files)
+    together = replace(opened[0], source=" ".join(sources), files=paths)
+    columns, with_ids = _columns(together, text_column, titles=True)
+
+    def rows() -> Iterator[tuple[str, str]]:
+        mend = Mender()
+        yield from _documents(together.rows(columns, with_ids, mend), with_ids)
+        mend.report(together.source)
+
+    return Corpus(None, rows, together.source)
+
+
+def _matching(source: str) -> list[str]:
+    """The files of a pattern; what is no pattern, or is there by this name, is itself."""
+    path = local_path(source)
+    if not glob.has_magic(source) or path.exists():
+        return [source]
+    if not (files := sorted(glob.glob(str(path), recursive=True))):
+        raise UserError(f"{source}: there is no such file.")
+    return files
+
+
+def _columns(opened: TextSource, text_column: str, titles: bool) -> tuple[list[str], bool]:
+    """The columns to read, an id first if there is one, the title before the text; and whether there is an id."""
+    ids = [name for name in ("_id", "id") if name in opened.columns and name != text_column][:1]
+    title = ["title"] if titles and "title" in opened.columns and text_column != "title" else []
+    return [*ids, *title, text_column], bool(ids)
 
 
 def load_corpus(

@@ -6,8 +6,12 @@ shard-00000.npz   ids, a CSR matrix (int32 indices, float32 or float16 values), 
 
 import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from fnmatch import fnmatch
+from functools import cached_property
+from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,8 +22,8 @@ import xxhash
 from scipy.sparse import csr_array, vstack
 
 from splade_lit.core.errors import UserError
-from splade_lit.core.files import LOCK, hold_folder, replace_text, whole_file
 from splade_lit.core.progress import WorkProgress
+from splade_lit.core.stores import Store, open_store
 from splade_lit.encoder.pruning import Pruning
 
 if TYPE_CHECKING:
@@ -56,6 +60,28 @@ class Header:
     pruning: Pruning = field(default_factory=Pruning)
 
 
+@dataclass(frozen=True)
+class Shard:
+    """Documents that lie in one file: ids and texts."""
+
+    number: int
+    documents: list[tuple[str, str]]
+
+    @property
+    def name(self) -> str:
+        """Of the file."""
+        return f"shard-{self.number:05d}.npz"
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of ids and texts."""
+        return xxhash.xxh3_64_hexdigest(json.dumps(self.documents).encode())
+
+
+MakeShards = Callable[[Iterator[Shard], Callable[[int], None]], None]
+"""Makes and writes shards, in any order, and tells of documents that are done."""
+
+
 def write_corpus_vectors(
     encoder: "AsymmetricSparseEncoder",
     corpus: "Corpus",
@@ -65,6 +91,7 @@ def write_corpus_vectors(
     values: str = "float32",
     shard_documents: int = 10_000,
     show_progress_bar: bool = False,
+    make: MakeShards | None = None,
 ) -> Header:
     """Encode a corpus into a folder; a run that was interrupted goes on after the last whole shard.
 
@@ -74,50 +101,74 @@ def write_corpus_vectors(
     Args:
         encoder: the model.
         corpus: the documents.
-        folder: a new or empty folder, or one that was begun with the same model, corpus and settings.
+        folder: path or address (`Store`) of a new or empty folder, or of one that was begun with the same model, corpus
+            and settings.
         model: fingerprint of the model's files (`document_side_fingerprint`).
         values: `float32` or `float16`, which halves the values' size and keeps 3 digits.
         shard_documents: documents of a shard.
         show_progress_bar: show a bar with documents/s (see `WorkProgress`).
+        make: who makes the shards that are missing; if not given, this encoder, here.
 
     Raises:
-        UserError: the folder holds something else, cannot be written, or the corpus has no text.
+        UserError: the folder holds something else, cannot be written, another process writes there, or the corpus has
+            no text.
     """
-    folder = Path(folder)
+    store = open_store(folder)
     pruning = encoder.pruning.of_documents
     header = Header(model, corpus.source, encoder.vocab_size, values, shard_documents, pruning=pruning)
-    _check_folder(folder, header)
+    _check_folder(store, header)
     num_documents = 0
-    held = hold_folder(folder)
+
+    def missing(progress: WorkProgress) -> Iterator[Shard]:
+        nonlocal num_documents
+        there = set(store.names())
+        for number, documents in enumerate(_parts(corpus, shard_documents)):
+            shard = Shard(number, documents)
+            num_documents += len(documents)
+            if shard.name in there and _shard_fingerprint(store, shard.name) == shard.fingerprint:
+                progress.skip(len(documents))
+                continue
+            if shard.name in there:
+                logger.info("%s/%s does not hold the corpus as it is now and is made again.", folder, shard.name)
+            yield shard
+
+    store.hold()
     try:
-        _write_header(folder, header)
+        _write_header(store, header)
         with WorkProgress("encoding", "documents", corpus.num_rows, show=show_progress_bar) as progress:
-            for number, shard in enumerate(_parts(corpus, shard_documents)):
-                path = folder / f"shard-{number:05d}.npz"
-                num_documents += len(shard)
-                fingerprint = xxhash.xxh3_64_hexdigest(json.dumps(shard).encode())
-                if path.exists():
-                    if _shard_fingerprint(path) == fingerprint:
-                        progress.skip(len(shard))
-                        continue
-                    logger.info("%s does not hold the corpus as it is now and is made again.", path)
-                parts = []
-                for chunk in _parts(shard, _CHUNK_DOCUMENTS):
-                    token_ids = encoder.tokenisation.documents([text for _, text in chunk])
-                    parts.append(encoder.encode_document_tokens(token_ids, on_batch=progress.advance))
-                vectors = csr_array(vstack(parts, format="csr"))
-                _write_shard(path, [id for id, _ in shard], vectors, values, fingerprint)
+            if make is None:
+                for shard in missing(progress):
+                    store.write(shard.name, shard_bytes(encoder, shard, values, progress.advance))
+            else:
+                make(missing(progress), progress.advance)
         if num_documents == 0:
             raise UserError(f"{corpus.source}: no document has text.")
-        for path in sorted(folder.glob("shard-*.npz"))[-(-num_documents // shard_documents) :]:
-            path.unlink()  # the corpus was longer once
+        for name in _shard_names(store)[-(-num_documents // shard_documents) :]:
+            store.remove(name)  # the corpus was longer once
         header = replace(header, num_documents=num_documents)
-        _write_header(folder, header)
+        _write_header(store, header)
     except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error.strerror}); free space and start again.") from error
+        reason = error.strerror or str(error)
+        raise UserError(f"{folder} cannot be written ({reason}); free space and start again.") from error
     finally:
-        held.release()
+        store.release()
     return header
+
+
+def shard_bytes(
+    encoder: "AsymmetricSparseEncoder", shard: Shard, values: str, done: Callable[[int], None] | None = None
+) -> bytes:
+    """The file of a shard, the same to the last bit whoever makes it; `done` is told of documents as they are made."""
+    texts = ([text for _, text in chunk] for chunk in _parts(shard.documents, _CHUNK_DOCUMENTS))
+    with ThreadPoolExecutor(1) as ahead:  # while the device has the chunk before
+        tokenised = ahead.map(encoder.tokenisation.documents, texts)
+        parts = [encoder.encode_document_tokens(one, on_batch=done or (lambda count: None)) for one in tokenised]
+    vectors = csr_array(vstack(parts, format="csr"))
+    ids = np.frombuffer(json.dumps([id for id, _ in shard.documents]).encode(), dtype=np.uint8)  # strings lose NULs
+    data, indices = vectors.data.astype(values), vectors.indices.astype(np.int32)
+    file = BytesIO()
+    np.savez(file, fingerprint=shard.fingerprint, ids=ids, data=data, indices=indices, indptr=vectors.indptr)
+    return file.getvalue()
 
 
 def read_corpus_vectors(folder: str | Path, limit: int | None = None) -> tuple[list[str], csr_array, Header]:
@@ -126,43 +177,48 @@ def read_corpus_vectors(folder: str | Path, limit: int | None = None) -> tuple[l
     Raises:
         UserError: there is no such folder, or it holds no vectors, not all of them, or damaged ones.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
+    store = open_store(folder)
+    if not (names := store.names()):
         raise UserError(f"There is no folder {folder}; give one that python -m splade_lit.encode has written.")
-    header = _read_header(folder)
+    header = _read_header(store)
     if header is None or header.num_documents is None:
         raise UserError(f"{folder} does not hold the vectors of a whole corpus; run python -m splade_lit.encode again.")
     wanted = min(limit or header.num_documents, header.num_documents)
-    paths = sorted(folder.glob("shard-*.npz"))[: -(-wanted // header.shard_documents)]
-    shards = [_read_shard(path, header.vocab_size) for path in paths]
+    names = _shard_names(store)[: -(-wanted // header.shard_documents)]
+    shards = [_read_shard(store, name, header.vocab_size) for name in names]
     ids = [id for shard_ids, _ in shards for id in shard_ids][:limit]
     if len(ids) != wanted:
         raise UserError(f"{folder} holds {len(ids)} of {wanted} documents; encode the corpus again.")
     return ids, csr_array(vstack([vectors for _, vectors in shards], format="csr"))[:wanted], header
 
 
-def _check_folder(folder: Path, header: Header) -> None:
-    there = _read_header(folder)
+def _check_folder(store: Store, header: Header) -> None:
+    there = _read_header(store)
     if there is None:
-        if folder.exists() and (not folder.is_dir() or any(path.name != LOCK for path in folder.iterdir())):
-            raise UserError(f"{folder} is in use and holds no vectors; give a new or an empty folder.")
+        if Path(store.address).is_file() or store.names():
+            raise UserError(f"{store.address} is in use and holds no vectors; give a new or an empty folder.")
     elif replace(there, num_documents=None) != header:
         names = {"shard_documents": "size of shards", "values": "type of values", "vocab_size": "size of vocabulary"}
         mine, theirs = asdict(header), asdict(replace(there, num_documents=None))
         other = [names.get(name, name) for name in mine if mine[name] != theirs[name]]
-        raise UserError(f"{folder} holds vectors of another {' and '.join(other)}; give a new folder.")
+        raise UserError(f"{store.address} holds vectors of another {' and '.join(other)}; give a new folder.")
 
 
-def _write_header(folder: Path, header: Header) -> None:
-    replace_text(folder / _HEADER, json.dumps(asdict(header), indent=2) + "\n")
+def _write_header(store: Store, header: Header) -> None:
+    store.write(_HEADER, (json.dumps(asdict(header), indent=2) + "\n").encode())
 
 
-def _read_header(folder: Path) -> Header | None:
+def _read_header(store: Store) -> Header | None:
     try:
-        values = json.loads((folder / _HEADER).read_text(encoding="utf-8"))
+        with store.open(_HEADER) as file:
+            values = json.loads(file.read())
         return Header(**values | {"pruning": Pruning(**values.get("pruning", {}))})
     except (OSError, ValueError, TypeError, AttributeError):
         return None
+
+
+def _shard_names(store: Store) -> list[str]:
+    return [name for name in store.names() if fnmatch(name, "shard-*.npz")]
 
 
 def _parts(documents: Iterable[tuple[str, str]], size: int) -> Iterator[list[tuple[str, str]]]:
@@ -170,27 +226,20 @@ def _parts(documents: Iterable[tuple[str, str]], size: int) -> Iterator[list[tup
     return iter(lambda: list(islice(remaining, size)), [])
 
 
-def _shard_fingerprint(path: Path) -> str | None:
+def _shard_fingerprint(store: Store, name: str) -> str | None:
     """What the documents of a shard were; None if it cannot be read."""
     try:
-        with np.load(path, allow_pickle=False) as shard:
+        with store.open(name) as file, np.load(file, allow_pickle=False) as shard:
             return str(shard["fingerprint"])
     except (OSError, ValueError, KeyError, EOFError, BadZipFile):
         return None
 
 
-def _write_shard(path: Path, ids: Sequence[str], vectors: csr_array, values: str, fingerprint: str) -> None:
-    packed = np.frombuffer(json.dumps(ids).encode(), dtype=np.uint8)  # an array of strings loses NULs
-    data, indices = vectors.data.astype(values), vectors.indices.astype(np.int32)
-    with whole_file(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, fingerprint=fingerprint, ids=packed, data=data, indices=indices, indptr=vectors.indptr)
-
-
-def _read_shard(path: Path, vocab_size: int) -> tuple[list[str], csr_array]:
+def _read_shard(store: Store, name: str, vocab_size: int) -> tuple[list[str], csr_array]:
     try:
-        with np.load(path, allow_pickle=False) as shard:
+        with store.open(name) as file, np.load(file, allow_pickle=False) as shard:
             ids = json.loads(shard["ids"].tobytes())
             arrays = (shard["data"].astype(np.float32), shard["indices"], shard["indptr"])
         return ids, csr_array(arrays, shape=(len(ids), vocab_size))
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
-        raise UserError(f"{path} is damaged; encode the corpus again.") from error
+        raise UserError(f"{store.address}/{name} is damaged; encode the corpus again.") from error

@@ -95,8 +95,7 @@ def read_titled(source: str, text_column: str | None, title_column: str | None) 
     if path := titled_file(folder):
         file, text_column = str(path), "text"
     elif is_task(source):
-        corpus = open_corpus(source)
-        return TitledCorpus(source, corpus.num_rows, lambda: (Document(id, "", text) for id, text in corpus.rows()))
+        return _untitled(open_corpus(source))
     opened = open_texts(file)
     column = text_column_of(source, opened.columns, text_column)
     ids = [name for name in ("_id", "id") if name in opened.columns and name != column][:1]
@@ -177,7 +176,11 @@ def pairs_of_corpus(
 
 def titled_pairs(pairs: Pairs) -> TitledCorpus:
     """The distinct documents of pairs as a corpus, for want of another."""
-    corpus = pairs_as_corpus(pairs)
+    return _untitled(pairs_as_corpus(pairs))
+
+
+def _untitled(corpus: Corpus) -> TitledCorpus:
+    assert corpus.num_rows is not None, "open_corpus counts"
     return TitledCorpus(corpus.source, corpus.num_rows, lambda: (Document(id, "", text) for id, text in corpus.rows()))
 
 

@@ -151,6 +151,7 @@ def inspect_corpus(corpus: Corpus, pairs: Pairs) -> CorpusFacts:
     texts = hashes(document_key(text) for _, text in corpus)
     if not len(texts):
         raise UserError(f"{corpus.source}: no document has text.")
+    assert corpus.num_rows is not None, "open_corpus counts"
     distinct = np.unique(texts)
     sought = np.unique(document_hashes(pairs))
     return CorpusFacts(

@@ -1,0 +1,220 @@
+"""Encoding in several processes, through Ray, from many files, and to addresses: the same shards whichever way."""
+
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import fsspec
+import psutil
+import pytest
+from command_runs import call, environment
+
+from splade_lit import encode
+from splade_lit.core.errors import UserError
+from splade_lit.core.stores import open_store
+from splade_lit.data.corpus import open_corpora
+from splade_lit.engines import workers
+from splade_lit.engines.shards import read_corpus_vectors
+
+TEXTS = ["the song of the musical", "", "river and water " * 9, "heart disease", "a cell protein", "king and queen"] * 8
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory, tiny_tokenizer) -> Path:
+    """A saved random model."""
+    import torch
+    from conftest import tiny_masked_lm
+
+    from splade_lit.encoder.document import MlmDocumentEncoder
+    from splade_lit.encoder.model import AsymmetricSparseEncoder
+    from splade_lit.encoder.query import IdfQueryEncoder
+
+    document = MlmDocumentEncoder(tiny_masked_lm("bert", len(tiny_tokenizer)), tiny_tokenizer.pad_token_id)
+    folder = tmp_path_factory.mktemp("saved") / "model"
+    AsymmetricSparseEncoder(IdfQueryEncoder(torch.ones(len(tiny_tokenizer))), document, tiny_tokenizer).save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    """A file of 40 documents with text and 8 without."""
+    path = tmp_path_factory.mktemp("corpus") / "docs.jsonl"
+    rows = [json.dumps({"_id": f"d{number}", "text": text}) for number, text in enumerate(TEXTS)]
+    path.write_text("\n".join(rows), encoding="utf-8")
+    return path
+
+
+def arguments(model: Path, output: object, *more: object, corpus: object) -> list[str]:
+    return [*map(str, ("--model", model, "--output", output, "--shard-documents", 3, *more, "--corpus", corpus))]
+
+
+@pytest.fixture(scope="module")
+def expected(model, corpus, tmp_path_factory) -> dict[str, bytes]:
+    """The files that one process writes."""
+    folder = tmp_path_factory.mktemp("expected") / "vectors"
+    assert call(encode.main, *arguments(model, folder, corpus=corpus)).code == 0
+    return files(folder)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != ".lock"}
+
+
+def test_workers_write_the_same_files(model, corpus, expected, tmp_path):
+    outcome = call(encode.main, *arguments(model, tmp_path / "vectors", "--workers", 2, corpus=corpus))
+    assert outcome.code == 0, outcome.err
+    assert outcome.last_line == f"vectors: {tmp_path / 'vectors'}  documents 40"
+    assert files(tmp_path / "vectors") == expected
+
+
+def test_ray_writes_the_same_files(model, corpus, expected, tmp_path):
+    pytest.importorskip("ray")
+    more = ("--engine", "ray", "--workers", 2)
+    done = encoding(model, corpus, tmp_path / "vectors", *more)
+    assert done.wait(timeout=300) == 0, done.stderr.read() if done.stderr else ""
+    assert files(tmp_path / "vectors") == expected
+
+
+def encoding(model: Path, corpus: Path, output: Path, *more: object) -> subprocess.Popen:
+    """The command in a process of its own."""
+    words = [sys.executable, "-m", "splade_lit.encode", *arguments(model, output, *more, corpus=corpus)]
+    return subprocess.Popen(words, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def worker_of(main: int, mark: str) -> psutil.Process | None:
+    """One of the processes below another whose command line has a mark."""
+    with_mark = []
+    for process in psutil.Process(main).children(recursive=True):
+        try:
+            if mark in " ".join(process.cmdline()):
+                with_mark.append(process)
+        except psutil.Error:
+            continue
+    return with_mark[0] if with_mark else None
+
+
+@pytest.mark.parametrize(
+    ("engine", "mark"), [("local", "spawn_main"), pytest.param("ray", "ray::Worker", marks=pytest.mark.slow)]
+)
+def test_a_worker_that_is_killed_is_replaced(model, corpus, expected, tmp_path, engine, mark):
+    if engine == "ray":
+        pytest.importorskip("ray")
+    output = tmp_path / "vectors"
+    many = tmp_path / "many.jsonl"
+    lines = corpus.read_text().splitlines() * 40
+    many.write_text("\n".join(line.replace('"d', f'"{n}-') for n, line in enumerate(lines)))
+    process = encoding(model, many, output, "--engine", engine, "--workers", 2)
+    shards: Callable[[], list[Path]] = lambda: list(output.glob("shard-*")) if output.exists() else []  # noqa: E731
+    wait_until(lambda: len(shards()) >= 3 or process.poll() is not None)
+    victim = worker_of(process.pid, mark)
+    assert victim is not None, process.communicate()[1]
+    victim.kill()
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert out.splitlines()[-1].endswith("documents 1,600")
+    whole = tmp_path / "whole"
+    assert call(encode.main, *arguments(model, whole, corpus=many)).code == 0
+    assert files(output) == files(whole)
+
+
+def wait_until(ready: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 200
+    while not ready():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_run_with_workers_that_is_killed_goes_on_and_leaves_no_process(model, corpus, expected, tmp_path):
+    output = tmp_path / "vectors"
+    process = encoding(model, corpus, output, "--workers", 2)
+    wait_until(lambda: bool(list(output.glob("shard-*"))) if output.exists() else process.poll() is not None)
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.wait()
+    wait_until(lambda: not any(one.is_running() and one.status() != "zombie" for one in children))
+    assert call(encode.main, *arguments(model, output, "--workers", 2, corpus=corpus)).code == 0
+    assert files(output) == expected
+
+
+def test_workers_that_always_die_end_with_a_sentence(monkeypatch):
+    work = workers.Work("nowhere", None, None, "cpu", "float32", "nowhere")  # type: ignore[arg-type]
+    opened: list[int] = []
+    monkeypatch.setattr(workers, "_open_worker", _open_nothing)
+    monkeypatch.setattr(workers, "_make", _die)
+    shards = iter([workers.Shard(number, [("a", "b")]) for number in range(5)])
+    with pytest.raises(UserError, match="Workers end before they have finished a shard"):
+        workers.LocalWorkers(work, 2)(shards, opened.append)
+    assert opened == []
+
+
+def _open_nothing(*arguments: object) -> None:
+    pass
+
+
+def _die(shard: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_workers_error_is_the_commands(model, corpus, tmp_path, monkeypatch):
+    work = workers.Work(str(tmp_path / "nothing"), None, None, "cpu", "float32", str(tmp_path))  # type: ignore[arg-type]
+    shards = iter([workers.Shard(0, [("a", "b")])])
+    with pytest.raises(UserError):
+        workers.LocalWorkers(work, 1)(shards, lambda count: None)
+
+
+def test_many_files_by_a_pattern(model, corpus, expected, tmp_path):
+    lines = corpus.read_text().splitlines()
+    for number in range(4):
+        part = "\n".join(lines[number * 12 : number * 12 + 12]).encode()
+        (tmp_path / f"part-{number}.jsonl.gz").write_bytes(gzip.compress(part))
+    assert call(encode.main, *arguments(model, tmp_path / "vectors", corpus=tmp_path / "part-*.jsonl.gz")).code == 0
+    ours = files(tmp_path / "vectors")
+    shards = [name for name in expected if name.startswith("shard")]
+    assert {name: ours[name] for name in shards} == {name: expected[name] for name in shards}
+    assert json.loads(ours["corpus.json"])["corpus"] == f"{tmp_path}/part-*.jsonl.gz"
+    nothing = call(encode.main, *arguments(model, tmp_path / "other", corpus=tmp_path / "none-*.jsonl"))
+    assert (nothing.code, nothing.errors) == (2, [f"error: {tmp_path}/none-*.jsonl: there is no such file."])
+
+
+def test_ids_are_unique_over_all_files(model, corpus, tmp_path):
+    (tmp_path / "again.jsonl").write_text(corpus.read_text().splitlines()[3])
+    two = [str(corpus), str(tmp_path / "again.jsonl")]
+    with pytest.raises(UserError, match=r"again\.jsonl, line 1: the _id 'd3' is also that of"):
+        list(open_corpora(two))
+
+
+def test_files_without_ids_are_numbered_on(tmp_path):
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text(f"{name} one\n{name} two\n")
+    found = list(open_corpora([str(tmp_path / "?.txt")]))
+    assert found == [("0", "a one"), ("1", "a two"), ("2", "b one"), ("3", "b two")]
+
+
+@pytest.mark.parametrize("address", ["memory://bucket/vectors", "local"])
+def test_vectors_go_to_any_address(model, corpus, expected, tmp_path, address):
+    output = address if "memory" in address else f"file://{tmp_path / 'vectors'}"
+    assert call(encode.main, *arguments(model, output, corpus=corpus)).code == 0
+    store = open_store(output)
+    assert {name: store.open(name).read() for name in store.names()} == expected
+    ids, vectors, _ = read_corpus_vectors(output)
+    assert (len(ids), vectors.shape[0]) == (40, 40)
+    assert call(encode.main, *arguments(model, output, corpus=corpus)).code == 0
+    if "memory" in address:
+        fsspec.filesystem("memory").rm("/bucket", recursive=True)
+        with pytest.raises(UserError, match="nosuch"):
+            open_store("nosuch://place")
+
+
+def test_a_place_that_is_not_an_object_store_gets_whole_files(tmp_path):
+    store = open_store(f"simplecache::file://{tmp_path}/x")
+    store.write("a.txt", b"one")
+    store.write("a.txt", b"two")
+    assert (store.names(), store.open("a.txt").read()) == (["a.txt"], b"two")
+    store.remove("a.txt")
+    assert store.names() == []
