@@ -7,8 +7,8 @@ Both sides start from one saved model (the base model with its head, decoder bia
 starts them), see the same training pairs, and train for the same wall-clock time, one after the other, in turns that
 alternate from seed to seed. Time is turned into optimizer steps by measuring a few first, so that learning rates
 reach 0 where training ends; reading data and making a teacher's vectors count. sentence-transformers' trainer has the
-experiment's learning rates, batch size and clipping, its own batches and its own schedule of the penalty, and a lambda:
-of several (--peer-lambdas), the one that ends best on the tasks is taken, which favours that side.
+experiment's learning rates, batch size, precision and clipping, its own batches, its own schedule of the penalty, and a
+lambda: of several (--peer-lambdas), the one that ends best on the tasks is taken, which favours that side.
 
 Models differ in sparsity, so that all are measured twice: as they are, and cut to one number of active dims a document,
 by one method for all: on each task the smallest weights of the corpus's vectors are left out (--cut threshold), or all
@@ -35,6 +35,7 @@ from peer_measures import METRIC, Measures, Row, measure_task, shown
 from peer_sides import PeerSettings
 from rich.console import Console
 
+from splade_lit.command_line.devices import precision_on_cpu
 from splade_lit.core.errors import UserError
 from splade_lit.core.files import replace_text
 from splade_lit.data.tasks import load_tasks
@@ -74,6 +75,7 @@ class Plan:
             "weight_decay": model.get("weight_decay", 0.0),
             "max_grad_norm": trainer.get("gradient_clip_val") or 1.0,
             "lambda_q": lambda_q if isinstance(lambda_q, int | float) else 0.0,
+            "bf16": _precision(trainer) == "bf16-mixed",
             "stop_seconds": None,
             "save": True,
         }
@@ -121,6 +123,14 @@ def start_config(config: Mapping[str, Any], output: Path) -> dict:
 
 def _class(callback: Any) -> str:
     return str(callback.get("class_path") if isinstance(callback, dict) else callback).rpartition(".")[2]
+
+
+def _precision(trainer: Mapping[str, Any]) -> Any:
+    """What the experiment's precision comes to on this machine."""
+    import torch
+
+    precision = trainer.get("precision", "32-true")
+    return precision if torch.cuda.is_available() else precision_on_cpu(precision)
 
 
 class Trainings:

@@ -86,6 +86,7 @@ class PeerSettings:
         max_grad_norm: gradients are cut to.
         lambda_d: weight of the FLOPS penalty on documents.
         lambda_q: on queries; none if 0.
+        bf16: whether matrix products are in bfloat16.
         save: whether the model is kept.
     """
 
@@ -104,6 +105,7 @@ class PeerSettings:
     max_grad_norm: float
     lambda_d: float
     lambda_q: float
+    bf16: bool
     save: bool
 
     def text(self) -> str:
@@ -147,6 +149,7 @@ def train_peer(settings: PeerSettings) -> None:
         warmup_steps=settings.warmup_ratio,
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
+        bf16=settings.bf16,
         batch_sampler="no_duplicates",
         router_mapping={name: "query" if name == "query" else "document" for name in columns},
         logging_steps=max(settings.max_steps // 20, 1),

@@ -21,7 +21,7 @@ from splade_lit.core.tokenisation import Tokenisation
 from splade_lit.core.tokens import Tokens
 from splade_lit.data.answers import NO_TEXT, KnownAnswers
 from splade_lit.data.collection_pairs import check_pairs
-from splade_lit.data.loader import PairLoader, TeacherScores
+from splade_lit.data.loader import PairLoader, TeacherScores, in_whole_steps
 from splade_lit.data.neighbours import neighbour_order
 from splade_lit.data.pairs import DOCSTRINGS, NATURAL_QUESTIONS, Pairs, load_pairs, split_rows
 from splade_lit.data.sampler import NoDuplicatesBatchSampler
@@ -335,7 +335,8 @@ class PairsDataModule(LightningDataModule):
     def _trained_batches(self) -> int:
         assert self.trainer is not None
         progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
-        return progress.processed
+        accumulated, per_epoch = self.trainer.accumulate_grad_batches, self.trainer.num_training_batches
+        return in_whole_steps(progress.processed, accumulated, int(per_epoch))
 
 
 def _scales(teacher_scale: float | Sequence[float] | None, num_teachers: int) -> list[float] | None:

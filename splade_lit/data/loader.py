@@ -36,8 +36,8 @@ class PairLoader:
         documents: token ids of each column of positives, then of hard negatives; all as long as `queries`.
         answers: which documents there are, and which of them answer which query.
         sampler: gives batches as positions in `rows` of the stores; Lightning calls its `set_epoch`.
-        trained_batches: gives how many batches of the epoch were trained on, as training may stop in the middle of a
-            batch; by default, all that were handed out.
+        trained_batches: gives how many batches of the epoch optimizer steps were taken on, as training may stop in the
+            middle of a step; by default, all that were handed out.
         teacher: gives a teacher's scores of the pairs of a batch, by its rows of the stores.
         num_processes: how many processes share a batch.
         rank: which of them this is, from 0.
@@ -124,6 +124,15 @@ class PairLoader:
             self._told = True
             return
         self._state = self._resumed = {"epoch": state["epoch"], "batches": state["batches"]}
+
+
+def in_whole_steps(batches: int, accumulated: int, per_epoch: int) -> int:
+    """Of the first batches of an epoch, those that optimizer steps were taken on: so many a step, fewer in the last.
+
+    >>> in_whole_steps(5, 2, 7), in_whole_steps(7, 2, 7)
+    (4, 7)
+    """
+    return batches if batches >= per_epoch else batches - batches % accumulated
 
 
 def _cut(columns: Sequence[np.ndarray], part: slice) -> Iterator[np.ndarray]:

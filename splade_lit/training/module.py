@@ -17,6 +17,7 @@ from splade_lit.core.distributed import gather_rows
 from splade_lit.core.errors import UserError
 from splade_lit.core.ranges import check_choice, check_range
 from splade_lit.core.tokens import PairBatch
+from splade_lit.data.loader import in_whole_steps
 from splade_lit.encoder.body.micro_batches import encode_in_micro_batches
 from splade_lit.encoder.body.recompute import Recompute, set_recompute
 from splade_lit.encoder.body.sparse_head import Activation, Pooling
@@ -182,6 +183,7 @@ class SpladeModule(L.LightningModule):
         self.objective.prepare(self.encoder.vocab_size)
         self.divergence = DivergenceWatch()
         self.condition = torch.zeros(2)
+        self._before_step: dict[str, Tensor] = {}  # what the objective keeps from step to step
         self._seed = torch.initial_seed()
 
     def setup(self, stage: str) -> None:
@@ -331,10 +333,22 @@ class SpladeModule(L.LightningModule):
         """Draw dropout from seed, device, step and batch, so that a resumed run has that of one without a stop."""
         place = (self._seed, self.global_rank, self.global_step, batch_idx)
         torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0]))
+        if batch_idx % self.trainer.accumulate_grad_batches == 0:
+            self._before_step = {name: buffer.clone() for name, buffer in self.objective.named_buffers()}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the seed; where training has diverged nothing is saved: a checkpoint of before is worth more."""
+        """Add the seed; where training has diverged nothing is saved: a checkpoint of before is worth more.
+
+        In the middle of an optimizer step, of which gradients are not saved, the state is that of before the step.
+        """
         self.divergence.check(self.parameters(), self.global_step)
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        done, per_epoch = progress["current"]["processed"], int(self.trainer.num_training_batches)
+        begun = done - in_whole_steps(done, self.trainer.accumulate_grad_batches, per_epoch)
+        if begun:
+            for counts in (progress["current"], progress["total"]):
+                counts.update({name: count - begun for name, count in counts.items()})
+            checkpoint["state_dict"] |= {f"objective.{name}": buffer for name, buffer in self._before_step.items()}
         checkpoint["seed"] = self._seed
         checkpoint["divergence"] = self.divergence.state_dict()
 
