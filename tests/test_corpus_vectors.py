@@ -312,6 +312,29 @@ def test_a_folder_that_is_not_there_is_told(model, tmp_path):
     assert f"There is no folder {tmp_path / 'nosuchfolder'}; give one" in outcome.err
 
 
+@pytest.mark.parametrize("hostile", ["size", "pickle", "bomb", "dims", "ids"])
+def test_shards_of_strangers_are_refused(model, corpus, tmp_path, hostile):
+    """Arrays that claim a terabyte, pickles, zip bombs, dims beyond the vocabulary, ids that are no strings."""
+    folder = tmp_path / "vectors"
+    assert command(model, corpus, folder).code == 0
+    path = folder / "shard-00000.npz"
+    with np.load(path) as shard:
+        arrays = dict(shard)
+    if hostile == "pickle":
+        np.savez(path, **arrays | {"data": np.array([print], dtype=object)})
+    elif hostile == "bomb":
+        np.savez_compressed(path, **arrays | {"data": np.zeros(10_000_000, np.float32)})
+    elif hostile == "dims":
+        np.savez(path, **arrays | {"indices": arrays["indices"] + 100_000})
+    elif hostile == "ids":
+        np.savez(path, **arrays | {"ids": np.frombuffer(b"[1, 2, 3, 4, 5, 6]", np.uint8)})
+    else:
+        length = str(len(arrays["data"])).encode()
+        path.write_bytes(path.read_bytes().replace(b"(" + length + b",)", b"(" + b"9" * len(length) + b",)"))
+    outcome = call(search.main, "--model", model, "--vectors", folder, "song")
+    assert (outcome.code, outcome.errors) == (2, [f"error: {path} is damaged; encode the corpus again."])
+
+
 @pytest.mark.parametrize("damage", ["cut", "lost", "header"])
 def test_damaged_folders_are_told(model, corpus, tmp_path, damage):
     folder = tmp_path / "vectors"

@@ -6,6 +6,7 @@ shard-00000.npz   ids, a CSR matrix (int32 indices, float32 or float16 values), 
 
 import json
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
@@ -14,8 +15,8 @@ from functools import cached_property
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
-from zipfile import BadZipFile
+from typing import TYPE_CHECKING, BinaryIO
+from zipfile import ZIP_STORED, BadZipFile, ZipFile
 
 import numpy as np
 import xxhash
@@ -229,17 +230,41 @@ def _parts(documents: Iterable[tuple[str, str]], size: int) -> Iterator[list[tup
 def _shard_fingerprint(store: Store, name: str) -> str | None:
     """What the documents of a shard were; None if it cannot be read."""
     try:
-        with store.open(name) as file, np.load(file, allow_pickle=False) as shard:
-            return str(shard["fingerprint"])
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+        with store.open(name) as file:
+            return str(_arrays(file, "fingerprint")[0])
+    except _DAMAGE:
         return None
 
 
 def _read_shard(store: Store, name: str, vocab_size: int) -> tuple[list[str], csr_array]:
     try:
-        with store.open(name) as file, np.load(file, allow_pickle=False) as shard:
-            ids = json.loads(shard["ids"].tobytes())
-            arrays = (shard["data"].astype(np.float32), shard["indices"], shard["indptr"])
-        return ids, csr_array(arrays, shape=(len(ids), vocab_size))
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+        with store.open(name) as file:
+            packed, data, indices, indptr = _arrays(file, "ids", "data", "indices", "indptr")
+        ids = json.loads(packed.tobytes())
+        vectors = csr_array((data.astype(np.float32), indices, indptr), shape=(len(ids), vocab_size))
+        vectors.check_format()
+        if not all(isinstance(id, str) for id in ids):
+            raise ValueError("ids are strings")
+    except (*_DAMAGE, RecursionError) as error:
         raise UserError(f"{store.address}/{name} is damaged; encode the corpus again.") from error
+    return ids, vectors
+
+
+_DAMAGE = (OSError, ValueError, KeyError, EOFError, TypeError, IndexError, BadZipFile, NotImplementedError)
+
+
+def _arrays(file: BinaryIO, *names: str) -> list[np.ndarray]:
+    """Arrays of a file of `np.savez`; one of `_DAMAGE` where an array is not as large as it says, before it is made."""
+    found = []
+    with ZipFile(file) as archive:
+        for name in names:
+            entry = archive.getinfo(f"{name}.npy")
+            with archive.open(entry) as member:
+                version = np.lib.format.read_magic(member)
+                read_header = np.lib.format.read_array_header_1_0
+                shape, _, dtype = (read_header if version == (1, 0) else np.lib.format.read_array_header_2_0)(member)
+                size = math.prod(shape) * dtype.itemsize
+                if dtype.hasobject or entry.compress_type != ZIP_STORED or size != entry.file_size - member.tell():
+                    raise ValueError(f"{name} is not as large as it says")
+                found.append(np.frombuffer(member.read(), dtype).reshape(shape))
+    return found
