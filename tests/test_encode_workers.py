@@ -3,6 +3,8 @@
 import gzip
 import json
 import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -105,10 +107,7 @@ def worker_of(main: int, mark: str) -> psutil.Process | None:
 def test_a_worker_that_is_killed_is_replaced(model, corpus, expected, tmp_path, engine, mark):
     if engine == "ray":
         pytest.importorskip("ray")
-    output = tmp_path / "vectors"
-    many = tmp_path / "many.jsonl"
-    lines = corpus.read_text().splitlines() * 40
-    many.write_text("\n".join(line.replace('"d', f'"{n}-') for n, line in enumerate(lines)))
+    output, many = tmp_path / "vectors", repeated(corpus, tmp_path)
     process = encoding(model, many, output, "--engine", engine, "--workers", 2)
     shards: Callable[[], list[Path]] = lambda: list(output.glob("shard-*")) if output.exists() else []  # noqa: E731
     wait_until(lambda: len(shards()) >= 3 or process.poll() is not None)
@@ -121,6 +120,36 @@ def test_a_worker_that_is_killed_is_replaced(model, corpus, expected, tmp_path, 
     whole = tmp_path / "whole"
     assert call(encode.main, *arguments(model, whole, corpus=many)).code == 0
     assert files(output) == files(whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "more", [(), ("--workers", 2), ("--engine", "ray", "--workers", 2)], ids=["alone", "two", "ray"]
+)
+def test_thirty_kills_lose_nothing_but_shards(model, corpus, tmp_path, more):
+    many, output, drawn = repeated(corpus, tmp_path), tmp_path / "vectors", random.Random(3)
+    assert call(encode.main, *arguments(model, tmp_path / "whole", corpus=many)).code == 0
+    for _ in range(30):
+        before = len(list(output.glob("shard-*"))) if output.exists() else 0
+        process = encoding(model, many, output, *more)
+        wait_until(lambda: process.poll() is not None or len(list(output.glob("shard-*"))) > before)
+        time.sleep(drawn.uniform(0, 0.05))
+        process.kill()
+        process.communicate()
+        if process.returncode == 0:  # it was done before it could be killed: all over again
+            shutil.rmtree(output)
+    process = encoding(model, many, output, *more)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert files(output) == files(tmp_path / "whole")
+
+
+def repeated(corpus: Path, folder: Path) -> Path:
+    """The corpus forty times, with ids of their own."""
+    many = folder / "many.jsonl"
+    lines = corpus.read_text().splitlines() * 40
+    many.write_text("\n".join(line.replace('"d', f'"{n}-') for n, line in enumerate(lines)))
+    return many
 
 
 def wait_until(ready: Callable[[], bool]) -> None:

@@ -122,6 +122,26 @@ def test_a_finished_run_can_be_resumed_and_made_longer(world, copy, finished):
     assert longer["after"]["NanoNQ_corpus_active_dims"] != stages["after"]["NanoNQ_corpus_active_dims"]
 
 
+def test_one_command_begins_a_run_and_goes_on_with_it(world, tmp_path):
+    run = tmp_path / "run"
+    config = world.config(run, {"trainer.callbacks": None, "trainer.max_steps": 4, "trainer.val_check_interval": 2})
+    words = ("--config", config, "--ckpt_path", "last")
+    run.mkdir()
+    (run / "metrics.csv").write_text("step\n0\n")  # of a run that was killed before its first checkpoint
+    refused = call(main, *words)
+    assert (refused.code, "may be no run" in refused.errors[0]) == (2, True)
+    shutil.copy(config, run / "config.yaml")
+    assert call(main, *words).code == 0
+    assert steps(run) == [0, 1, 2, 3]
+    longer = call(main, *words, "--trainer.max_steps", 6)
+    assert longer.code == 0, longer.err
+    assert steps(run) == [0, 1, 2, 3, 4, 5]
+    assert load_checkpoint(run / "checkpoints" / "last.ckpt")["global_step"] == 6
+    (run / "checkpoints" / "last.ckpt").unlink()
+    kept = call(main, *words)
+    assert (kept.code, "holds a run already" in kept.errors[0]) == (2, True)
+
+
 def test_other_settings_than_the_checkpoints_are_said_in_a_line(world, copy, caplog):
     last = copy / "checkpoints" / "last.ckpt"
     changes = {"model.lambda_d": 0.5, "model.learning_rate": 2.0e-3, "data.batch_size": 4, "trainer.max_steps": 8}

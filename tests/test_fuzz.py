@@ -232,3 +232,26 @@ def test_pickles_are_never_run(valid, tmp_path):
     with pytest.raises(UserError):
         AsymmetricSparseEncoder.load(model)
     assert not proof.exists()
+
+
+@pytest.mark.parametrize("place", ["modules", "router", "table"])
+def test_a_model_reads_nothing_outside_of_its_folder(valid, tmp_path, place):
+    model = Path(shutil.copytree(valid / "run" / "model", tmp_path / "one" / "model"))
+    shutil.copytree(valid / "run" / "model", tmp_path / "model")  # what is to be read in its place
+    if place == "modules":
+        file, name = model / "modules.json", "../../model"
+        content = json.loads(file.read_text())
+        content[0]["path"] = name
+    elif place == "router":
+        file, name = model / "router_config.json", "../../model/query_0_SparseStaticEmbedding"
+        content = json.loads(file.read_text())
+        (old,) = content["structure"]["query"]
+        content["structure"]["query"] = [name]
+        content["types"][name] = content["types"].pop(old)
+    else:
+        (folder,) = model.glob("query_0_*")
+        file, name = folder / "config.json", "../../../idf.json"
+        content = json.loads(file.read_text()) | {"path": name}
+    file.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="outside of its folder; nothing is read"):
+        AsymmetricSparseEncoder.load(model)

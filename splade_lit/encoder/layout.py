@@ -7,6 +7,7 @@ SPLADE-doc). No weights are read here.
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import inf
@@ -165,7 +166,7 @@ def _read_layout(folder: Path, source: str) -> SavedLayout:
         raise UserError(
             f"{source} is made of {kinds}; only asymmetric models (a Router of query and document) are read."
         )
-    root = folder / modules[0]["path"]
+    root = _inside(folder, modules[0]["path"])
     there = [name for name in ("router_config.json", "config.json") if (root / name).is_file()]
     router = read_json(root / (there or ["router_config.json"])[0])
     folders: list[Path] = []
@@ -175,7 +176,8 @@ def _read_layout(folder: Path, source: str) -> SavedLayout:
         if len(found) != len(expected) or any(kind not in kinds for kind, kinds in zip(found, expected, strict=True)):
             wanted = " and ".join(kinds[0] for kinds in expected)
             raise UserError(f"{source} has a route of {', '.join(found) or 'nothing'}; only {wanted} is read.")
-        folders += [root / name if (root / name).is_dir() else root for name in names]
+        inner = [_inside(folder, root / name) for name in names]
+        folders += [path if path.is_dir() else root for path in inner]
     query, document, pooling_folder = folders
     query_config, pooling = read_json(query / "config.json"), read_json(pooling_folder / "config.json")
     model_config = read_json(folder / "config_sentence_transformers.json", missing={})
@@ -197,6 +199,14 @@ def _read_layout(folder: Path, source: str) -> SavedLayout:
     )
 
 
+def _inside(folder: Path, name: str | Path) -> Path:
+    """The path in a folder that one of its files names; a UserError if it leads elsewhere."""
+    path = Path(os.path.normpath(folder / name))
+    if not path.is_relative_to(os.path.normpath(folder)):
+        raise UserError(f"{folder}: a file of the model names {str(name)!r}, outside of its folder; nothing is read.")
+    return path
+
+
 def _pruning(model_config: dict[str, Any]) -> Pruning:
     """The limits as `Pruning.saved` writes them; where sentence-transformers wrote the file, its cap of both sides."""
     limits = model_config.get("pruning") or {}
@@ -213,7 +223,7 @@ def _pruning(model_config: dict[str, Any]) -> Pruning:
 def _idf_json(folder: Path, query_folder: Path, path: str | None) -> Path | None:
     if path is None or not path.endswith(".json"):
         return None
-    candidates = [query_folder / Path(path).name, folder / Path(path).name, folder / path]
+    candidates = [query_folder / Path(path).name, folder / Path(path).name, _inside(folder, path)]
     return next((candidate for candidate in candidates if candidate.is_file()), candidates[1])
 
 
@@ -261,7 +271,7 @@ def read_json(path: Path, missing: Any = None, kind: type = dict) -> Any:
         if missing is not None:
             return missing
         raise UserError(f"{path} is missing, so {path.parent} is not a whole model; fetch it again.") from None
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         raise UserError(f"{path} is not JSON; fetch the model again.") from None
     if not isinstance(content, kind):
         raise UserError(f"{path} is not laid out as sentence-transformers' files are; fetch the model again.")

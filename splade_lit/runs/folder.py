@@ -21,6 +21,16 @@ MODEL = "model"
 RUN_OUTPUTS = (METRICS_JSON, LOG, PER_QUERY, "sparsity.jsonl", "terms.jsonl", EMISSIONS, CHECKPOINTS, MODEL)
 
 
+LAST = "last"
+"""In place of a checkpoint: the last one of the run's own folder, or a new run where there is none."""
+
+
+def last_checkpoint(folder: str | None) -> Path | None:
+    """The checkpoint that a run in this folder goes on from; None if it has not come to one."""
+    path = Path(folder or ".") / CHECKPOINTS / "last.ckpt"
+    return path if path.is_file() else None
+
+
 def check_run_folder(folder: str | None, checkpoint: str | None, overwrite: bool) -> None:
     """Raise a UserError if a run, resumed from a checkpoint if there is one, may not write to its folder.
 

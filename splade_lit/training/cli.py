@@ -29,7 +29,15 @@ from splade_lit.core.files import hold_folder, replace_text
 from splade_lit.core.ranges import LARGEST_SEED, check_range
 from splade_lit.data.datamodule import ENCODER_SETTINGS, PairsDataModule
 from splade_lit.runs.config import CONFIG
-from splade_lit.runs.folder import CHECKPOINTS, MODEL, check_run_folder, check_same_model, remove_run
+from splade_lit.runs.folder import (
+    CHECKPOINTS,
+    LAST,
+    MODEL,
+    check_run_folder,
+    check_same_model,
+    last_checkpoint,
+    remove_run,
+)
 from splade_lit.runs.stages import headline_figures, print_stages
 from splade_lit.training.callbacks.csv_log import CsvLog
 from splade_lit.training.callbacks.guard import CollapseGuard
@@ -91,7 +99,8 @@ class FitCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Settings of the run itself, and links between model and data."""
-        parser.add_argument("--ckpt_path", type=str | None, default=None, help="Checkpoint to resume from.")
+        ckpt_path = "Checkpoint to resume from; `last` for the run's own, or a new run where there is none."
+        parser.add_argument("--ckpt_path", type=str | None, default=None, help=ckpt_path)
         parser.add_argument("--overwrite", type=bool, default=False, help="Start again in a folder that holds a run.")
         for name in ENCODER_SETTINGS:
             # From the model itself, which knows its own limits and prompts where none are given.
@@ -113,6 +122,11 @@ class FitCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Check the folder of the run, and fall back where the machine has no GPU."""
         settings = self.config.trainer
+        if self.config.ckpt_path == LAST:
+            last = last_checkpoint(settings.default_root_dir)
+            self.config.ckpt_path = last and str(last)
+            # A run that ended before its first checkpoint begins again.
+            self.config.overwrite |= last is None and not (Path(settings.default_root_dir) / MODEL).exists()
         check_run_folder(settings.default_root_dir, self.config.ckpt_path, self.config.overwrite)
         has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
         if settings.accelerator in ("cpu", "tpu") or not has_gpu:

@@ -37,7 +37,11 @@ def help_text() -> str:
     parser.add_argument("--config", metavar="FILE", help="YAML file of settings; later files and options override")
     parser.add_argument("--print_config", action="store_true", help="print all settings as YAML and do nothing else")
     parser.add_argument("--seed_everything", metavar="int", help="seed of everything that is random (default: 12)")
-    parser.add_argument("--ckpt_path", metavar="FILE", help="Checkpoint to resume from.")
+    parser.add_argument(
+        "--ckpt_path",
+        metavar="FILE",
+        help="Checkpoint to resume from; `last` for the run's own, or a new run if it has none.",
+    )
     parser.add_argument("--overwrite", metavar="bool", help="Start again in a folder that holds a run.")
     for group, (package, file, name) in _CLASSES.items():
         (folder,) = find_spec(package).submodule_search_locations  # type: ignore[union-attr, misc]
