@@ -130,18 +130,22 @@ def test_thirty_kills_lose_nothing_but_shards(model, corpus, tmp_path, more):
     many, output, drawn = repeated(corpus, tmp_path), tmp_path / "vectors", random.Random(3)
     assert call(encode.main, *arguments(model, tmp_path / "whole", corpus=many)).code == 0
     for _ in range(30):
-        before = len(list(output.glob("shard-*"))) if output.exists() else 0
-        process = encoding(model, many, output, *more)
-        wait_until(lambda: process.poll() is not None or len(list(output.glob("shard-*"))) > before)
-        time.sleep(drawn.uniform(0, 0.05))
-        process.kill()
-        process.communicate()
-        if process.returncode == 0:  # it was done before it could be killed: all over again
-            shutil.rmtree(output)
+        if killed_amid(encoding(model, many, output, *more), output, drawn) == 0:
+            shutil.rmtree(output)  # it was done before it could be killed: all over again
     process = encoding(model, many, output, *more)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert files(output) == files(tmp_path / "whole")
+
+
+def killed_amid(process: subprocess.Popen, output: Path, drawn: random.Random) -> int:
+    """Kill a process once it has written another shard, or soon after; how it ended."""
+    before = len(list(output.glob("shard-*"))) if output.exists() else 0
+    wait_until(lambda: process.poll() is not None or len(list(output.glob("shard-*"))) > before)
+    time.sleep(drawn.uniform(0, 0.05))
+    process.kill()
+    process.communicate()
+    return process.returncode
 
 
 def repeated(corpus: Path, folder: Path) -> Path:
