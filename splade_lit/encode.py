@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from splade_lit.engines.shards import write_corpus_vectors
 
     device = pick_device(settings.device)
-    corpus = open_corpora(settings.corpus, settings.text_column)
+    corpus = open_corpora(settings.corpus, settings.text_column, settings.stream)
     several = settings.engine == "ray" or settings.workers
     encoder = AsymmetricSparseEncoder.load(
         settings.model, revision=settings.revision, device="cpu" if several else device
@@ -84,6 +84,12 @@ def _parser() -> CommandParser:
     several += "test collection, irds:ID, or task such as docstrings"
     parser.add_shared("--corpus", required=True, nargs="+", metavar="CORPUS", help=several)
     parser.add_shared("--text-column")
+    parser.add_argument(
+        "--stream",
+        action="store_true",
+        help="read a file or a data set as it comes, without a copy on disk, as several files always are; how many "
+        "documents there are is known at the end only",
+    )
     parser.add_argument("--output", required=True, help="folder for the vectors, or an address such as s3://...")
     parser.add_argument("--values", choices=["float32", "float16"], default="float32", help="type of the weights")
     parser.add_argument(

@@ -215,6 +215,32 @@ def test_many_files_by_a_pattern(model, corpus, expected, tmp_path):
     assert (nothing.code, nothing.errors) == (2, [f"error: {tmp_path}/none-*.jsonl: there is no such file."])
 
 
+@pytest.mark.parametrize("place", ["file", "folder"])
+def test_a_data_set_is_streamed_without_a_copy(model, corpus, expected, tmp_path, monkeypatch, place):
+    monkeypatch.setenv("SPLADE_LIT_CACHE", str(tmp_path / "cache"))
+    source = corpus
+    if place == "folder":
+        source = tmp_path / "data"
+        source.mkdir()
+        shutil.copy(corpus, source / "train.jsonl")
+    assert call(encode.main, *arguments(model, tmp_path / "vectors", "--stream", corpus=source)).code == 0
+    ours = files(tmp_path / "vectors")
+    shards = [name for name in expected if name.startswith("shard")]
+    assert {name: ours[name] for name in shards} == {name: expected[name] for name in shards}
+    assert not (tmp_path / "cache" / "texts").exists()
+
+
+def test_what_is_wrong_with_a_streamed_data_set_is_told(tmp_path):
+    (tmp_path / "train.jsonl").write_text('{"_id": "a", "text": "x"}\n{"_id": "a", "text": "y"}\n')
+    with pytest.raises(UserError, match="documents share an id"):
+        list(open_corpora([str(tmp_path)], stream=True))
+    with pytest.raises(UserError, match="no column body; its columns are _id, text"):
+        open_corpora([str(tmp_path)], "body", stream=True)
+    (tmp_path / "train.jsonl").write_text('{"_id": "a", "text": 5}\n')
+    with pytest.raises(UserError, match="the column text holds 5, which is no text"):
+        list(open_corpora([str(tmp_path)], stream=True))
+
+
 def test_ids_are_unique_over_all_files(model, corpus, tmp_path):
     (tmp_path / "again.jsonl").write_text(corpus.read_text().splitlines()[3])
     two = [str(corpus), str(tmp_path / "again.jsonl")]

@@ -1,20 +1,26 @@
 """A corpus to encode or search: documents with ids, from a file, a data set or a retrieval task."""
 
 import glob
+import textwrap
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
+from typing import Any
 
 import datasets
+import numpy as np
 
 from splade_lit.core.errors import UserError
 from splade_lit.core.files import Folder
 from splade_lit.core.tables import BATCH_ROWS
 from splade_lit.core.text import Mender
 from splade_lit.data.collection import corpus_file, id_texts, is_collection
-from splade_lit.data.hub import TextSource, local_path, open_texts
+from splade_lit.data.hub import local_path, open_texts, plain_errors
 from splade_lit.data.irds import is_irds, open_irds
 from splade_lit.data.tasks import is_task, load_task
+
+_IDS = ("_id", "id")
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,7 @@ def open_corpus(
         return Corpus(len(corpus), lambda: iter(corpus.items()), source)
     else:
         opened = open_texts(source, cache_dir=cache_dir)
-    columns, with_ids = _columns(opened, text_column, titles)
+    columns, with_ids = _columns(opened.columns, text_column, titles)
     if limit is not None:
         mend = Mender()
         rows = _documents(opened.rows(columns, with_ids, mend), with_ids)
@@ -73,19 +79,22 @@ def open_corpus(
     return Corpus(len(dataset), lambda: _documents(_stored_rows(dataset), with_ids), source)
 
 
-def open_corpora(sources: Sequence[str], text_column: str = "text") -> Corpus:
+def open_corpora(sources: Sequence[str], text_column: str = "text", stream: bool = False) -> Corpus:
     """A corpus in one source, as `open_corpus`, or in several files, given by name or pattern (`docs-*.jsonl.gz`).
 
     Several files are read one after another as their documents are asked for, and no copy of them is made; ids are
-    unique in all of them together, which is known after the last. A UserError is that of `open_corpus`.
+    unique in all of them together, which is known after the last. With `stream` so is one file, and so is a data set by
+    Hub id or folder, of which nothing is kept on disk. A UserError is that of `open_corpus`.
     """
     files = [path for source in sources for path in _matching(source)]
-    if len(files) == 1:
+    if len(files) == 1 and not stream:
         return open_corpus(files[0], text_column)
+    if len(files) == 1 and not local_path(files[0]).is_file():
+        return _streamed(files[0], text_column)
     opened = [open_texts(path) for path in files]
     paths = tuple(path for one in opened for path in one.files)
     together = replace(opened[0], source=" ".join(sources), files=paths)
-    columns, with_ids = _columns(together, text_column, titles=True)
+    columns, with_ids = _columns(together.columns, text_column, titles=True)
 
     def rows() -> Iterator[tuple[str, str]]:
         mend = Mender()
@@ -93,6 +102,36 @@ def open_corpora(sources: Sequence[str], text_column: str = "text") -> Corpus:
         mend.report(together.source)
 
     return Corpus(None, rows, together.source)
+
+
+def _streamed(source: str, text_column: str) -> Corpus:
+    """A data set that `datasets` streams."""
+    with plain_errors(source):
+        dataset = datasets.load_dataset(source, split="train", streaming=True)
+        names = dataset.column_names or list(next(iter(dataset)))
+    columns, with_ids = _columns(names, text_column, titles=True)
+    if text_column not in names:
+        raise UserError(f"{source}: no column {text_column}; its columns are {', '.join(names)}.")
+
+    def rows() -> Iterator[tuple[str, str]]:
+        hashes, mend = array("q"), Mender()
+        values = ([_plain_text(row[name], source, name, mend) for name in columns] for row in dataset)
+        for id, text in _documents(values, with_ids):
+            hashes.append(hash(id))
+            yield id, text
+        if len(np.unique(np.frombuffer(hashes, np.int64))) < len(hashes):
+            raise UserError(f"{source}: documents share an id; make ids unique.")
+        mend.report(source)
+
+    return Corpus(None, rows, source)
+
+
+def _plain_text(value: Any, source: str, name: str, mend: Mender) -> str | None:
+    if value is None or isinstance(value, str):
+        return value and mend(value)
+    if isinstance(value, int) and name in _IDS:
+        return str(value)
+    raise UserError(f"{source}: the column {name} holds {textwrap.shorten(repr(value), 60)}, which is no text.")
 
 
 def _matching(source: str) -> list[str]:
@@ -105,10 +144,10 @@ def _matching(source: str) -> list[str]:
     return files
 
 
-def _columns(opened: TextSource, text_column: str, titles: bool) -> tuple[list[str], bool]:
+def _columns(names: Sequence[str], text_column: str, titles: bool) -> tuple[list[str], bool]:
     """The columns to read, an id first if there is one, the title before the text; and whether there is an id."""
-    ids = [name for name in ("_id", "id") if name in opened.columns and name != text_column][:1]
-    title = ["title"] if titles and "title" in opened.columns and text_column != "title" else []
+    ids = [name for name in _IDS if name in names and name != text_column][:1]
+    title = ["title"] if titles and "title" in names and text_column != "title" else []
     return [*ids, *title, text_column], bool(ids)
 
 
