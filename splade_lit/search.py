@@ -3,14 +3,20 @@
     python -m splade_lit.search --model runs/quickstart/model --corpus docstrings "fit a curve through points"
     python -m splade_lit.search --model runs/my_run/model --corpus docs.jsonl
     python -m splade_lit.search --model runs/my_run/model --vectors vectors    (made by python -m splade_lit.encode)
+    python -m splade_lit.search --index docs.index "fit a curve through points" (made by python -m splade_lit.index)
+    python -m splade_lit.search --index docs.index --queries-file queries.jsonl --run found.trec --top 1000
 
 Without a query on the command line, queries are read from standard input, a line each.
 """
 
+import json
 import logging
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from splade_lit.command_line.arguments import CommandParser, positive_int
 from splade_lit.command_line.exit_codes import run_command
@@ -22,6 +28,7 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
     from splade_lit.encoder.query_side import QuerySide
+    from splade_lit.engines.exact import ExactIndex
 
 _SNIPPET_CHARACTERS = 160
 
@@ -35,12 +42,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         UserError: there is no such model or corpus, or the vectors are another model's.
     """
     settings = _parser().parse_args(arguments)
+    if settings.index is not None:
+        _search_index(settings)
+        return
+    if settings.run or settings.queries_file:
+        raise UserError("--queries-file and --run go with --index; build one with python -m splade_lit.index.")
+    if settings.model is None:
+        raise UserError("Nothing to search with: give --model, or --index made by python -m splade_lit.index.")
     if settings.corpus is None and settings.vectors is None:
         raise UserError("Nothing to search: give --corpus, or --vectors made by python -m splade_lit.encode.")
-    from rich.console import Console
-    from rich.text import Text
-
-    from splade_lit.core.text import Mender
     from splade_lit.encoder.query_side import load_query_side
     from splade_lit.evaluation.exact_search import SearchIndex
 
@@ -53,23 +63,125 @@ def main(arguments: Sequence[str] | None = None) -> None:
     queries = load_query_side(settings.model, revision=settings.revision)
     ids, documents = stored or (list(corpus), _encoded(settings, list(corpus.values())))
     index = SearchIndex(documents)
-    console = Console(highlight=False)
+    show = _Shows(queries, settings.terms)
+    for query in _queries(settings):
+        vector = queries.encode(query)
+        top = index.search(vector, settings.top)
+        ranking = zip(top.documents[0].tolist(), top.scores[0].tolist(), strict=True)
+        hits = [(row, score) for row, score in ranking if score > 0]
+        show.query(query, len(hits))
+        for rank, (row, score) in enumerate(hits, start=1):
+            weights = documents[[row]].toarray()[0][vector.indices]
+            show.hit(rank, score, ids[row], corpus.get(ids[row]), vector, weights)
+
+
+def _search_index(settings: "argparse.Namespace") -> None:
+    """Search an index; neither torch nor transformers is loaded."""
+    given = {"--model": settings.model, "--corpus": settings.corpus, "--vectors": settings.vectors}
+    if others := [name for name, value in given.items() if value is not None]:
+        raise UserError(f"An index has all of it; leave out {' and '.join(others)}.")
+    from splade_lit.encoder.query_side import load_query_side
+    from splade_lit.engines.open_index import open_index
+
+    index = open_index(settings.index)
+    if index.query_folder is None:
+        raise UserError(f"{settings.index} has no query side; build it with python -m splade_lit.index.")
+    queries = load_query_side(index.query_folder)
+    if settings.run:
+        _write_run(settings, index, queries)
+        return
+    show = _Shows(queries, settings.terms)
+    texts = (text for _, text in _read_queries(settings.queries_file)) if settings.queries_file else _queries(settings)
+    for query in texts:
+        vector = queries.encode(query)
+        (hits,) = index.search(vector, settings.top)
+        show.query(query, len(hits))
+        for rank, hit in enumerate(hits, start=1):
+            weights = np.array(index.weights(hit.id, vector.indices.tolist()), np.float32)
+            show.hit(rank, hit.score, hit.id, index.text(hit.id), vector, weights)
+
+
+def _write_run(settings: "argparse.Namespace", index: "ExactIndex", queries: "QuerySide") -> None:
+    """Write the hits of many queries as a TREC run."""
+    from splade_lit.core.files import check_writable, replace_text
+    from splade_lit.core.text import check_trec_ids, trec_run_text
+
+    if settings.queries_file is None:
+        raise UserError("--run is of many queries: give --queries-file, too.")
+    check_writable(settings.run)
+    asked = list(_read_queries(settings.queries_file))
+    check_trec_ids(id for id, _ in asked)
+    found = index.search(queries.encode([text for _, text in asked]), settings.top)
+    run = {id: dict(hits) for (id, _), hits in zip(asked, found, strict=True)}
+    check_trec_ids(id for hits in run.values() for id in hits)
+    replace_text(settings.run, trec_run_text(run))
+    print(f"run: {settings.run}  queries {len(run):,}  hits {sum(map(len, run.values())):,}")
+
+
+def _read_queries(path: Path) -> Iterator[tuple[str, str]]:
+    """Id and text of each query of a jsonl file with `_id` and `text`, or a tsv file without a line of names."""
+    from splade_lit.core.text import Mender, open_text
+
+    mend, is_json = Mender(), ".jsonl" in path.name
+    with open_text(path) as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                if is_json:
+                    record = json.loads(line)
+                    id, text = record["_id"], record["text"]
+                else:
+                    id, text = line.rstrip("\r\n").split("\t")[:2]
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
+                needed = "_id and text" if is_json else "an id, a tab and a text"
+                raise UserError(f"{path}, line {number}: a query needs {needed}.") from error
+            yield str(id), mend(str(text))
+    mend.report(path)
+
+
+class _Shows:
+    """Prints queries and their hits, with the terms that made each score."""
+
+    def __init__(self, queries: "QuerySide", terms: int) -> None:
+        from rich.console import Console
+        from rich.text import Text
+
+        self._queries, self._terms, self._text = queries, terms, Text
+        self._console = Console(highlight=False)
+
+    def query(self, text: str, num_hits: int) -> None:
+        self._console.print(self._text(f"query: {text}", style="bold"), soft_wrap=True)
+        if not num_hits:
+            self._console.print("  no document shares a term with it")
+
+    def hit(self, rank: int, score: float, id: str, text: str | None, query: "csr_array", weights: np.ndarray) -> None:
+        """A hit; `weights` are the document's in the dims of the query."""
+        self._console.print(self._text(f"{rank:>3}. {score:7.3f}  {id}"), soft_wrap=True)
+        if text:
+            self._console.print(self._text(f"      {_snippet(text)}", style="dim"), soft_wrap=True)
+        terms = self._matching_terms(query, weights)
+        self._console.print(self._text(f"      {terms}", style="green"), soft_wrap=True)
+
+    def _matching_terms(self, query: "csr_array", weights: np.ndarray) -> str:
+        """What each shared term adds to the score, the largest first; all together are the score."""
+        products = query.data * weights
+        order = [place for place in (-products).argsort(kind="stable") if weights[place] != 0]
+        tokens = self._queries.tokens(query.indices[order[: self._terms]])
+        shares = products[order]
+        parts = [f"{token} {share:.3f}" for token, share in zip(tokens, shares[: self._terms], strict=True)]
+        if len(shares) > self._terms:
+            parts.append(f"{len(shares) - self._terms} more {shares[self._terms :].sum():.3f}")
+        return " + ".join(parts)
+
+
+def _queries(settings: "argparse.Namespace") -> Iterator[str]:
+    from splade_lit.core.text import Mender
+
     mend = Mender()
     for query in map(mend, settings.queries or _typed_queries()):
         mend.report("queries")
-        vector = queries.encode(query)
-        top = index.search(vector, settings.top)
-        console.print(Text(f"query: {query}", style="bold"), soft_wrap=True)
-        ranking = zip(top.documents[0].tolist(), top.scores[0].tolist(), strict=True)
-        hits = [(row, score) for row, score in ranking if score > 0]
-        if not hits:
-            console.print("  no document shares a term with it")
-        for rank, (row, score) in enumerate(hits, start=1):
-            console.print(Text(f"{rank:>3}. {score:7.3f}  {ids[row]}"), soft_wrap=True)
-            if text := corpus.get(ids[row]):
-                console.print(Text(f"      {_snippet(text)}", style="dim"), soft_wrap=True)
-            terms = _matching_terms(queries, vector, documents[[row]], settings.terms)
-            console.print(Text(f"      {terms}", style="green"), soft_wrap=True)
+        yield query
 
 
 def _encoded(settings: "argparse.Namespace", texts: list[str]) -> "csr_array":
@@ -98,18 +210,6 @@ def _stored_vectors(settings: "argparse.Namespace") -> "tuple[list[str], csr_arr
     return ids, documents
 
 
-def _matching_terms(queries: "QuerySide", query: "csr_array", document: "csr_array", limit: int) -> str:
-    """What each shared term adds to the score, the largest first; all together are the score."""
-    shared = document.multiply(query).tocsr()
-    order = (-shared.data).argsort(kind="stable")
-    tokens = queries.tokens(shared.indices[order[:limit]])
-    shares = shared.data[order]
-    parts = [f"{token} {share:.3f}" for token, share in zip(tokens, shares[:limit], strict=True)]
-    if len(shares) > limit:
-        parts.append(f"{len(shares) - limit} more {shares[limit:].sum():.3f}")
-    return " + ".join(parts)
-
-
 def _snippet(text: str) -> str:
     text = " ".join(text.split())
     return text if len(text) <= _SNIPPET_CHARACTERS else f"{text[:_SNIPPET_CHARACTERS].rsplit(' ', 1)[0]} ..."
@@ -131,7 +231,15 @@ def _parser() -> CommandParser:
         "search", "Search a corpus with a saved model; each hit comes with the terms that made its score."
     )
     parser.add_argument("queries", nargs="*", help="what to search for (default: read from standard input)")
-    parser.add_shared("--model", "--revision", "--corpus", "--text-column")
+    parser.add_argument("--index", help="index to search, which has model and texts; see index")
+    parser.add_shared("--model", required=False)
+    parser.add_shared("--revision", "--corpus", "--text-column")
+    parser.add_argument(
+        "--queries-file", type=Path, help="queries for an index: jsonl with _id and text, or id, tab, text"
+    )
+    parser.add_argument(
+        "--run", type=Path, help="file for the hits of these queries as a TREC run, in place of printing"
+    )
     parser.add_argument("--vectors", help="folder of the corpus's vectors, so that nothing is encoded; see encode")
     parser.add_argument("--limit", type=positive_int, help="search the first documents only, for a quick look")
     parser.add_argument("--top", type=positive_int, default=10, help="hits a query (%(default)s)")

@@ -8,6 +8,7 @@ SPLADE-doc). No weights are read here.
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import inf
@@ -88,6 +89,24 @@ def find_saved(source: str | Path, revision: str | None = None, queries_only: bo
         table = layout.query_folder.relative_to(folder)
         _fetch(source, folder.name, str(table / "model.safetensors"), str(table / "pytorch_model.bin"))
     return layout
+
+
+def copy_query_side(source: str | Path, target: Path, revision: str | None = None) -> None:
+    """Copy what `load_query_side` reads of a saved model: all but the weights of the masked-language model.
+
+    Raises:
+        UserError: there is no such model, or it is not of a form read here.
+    """
+    layout = find_saved(source, revision, queries_only=True)
+    folder = layout.document_folder
+    while not ((folder / "modules.json").is_file() or layout.query_folder is None):
+        folder = folder.parent
+    texts = (path for pattern in _TEXTS for path in folder.rglob(pattern))
+    tables = layout.query_folder.glob("*model*") if layout.query_folder else ()
+    for path in dict.fromkeys([*texts, *tables]):
+        place = target / path.relative_to(folder)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, place)
 
 
 def model_folder(source: str, revision: str | None = None) -> Path:

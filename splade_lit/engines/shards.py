@@ -178,19 +178,29 @@ def read_corpus_vectors(folder: str | Path, limit: int | None = None) -> tuple[l
     Raises:
         UserError: there is no such folder, or it holds no vectors, not all of them, or damaged ones.
     """
-    store = open_store(folder)
-    if not (names := store.names()):
-        raise UserError(f"There is no folder {folder}; give one that python -m splade_lit.encode has written.")
-    header = _read_header(store)
-    if header is None or header.num_documents is None:
-        raise UserError(f"{folder} does not hold the vectors of a whole corpus; run python -m splade_lit.encode again.")
+    header, parts = open_shards(folder)
+    assert header.num_documents is not None, "open_shards has looked"
     wanted = min(limit or header.num_documents, header.num_documents)
-    names = _shard_names(store)[: -(-wanted // header.shard_documents)]
-    shards = [_read_shard(store, name, header.vocab_size) for name in names]
+    shards = list(islice(parts(), -(-wanted // header.shard_documents)))
     ids = [id for shard_ids, _ in shards for id in shard_ids][:limit]
     if len(ids) != wanted:
         raise UserError(f"{folder} holds {len(ids)} of {wanted} documents; encode the corpus again.")
     return ids, csr_array(vstack([vectors for _, vectors in shards], format="csr"))[:wanted], header
+
+
+def open_shards(folder: str | Path) -> tuple[Header, Callable[[], Iterator[tuple[list[str], csr_array]]]]:
+    """What the shards of a folder have in common, and a way to read ids and vectors shard by shard, again and again.
+
+    Raises:
+        UserError: as of `read_corpus_vectors`, of a damaged shard when it is read.
+    """
+    store = open_store(folder)
+    if not store.names():
+        raise UserError(f"There is no folder {folder}; give one that python -m splade_lit.encode has written.")
+    header = _read_header(store)
+    if header is None or header.num_documents is None:
+        raise UserError(f"{folder} does not hold the vectors of a whole corpus; run python -m splade_lit.encode again.")
+    return header, lambda: (_read_shard(store, name, header.vocab_size) for name in _shard_names(store))
 
 
 def _check_folder(store: Store, header: Header) -> None:
