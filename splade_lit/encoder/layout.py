@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import xxhash
-from huggingface_hub import hf_hub_download, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from splade_lit.core.errors import UserError, first_line
 from splade_lit.core.sources import resolve_source
@@ -155,6 +153,9 @@ def _file_of(source: str, name: str, revision: str | None) -> Path | None:
     """A file of a folder or a Hub repository, None where it has none."""
     if (path := _local_path(source)) is not None:
         return path / name if (path / name).is_file() else None
+    from huggingface_hub import hf_hub_download  # here, as it takes longer than a query on a local model
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
     try:
         return Path(hf_hub_download(source, name, revision=revision))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError):
@@ -163,6 +164,9 @@ def _file_of(source: str, name: str, revision: str | None) -> Path | None:
 
 def _fetch(source: str, revision: str | None, *patterns: str) -> Path:
     """The folder in the Hub's cache that has the files of a repository whose paths match."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
     try:
         return Path(snapshot_download(source, revision=revision, allow_patterns=list(patterns)))
     except LocalEntryNotFoundError:
