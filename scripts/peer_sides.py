@@ -116,6 +116,7 @@ class PeerSettings:
 def train_peer(settings: PeerSettings) -> None:
     """Train with sentence-transformers' own trainer, as its documentation does, on the training pairs of our run."""
     clock = Clock(settings.folder, settings.stop_seconds)
+    import torch
     from sentence_transformers import SparseEncoder, SparseEncoderTrainer, SparseEncoderTrainingArguments
     from sentence_transformers.sparse_encoder import losses
     from transformers import TrainerCallback
@@ -150,6 +151,7 @@ def train_peer(settings: PeerSettings) -> None:
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
         bf16=settings.bf16,
+        use_cpu=not torch.cuda.is_available(),
         batch_sampler="no_duplicates",
         router_mapping={name: "query" if name == "query" else "document" for name in columns},
         logging_steps=max(settings.max_steps // 20, 1),

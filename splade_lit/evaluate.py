@@ -3,22 +3,30 @@
     python -m splade_lit.evaluate --model runs/quickstart/model --tasks docstrings --bm25 --output metrics.json
     python -m splade_lit.evaluate --model runs/my_run/model --tasks msmarco nfcorpus nq ./beir/scifact
     python -m splade_lit.evaluate --model runs/my_run/model --tasks nq --measures nDCG@10 RR@10 R@1000 AP
+    python -m splade_lit.evaluate --model runs/my_run/model --tasks nq --with bm25 --fusion rrf
 
 Prints a table; `--output` keeps every figure under the names that sentence-transformers' evaluators use. A folder with
 metrics.json and per_query.jsonl (`--output folder/metrics.json --per-query folder/per_query.jsonl`) is one that
 `python -m splade_lit.compare` takes like that of a run.
 """
 
-from argparse import BooleanOptionalAction
+from argparse import ArgumentTypeError, BooleanOptionalAction, Namespace
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from splade_lit.command_line.arguments import LIMITS, CommandParser
 from splade_lit.command_line.devices import pick_device
 from splade_lit.command_line.exit_codes import run_command
+from splade_lit.core.bm25 import BM25
 from splade_lit.core.files import check_writable, replace_text
 from splade_lit.core.text import check_trec_ids, trec_run_text
 from splade_lit.runs.stages import print_stages, write_stages
+
+if TYPE_CHECKING:
+    from splade_lit.data.tasks import RetrievalTask
+    from splade_lit.encoder.model import AsymmetricSparseEncoder
+    from splade_lit.evaluation.results import TaskResult
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -53,6 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         per_query["bm25"] = figures_of_results(tasks, of_bm25)
     results = [evaluate_task(encoder, task, show_progress_bar=True) for task in tasks]
     stages["model"], per_query["model"] = flat_metrics(results), figures_of_results(tasks, results)
+    if settings.fuse_with:
+        results = [_fused(settings, task, result, encoder) for task, result in zip(tasks, results, strict=True)]
+        stages["fused"], per_query["fused"] = flat_metrics(results), figures_of_results(tasks, results)
     if settings.output:
         write_stages(settings.output, stages)
     if settings.per_query:
@@ -61,6 +72,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for result in results:
             replace_text(settings.runs / f"{result.name}.trec", trec_run_text(result.run))
     print_stages(stages)
+
+
+def _fused(
+    settings: Namespace, task: "RetrievalTask", result: "TaskResult", encoder: "AsymmetricSparseEncoder"
+) -> "TaskResult":
+    """The model's ranking of a task made one with that of BM25 or of a sentence encoder."""
+    from splade_lit.evaluation.bm25 import best_bm25
+    from splade_lit.evaluation.fusion import dense_run, fuse
+
+    if settings.fuse_with == BM25:
+        other = best_bm25([task], encoder.tokenizer)[1][0].run
+    else:
+        other = dense_run(task, settings.fuse_with, pick_device(settings.device))
+    return fuse(task, result, other, settings.fusion, settings.weight)
+
+
+def _share(text: str) -> float:
+    """A number from 0 to 1, as the type of an option."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number <= 1:
+        raise ArgumentTypeError(f"must be a number from 0 to 1, not {text}")
+    return number
 
 
 def _parser() -> CommandParser:
@@ -83,12 +119,27 @@ def _parser() -> CommandParser:
     )
     parser.add_argument("--bm25", action="store_true", help="evaluate BM25 too (the better of words and WordPieces)")
     parser.add_argument(
+        "--with",
+        dest="fuse_with",
+        metavar="OTHER",
+        help="make the ranking one with that of bm25 or of a sentence encoder (folder, Hub id or package:NAME/FOLDER)",
+    )
+    parser.add_argument(
+        "--fusion",
+        choices=["rrf", "sum"],
+        default="rrf",
+        help="how: reciprocal ranks, or the sum of scores brought to one scale (%(default)s)",
+    )
+    parser.add_argument("--weight", type=_share, default=0.5, help="of the model in the sum, 0 to 1 (%(default)s)")
+    parser.add_argument(
         "--leave-out-queries",
         action=BooleanOptionalAction,
         help="leave the document with a query's own id out of its ranking (default: where a BEIR folder's queries are "
         "documents too, as in ArguAna)",
     )
-    parser.add_argument("--output", type=Path, help="JSON file for all figures, one object for `bm25` and `model` each")
+    parser.add_argument(
+        "--output", type=Path, help="JSON file for all figures, an object for each of `bm25`, `model`, `fused`"
+    )
     parser.add_argument("--per-query", type=Path, help="jsonl file for the figures of each query, which compare takes")
     parser.add_shared(*LIMITS)
     parser.add_argument("--runs", type=Path, help="folder for the rankings: one file in TREC's run format a task")
