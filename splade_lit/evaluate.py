@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 from splade_lit.command_line.arguments import LIMITS, CommandParser
 from splade_lit.command_line.devices import pick_device
 from splade_lit.command_line.exit_codes import run_command
-from splade_lit.core.bm25 import BM25
 from splade_lit.core.files import check_writable, replace_text
 from splade_lit.core.text import check_trec_ids, trec_run_text
 from splade_lit.runs.stages import print_stages, write_stages
@@ -78,6 +77,7 @@ def _fused(
     settings: Namespace, task: "RetrievalTask", result: "TaskResult", encoder: "AsymmetricSparseEncoder"
 ) -> "TaskResult":
     """The model's ranking of a task made one with that of BM25 or of a sentence encoder."""
+    from splade_lit.core.bm25 import BM25
     from splade_lit.evaluation.bm25 import best_bm25
     from splade_lit.evaluation.fusion import dense_run, fuse
 

@@ -16,8 +16,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from splade_lit.command_line.arguments import CommandParser, positive_int
 from splade_lit.command_line.exit_codes import run_command
 from splade_lit.core.errors import UserError
@@ -25,6 +23,7 @@ from splade_lit.core.errors import UserError
 if TYPE_CHECKING:
     import argparse
 
+    import numpy as np
     from scipy.sparse import csr_array
 
     from splade_lit.encoder.query_side import QuerySide
@@ -80,6 +79,8 @@ def _search_index(settings: "argparse.Namespace") -> None:
     given = {"--model": settings.model, "--corpus": settings.corpus, "--vectors": settings.vectors}
     if others := [name for name, value in given.items() if value is not None]:
         raise UserError(f"An index has all of it; leave out {' and '.join(others)}.")
+    import numpy as np
+
     from splade_lit.encoder.query_side import load_query_side
     from splade_lit.engines.open_index import open_index
 
@@ -155,7 +156,9 @@ class _Shows:
         if not num_hits:
             self._console.print("  no document shares a term with it")
 
-    def hit(self, rank: int, score: float, id: str, text: str | None, query: "csr_array", weights: np.ndarray) -> None:
+    def hit(
+        self, rank: int, score: float, id: str, text: str | None, query: "csr_array", weights: "np.ndarray"
+    ) -> None:
         """A hit; `weights` are the document's in the dims of the query."""
         self._console.print(self._text(f"{rank:>3}. {score:7.3f}  {id}"), soft_wrap=True)
         if text:
@@ -163,7 +166,7 @@ class _Shows:
         terms = self._matching_terms(query, weights)
         self._console.print(self._text(f"      {terms}", style="green"), soft_wrap=True)
 
-    def _matching_terms(self, query: "csr_array", weights: np.ndarray) -> str:
+    def _matching_terms(self, query: "csr_array", weights: "np.ndarray") -> str:
         """What each shared term adds to the score, the largest first; all together are the score."""
         products = query.data * weights
         order = [place for place in (-products).argsort(kind="stable") if weights[place] != 0]

@@ -311,21 +311,15 @@ def test_resumed_in_the_middle_of_validations(make, tmp_path: Path, batches_in_o
 
 
 @pytest.mark.parametrize(
-    ("settings", "what"),
-    [
-        ({"batch_size": 3}, r"pairs a batch 3 \(was 4\)"),
-        ({"seed": 1}, r"seed 1 \(was 42\)"),
-        ({"max_pairs": 30}, "pairs 10 with hash"),
-    ],
+    ("settings", "what"), [({"batch_size": 3}, r"pairs a batch 3 \(was 4\)"), ({"max_pairs": 30}, "pairs 10 with hash")]
 )
-def test_other_batches_than_the_checkpoints_are_told(make, tmp_path: Path, caplog, settings, what) -> None:
-    kept = ModelCheckpoint(tmp_path / "kept", filename="{step}", every_n_train_steps=1, save_top_k=-1)
-    fit(make(batch_size=4), tmp_path, callbacks=[kept], max_epochs=-1, max_steps=4)
-    data = make(**{"batch_size": 4, **settings})
-    resumed = fit(data, tmp_path, tmp_path / "kept" / "step=3.ckpt", max_epochs=-1, max_steps=6)
-    assert resumed.seen == epoch_batches(data.train_dataloader(), 0)[:3]
-    (line,) = [one.getMessage() for one in caplog.records if "other batches" in one.getMessage()]
-    assert re.fullmatch(f"Resuming with other batches than .*, from the first of the epoch: {what}.*", line)
+def test_other_batches_than_the_checkpoints_are_told(make, caplog, settings, what) -> None:
+    state = set_up(make(batch_size=4)).train_dataloader().state_dict() | {"batches": 3}
+    loader = set_up(make(**{"batch_size": 4, **settings})).train_dataloader()
+    expected = epoch_batches(loader)
+    loader.load_state_dict(state)
+    assert epoch_batches(loader) == expected
+    assert re.search(f"other batches than .*, from the first of the epoch: {what}", caplog.messages[-1])
 
 
 def test_a_state_of_another_epoch_is_not_used(make) -> None:
