@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,20 +25,29 @@ def noted(world: World, tmp_path_factory) -> Any:
     (folder / "base").symlink_to(world.base)
     (folder / "pairs.jsonl").symlink_to(world.pairs)
     (folder / "task").symlink_to(world.tasks)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    for variant in VARIANTS:
-        parallel_runs.train(folder, variant, 1)
-    torch.set_num_threads(threads)
-    for processes in (2, 4):
+
+    @cache
+    def train(processes: int) -> None:
+        if processes == 1:
+            threads = torch.get_num_threads()
+            torch.set_num_threads(1)
+            for variant in VARIANTS:
+                parallel_runs.train(folder, variant, 1)
+            torch.set_num_threads(threads)
+            return
         launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         script = [f"--nproc-per-node={processes}", parallel_runs.__file__, str(folder), *VARIANTS]
         done = subprocess.run([*launch, *script], capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr[-4000:]
-    return lambda variant, number: torch.load(folder / f"{variant}-{number}.pt", weights_only=True)
+
+    def read(variant: str, processes: int) -> Any:
+        train(processes)
+        return torch.load(folder / f"{variant}-{processes}.pt", weights_only=True)
+
+    return read
 
 
-@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_any_number_of_processes_is_one(noted, variant, processes):
     one, several = noted(variant, 1), noted(variant, processes)

@@ -182,7 +182,7 @@ def test_workers_that_always_die_end_with_a_sentence(monkeypatch):
     monkeypatch.setattr(workers, "_make", _die)
     shards = iter([workers.Shard(number, [("a", "b")]) for number in range(5)])
     with pytest.raises(UserError, match="Workers end before they have finished a shard"):
-        workers.LocalWorkers(work, 2)(shards, opened.append)
+        workers.LocalWorkers(work, 1)(shards, opened.append)
     assert opened == []
 
 

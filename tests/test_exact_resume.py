@@ -70,7 +70,7 @@ def interruptions(number: int) -> list[Any]:
     drawn = random.Random(7)
     points = [(drawn.choice(HOOKS), drawn.randrange(1, STEPS)) for _ in range(number)]
     return [
-        pytest.param(*point, marks=[pytest.mark.slow] if place >= 6 else [], id=f"{point[0]}-{point[1]}")
+        pytest.param(*point, marks=[pytest.mark.slow] if place >= 4 else [], id=f"{point[0]}-{point[1]}")
         for place, point in enumerate(dict.fromkeys(points))
     ]
 
