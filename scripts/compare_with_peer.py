@@ -75,6 +75,7 @@ class Plan:
             "weight_decay": model.get("weight_decay", 0.0),
             "max_grad_norm": trainer.get("gradient_clip_val") or 1.0,
             "lambda_q": lambda_q if isinstance(lambda_q, int | float) else 0.0,
+            "use_cpu": _on_cpu(trainer),
             "bf16": _precision(trainer) == "bf16-mixed",
             "stop_seconds": None,
             "save": True,
@@ -125,12 +126,16 @@ def _class(callback: Any) -> str:
     return str(callback.get("class_path") if isinstance(callback, dict) else callback).rpartition(".")[2]
 
 
-def _precision(trainer: Mapping[str, Any]) -> Any:
-    """What the experiment's precision comes to on this machine."""
+def _on_cpu(trainer: Mapping[str, Any]) -> bool:
     import torch
 
+    return trainer.get("accelerator") == "cpu" or not torch.cuda.is_available()
+
+
+def _precision(trainer: Mapping[str, Any]) -> Any:
+    """What the experiment's precision comes to on this machine."""
     precision = trainer.get("precision", "32-true")
-    return precision if torch.cuda.is_available() else precision_on_cpu(precision)
+    return precision_on_cpu(precision) if _on_cpu(trainer) else precision
 
 
 class Trainings:

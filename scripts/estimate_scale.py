@@ -167,12 +167,15 @@ def measure(model: str, task: str, sample: int, device: str | None) -> Measured:
         times.append((time.perf_counter() - began) / queries.shape[0])
         shared = expected_flops(SparsityStatistics.of(queries), SparsityStatistics.of(rows))
         postings.append(shared * rows.shape[0])
-    slope = max((times[1] - times[0]) / (postings[1] - postings[0]), 0.0)
+    more = postings[1] - postings[0]
+    if more <= 0:
+        raise UserError(f"{task}: its queries share no dims with the sample; take a larger --sample or another task.")
+    slope = max((times[1] - times[0]) / more, 0.0)
     return Measured(
         tokens=sum(tokens) / len(tokens),
         encode_seconds=seconds / len(documents),
         shard_bytes=size / len(documents),
-        index_bytes=index.nbytes / len(documents),
+        index_bytes=(index.nbytes - 8 * vectors.shape[1]) / len(documents),  # without what does not grow with them
         flops=postings[1] / vectors.shape[0],
         query_seconds=max(times[1] - slope * postings[1], 0.0),
         posting_seconds=slope,

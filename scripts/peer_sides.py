@@ -86,6 +86,7 @@ class PeerSettings:
         max_grad_norm: gradients are cut to.
         lambda_d: weight of the FLOPS penalty on documents.
         lambda_q: on queries; none if 0.
+        use_cpu: whether it trains on the CPU, though there may be a GPU.
         bf16: whether matrix products are in bfloat16.
         save: whether the model is kept.
     """
@@ -105,6 +106,7 @@ class PeerSettings:
     max_grad_norm: float
     lambda_d: float
     lambda_q: float
+    use_cpu: bool
     bf16: bool
     save: bool
 
@@ -116,7 +118,6 @@ class PeerSettings:
 def train_peer(settings: PeerSettings) -> None:
     """Train with sentence-transformers' own trainer, as its documentation does, on the training pairs of our run."""
     clock = Clock(settings.folder, settings.stop_seconds)
-    import torch
     from sentence_transformers import SparseEncoder, SparseEncoderTrainer, SparseEncoderTrainingArguments
     from sentence_transformers.sparse_encoder import losses
     from transformers import TrainerCallback
@@ -151,7 +152,7 @@ def train_peer(settings: PeerSettings) -> None:
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
         bf16=settings.bf16,
-        use_cpu=not torch.cuda.is_available(),
+        use_cpu=settings.use_cpu,
         batch_sampler="no_duplicates",
         router_mapping={name: "query" if name == "query" else "document" for name in columns},
         logging_steps=max(settings.max_steps // 20, 1),

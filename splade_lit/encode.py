@@ -44,9 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from splade_lit.encoder.model import AsymmetricSparseEncoder
     from splade_lit.engines.shards import write_corpus_vectors
 
-    device = pick_device(settings.device)
+    on_ray = settings.engine == "ray"
+    device = "" if on_ray else str(pick_device(settings.device))
     corpus = open_corpora(settings.corpus, settings.text_column, settings.stream)
-    several = settings.engine == "ray" or settings.workers
+    several = on_ray or settings.workers
     encoder = AsymmetricSparseEncoder.load(
         settings.model, revision=settings.revision, device="cpu" if several else device
     )
@@ -60,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             values=settings.values,
             shard_documents=settings.shard_documents,
             show_progress_bar=True,
-            make=_workers(settings, encoder.pruning, device.type) if several else None,
+            make=_workers(settings, encoder.pruning, settings.device or device) if several else None,
         )
     except KeyboardInterrupt:
         print("Stopped; the same command goes on after the last whole shard.", file=sys.stderr)
@@ -71,7 +72,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _workers(settings: "argparse.Namespace", pruning: "Pruning", device: str) -> "MakeShards":
     from splade_lit.engines.workers import LocalWorkers, RayWorkers, Work
 
-    work = Work(settings.model, settings.revision, pruning, device, settings.values, settings.output)
+    # Workers may run in another folder.
+    model = str(Path(settings.model).resolve()) if Path(settings.model).exists() else settings.model
+    output = settings.output if "://" in settings.output else str(Path(settings.output).resolve())
+    work = Work(model, settings.revision, pruning, device, settings.values, output)
     if settings.engine == "ray":
         return RayWorkers(work, settings.workers, settings.address)
     return LocalWorkers(work, settings.workers)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from splade_lit.command_line.arguments import LIMITS, CommandParser
 from splade_lit.command_line.devices import pick_device
 from splade_lit.command_line.exit_codes import run_command
+from splade_lit.core.errors import UserError
 from splade_lit.core.files import check_writable, replace_text
 from splade_lit.core.text import check_trec_ids, trec_run_text
 from splade_lit.runs.stages import print_stages, write_stages
@@ -45,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from splade_lit.evaluation.results import flat_metrics
     from splade_lit.evaluation.task_evaluation import evaluate_task, sample_corpus, with_measures, without_own_documents
 
+    _check_fusion(settings)
     device, measures = pick_device(settings.device), measure_names(settings.measures)
     tasks = load_tasks(settings.tasks, settings.nanobeir_source, settings.nanobeir_revision)
     tasks = with_measures(without_own_documents(tasks, settings.leave_out_queries), measures)
@@ -61,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results = [evaluate_task(encoder, task, show_progress_bar=True) for task in tasks]
     stages["model"], per_query["model"] = flat_metrics(results), figures_of_results(tasks, results)
     if settings.fuse_with:
-        results = [_fused(settings, task, result, encoder) for task, result in zip(tasks, results, strict=True)]
+        results = _fused(settings, tasks, results, encoder)
         stages["fused"], per_query["fused"] = flat_metrics(results), figures_of_results(tasks, results)
     if settings.output:
         write_stages(settings.output, stages)
@@ -73,19 +75,39 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print_stages(stages)
 
 
+def _check_fusion(settings: Namespace) -> None:
+    """Raise a UserError where what `--with` asks for cannot be had, or other options wait for it."""
+    given = {"--fusion": settings.fusion, "--weight": settings.weight}
+    if settings.fuse_with is None and (alone := [name for name, value in given.items() if value is not None]):
+        raise UserError(f"{' and '.join(alone)} say how rankings are made one; give --with, too.")
+    if settings.weight is not None and settings.fusion != "sum":
+        raise UserError("--weight is that of a sum; give --fusion sum, too.")
+    if settings.fuse_with not in (None, "bm25"):
+        from splade_lit.encoder.layout import model_folder
+        from splade_lit.teachers.kinds import check_installed
+        from splade_lit.teachers.sentence_encoder import check_sentence_encoder
+
+        check_installed("--with")
+        check_sentence_encoder(model_folder(settings.fuse_with), settings.fuse_with)
+
+
 def _fused(
-    settings: Namespace, task: "RetrievalTask", result: "TaskResult", encoder: "AsymmetricSparseEncoder"
-) -> "TaskResult":
-    """The model's ranking of a task made one with that of BM25 or of a sentence encoder."""
-    from splade_lit.core.bm25 import BM25
+    settings: Namespace,
+    tasks: "Sequence[RetrievalTask]",
+    results: "Sequence[TaskResult]",
+    encoder: "AsymmetricSparseEncoder",
+) -> "list[TaskResult]":
+    """The model's rankings made one with those of BM25 or of a sentence encoder."""
     from splade_lit.evaluation.bm25 import best_bm25
     from splade_lit.evaluation.fusion import dense_run, fuse
 
-    if settings.fuse_with == BM25:
-        other = best_bm25([task], encoder.tokenizer)[1][0].run
+    if settings.fuse_with == "bm25":
+        others = [result.run for result in best_bm25(tasks, encoder.tokenizer)[1]]
     else:
-        other = dense_run(task, settings.fuse_with, pick_device(settings.device))
-    return fuse(task, result, other, settings.fusion, settings.weight)
+        others = [dense_run(task, settings.fuse_with, pick_device(settings.device)) for task in tasks]
+    weight = 0.5 if settings.weight is None else settings.weight
+    pairs = zip(tasks, results, others, strict=True)
+    return [fuse(task, result, other, settings.fusion or "rrf", weight) for task, result, other in pairs]
 
 
 def _share(text: str) -> float:
@@ -127,10 +149,9 @@ def _parser() -> CommandParser:
     parser.add_argument(
         "--fusion",
         choices=["rrf", "sum"],
-        default="rrf",
-        help="how: reciprocal ranks, or the sum of scores brought to one scale (%(default)s)",
+        help="how: reciprocal ranks, or the sum of scores brought to one scale (default: rrf)",
     )
-    parser.add_argument("--weight", type=_share, default=0.5, help="of the model in the sum, 0 to 1 (%(default)s)")
+    parser.add_argument("--weight", type=_share, help="of the model in the sum, 0 to 1 (default: 0.5)")
     parser.add_argument(
         "--leave-out-queries",
         action=BooleanOptionalAction,
@@ -142,7 +163,8 @@ def _parser() -> CommandParser:
     )
     parser.add_argument("--per-query", type=Path, help="jsonl file for the figures of each query, which compare takes")
     parser.add_shared(*LIMITS)
-    parser.add_argument("--runs", type=Path, help="folder for the rankings: one file in TREC's run format a task")
+    rankings = "folder for the rankings, one file in TREC's run format a task; with --with, those made one"
+    parser.add_argument("--runs", type=Path, help=rankings)
     parser.add_shared("--device")
     return parser
 

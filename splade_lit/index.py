@@ -42,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from splade_lit.engines.exact import ExactIndex
     from splade_lit.engines.shards import open_shards
 
+    ExactIndex.check_folder(settings.output)
     fingerprint = document_side_fingerprint(find_saved(settings.model, settings.revision))
     header, shards = open_shards(settings.vectors or _encode(settings, fingerprint))
     if header.model != fingerprint:
@@ -54,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for ids, vectors in shards():
             texts = None if documents is None else _texts_of(ids, documents, settings)
             yield ids, vectors, texts
+        if documents is not None and next(documents, None) is not None:
+            raise UserError(f"{settings.corpus} has more documents than the vectors; encode it again.")
 
     def copy_query(folder: Path) -> None:
         copy_query_side(settings.model, folder, settings.revision)

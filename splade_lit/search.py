@@ -76,9 +76,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _search_index(settings: "argparse.Namespace") -> None:
     """Search an index; neither torch nor transformers is loaded."""
-    given = {"--model": settings.model, "--corpus": settings.corpus, "--vectors": settings.vectors}
+    given = {
+        f"--{name}": getattr(settings, name) for name in ("model", "revision", "corpus", "vectors", "limit", "device")
+    }
     if others := [name for name, value in given.items() if value is not None]:
         raise UserError(f"An index has all of it; leave out {' and '.join(others)}.")
+    if settings.queries and settings.queries_file:
+        raise UserError("Queries are given, and a file of queries, too; leave out one of them.")
     import numpy as np
 
     from splade_lit.encoder.query_side import load_query_side
@@ -114,6 +118,8 @@ def _write_run(settings: "argparse.Namespace", index: "ExactIndex", queries: "Qu
     check_trec_ids(id for id, _ in asked)
     found = index.search(queries.encode([text for _, text in asked]), settings.top)
     run = {id: dict(hits) for (id, _), hits in zip(asked, found, strict=True)}
+    if len(run) < len(asked):
+        raise UserError(f"{settings.queries_file}: two queries have one id; make ids unique.")
     check_trec_ids(id for hits in run.values() for id in hits)
     replace_text(settings.run, trec_run_text(run))
     print(f"run: {settings.run}  queries {len(run):,}  hits {sum(map(len, run.values())):,}")

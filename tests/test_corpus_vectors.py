@@ -19,11 +19,12 @@ from scipy.sparse import csr_array
 from splade_lit import encode, search
 from splade_lit.core.errors import UserError
 from splade_lit.core.files import hold_folder
+from splade_lit.core.stores import open_store
 from splade_lit.data.corpus import Corpus, open_corpus
 from splade_lit.encoder.model import AsymmetricSparseEncoder
 from splade_lit.encoder.pruning import Pruning
 from splade_lit.engines import shards as corpus_vectors
-from splade_lit.engines.shards import read_corpus_vectors, write_corpus_vectors
+from splade_lit.engines.shards import Shard, read_corpus_vectors, write_corpus_vectors
 
 TEXTS = [
     "the song of the musical",
@@ -304,6 +305,15 @@ def test_a_limit_reads_no_shard_beyond(model, corpus, tmp_path):
     outcome = call(search.main, "--model", model, "--vectors", folder, "--limit", 4, "song of the king")
     assert outcome.code == 0, outcome.err
     assert call(search.main, "--model", model, "--vectors", folder, "--limit", 5, "song").code == 2
+
+
+def test_shards_are_in_the_order_of_their_numbers(tmp_path):
+    folder = tmp_path / "vectors"
+    folder.mkdir()
+    for number in (99_999, 100_000, 10_001, 7):
+        (folder / Shard(number, []).name).touch()
+    numbers = [int(name[6:-4]) for name in corpus_vectors._shard_names(open_store(folder))]
+    assert numbers == [7, 10_001, 99_999, 100_000]
 
 
 def test_a_folder_that_is_not_there_is_told(model, tmp_path):

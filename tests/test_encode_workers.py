@@ -232,7 +232,7 @@ def test_a_data_set_is_streamed_without_a_copy(model, corpus, expected, tmp_path
 
 def test_what_is_wrong_with_a_streamed_data_set_is_told(tmp_path):
     (tmp_path / "train.jsonl").write_text('{"_id": "a", "text": "x"}\n{"_id": "a", "text": "y"}\n')
-    with pytest.raises(UserError, match="documents share an id"):
+    with pytest.raises(UserError, match="two documents have the id 'a'"):
         list(open_corpora([str(tmp_path)], stream=True))
     with pytest.raises(UserError, match="no column body; its columns are _id, text"):
         open_corpora([str(tmp_path)], "body", stream=True)

@@ -1,5 +1,6 @@
 """Files that are either whole or not there, and folders that one process has for itself."""
 
+import shutil
 import stat
 import subprocess
 import sys
@@ -86,3 +87,13 @@ def test_no_second_run_writes_to_a_folder(world: World, tmp_path: Path) -> None:
     held.release()
     assert call(fit.main, "--config", world.config(run, {"trainer.callbacks": None})).code == 0
     check_free(run)
+
+
+def test_what_a_killed_process_left_half_written_is_removed(tmp_path: Path) -> None:
+    with suppress(KeyboardInterrupt), whole_file(tmp_path / "a.txt") as temporary:
+        shutil.copytree(temporary.parent, tmp_path / f"{temporary.parent.name[:-8]}abcd1234")
+        raise KeyboardInterrupt
+    (tmp_path / ".git-folder").mkdir()
+    assert len(list(tmp_path.iterdir())) == 2
+    hold_folder(tmp_path).release()
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [".git-folder"]

@@ -137,7 +137,10 @@ def test_one_command_begins_a_run_and_goes_on_with_it(world, tmp_path):
     assert longer.code == 0, longer.err
     assert steps(run) == [0, 1, 2, 3, 4, 5]
     assert load_checkpoint(run / "checkpoints" / "last.ckpt")["global_step"] == 6
-    (run / "checkpoints" / "last.ckpt").unlink()
+    (run / "checkpoints" / "last.ckpt").rename(run / "checkpoints" / "step=6.ckpt")
+    assert call(main, *words, "--trainer.max_steps", 8).code == 0
+    assert steps(run) == list(range(8))
+    shutil.rmtree(run / "checkpoints")
     kept = call(main, *words)
     assert (kept.code, "holds a run already" in kept.errors[0]) == (2, True)
 

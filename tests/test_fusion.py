@@ -1,5 +1,7 @@
 """Rankings made into one: the maths by hand, and `evaluate --with`."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from command_runs import call, read_json
@@ -51,7 +53,8 @@ def test_evaluate_with_another_ranking(encoder, world, tiny_tokenizer, tmp_path)
         for fusion in ("rrf", "sum"):
             output = tmp_path / "metrics.json"
             arguments = ["--model", tmp_path / "model", "--tasks", world.tasks, "--with", other, "--fusion", fusion]
-            outcome = call(evaluate.main, *arguments, "--weight", "0.3", "--output", output)
+            weight = ["--weight", "0.3"] if fusion == "sum" else []
+            outcome = call(evaluate.main, *arguments, *weight, "--output", output)
             assert outcome.code == 0, outcome.err
             stages = read_json(output)
             assert set(stages) == {"model", "fused"}
@@ -86,3 +89,24 @@ def test_a_dense_ranking_is_sentence_transformers_own(world, tiny_tokenizer, tmp
 def test_a_weight_out_of_range_is_told(tmp_path):
     outcome = call(evaluate.main, "--model", tmp_path, "--with", "bm25", "--weight", "2")
     assert (outcome.code, "must be a number from 0 to 1, not 2" in outcome.errors[0]) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (["--fusion", "sum"], "--fusion say how rankings are made one; give --with"),
+        (["--with", "bm25", "--weight", "0.4"], "--weight is that of a sum"),
+        (["--with", "nowhere/at/all"], "is not a folder"),
+    ],
+)
+def test_what_cannot_be_fused_is_told_before_anything_is_evaluated(tmp_path, arguments, what):
+    outcome = call(evaluate.main, "--model", tmp_path / "no model", *arguments)
+    assert (outcome.code, what in outcome.errors[0]) == (2, True), outcome.err
+
+
+def test_a_querys_own_document_is_left_out_before_rankings_are_fused(encoder, world):
+    task = load_tasks([str(world.tasks)])[0]
+    own = replace(task, corpus=task.corpus | dict.fromkeys(task.queries, "song king"), leave_out_queries=True)
+    plain = evaluate_task(encoder, task)
+    with_own = {query: {query: 99.0, **hits} for query, hits in plain.run.items()}
+    assert fuse(own, plain, with_own, "sum").run == fuse(task, plain, plain.run, "sum").run

@@ -20,6 +20,7 @@ from scipy.sparse import csr_array, random_array
 
 from splade_lit import encode, evaluate, index, search
 from splade_lit.core.errors import UserError
+from splade_lit.engines import exact
 from splade_lit.engines.exact import ExactIndex
 from splade_lit.engines.index import Hit
 from splade_lit.engines.open_index import open_index
@@ -110,6 +111,34 @@ def test_a_new_index_takes_the_place_of_another_once_it_is_whole(tmp_path):
         "index.json",
     ]
     assert made.search(vectors(1, 3), 3)  # one that was opened before stays as it was
+
+
+def test_many_segments_are_joined(tmp_path, monkeypatch):
+    monkeypatch.setattr(exact, "_MOST_SEGMENTS", 3)
+    made, documents, _ = build(tmp_path / "index", rows=4)
+    more, queries = vectors(12, 7), vectors(6, 5)
+    for row in range(12):
+        made.add([f"e{row}"], more[[row]], [f"text of e{row}"] if row % 2 else None)
+    made.delete(["d1", "e5"])
+    names = ["d0", "d2", "d3", *(f"e{row}" for row in range(12) if row != 5)]
+    kept = [0, 2, 3, *(4 + row for row in range(12) if row != 5)]
+    rows = csr_array(np.concatenate([documents.toarray(), more.toarray()])[kept])
+    for opened in (made, open_index(tmp_path / "index")):
+        assert opened.search(queries, 50) == expected(rows, names, queries, 50)
+        assert [opened.text(id) for id in ("d0", "e3", "e4")] == ["text of d0", "text of e3", ""]
+    assert len(json.loads((tmp_path / "index" / "index.json").read_text())["segments"]) <= 3
+
+
+def test_files_of_others_are_left_alone(tmp_path):
+    build(tmp_path / "index")
+    (tmp_path / "index" / "2024-01-05.log").write_text("mine")
+    (tmp_path / "index" / ".hidden").write_text("mine")
+    open_index(tmp_path / "index").delete(["d1"])
+    assert {"2024-01-05.log", ".hidden"} <= {path.name for path in (tmp_path / "index").iterdir()}
+    (tmp_path / "image").mkdir()
+    (tmp_path / "image" / "index.json").write_text('{"schemaVersion": 2}')
+    with pytest.raises(UserError, match="is in use and holds no index"):
+        build(tmp_path / "image")
 
 
 @pytest.mark.parametrize(
@@ -270,6 +299,20 @@ def test_vectors_and_corpus_that_do_not_belong_together_are_told(encoder, model,
     assert (told.code, "are those of another model" in told.errors[0]) == (2, True)
     assert call(index.main, *arguments, "--vectors", tmp_path / "vectors").code == 0
     assert "  1. " in call(search.main, "--index", tmp_path / "index", "song").out
+
+
+def test_a_corpus_that_has_grown_since_and_a_lost_shard_are_told(model, corpus, tmp_path):
+    made = ("--model", model, "--corpus", corpus, "--output", tmp_path / "vectors", "--shard-documents", 5)
+    assert call(encode.main, *made).code == 0
+    arguments = ("--model", model, "--vectors", tmp_path / "vectors", "--output", tmp_path / "index")
+    corpus.write_text(corpus.read_text() + '\n{"_id": "new", "text": "song"}')
+    told = call(index.main, *arguments, "--corpus", corpus)
+    assert (told.code, "has more documents than the vectors" in told.errors[0]) == (2, True)
+    (tmp_path / "vectors" / "shard-00001.npz").unlink()
+    told = call(index.main, *arguments)
+    assert (told.code, "holds 10 of 15 documents" in told.errors[0]) == (2, True)
+    told = call(index.main, "--model", model, "--vectors", corpus, "--output", tmp_path / "index")
+    assert (told.code, "There is no folder" in told.errors[0]) == (2, True)
 
 
 @pytest.mark.slow

@@ -22,7 +22,10 @@ def world_size() -> int:
 def rank() -> int:
     """The number of this process, from 0; rank 0 is the one that writes files and logs."""
     group = _group()
-    return group.get_rank() if group else int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
+    if group:
+        return int(group.get_rank())
+    names = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # of torchrun, of Lightning's own processes, of srun
+    return next((int(os.environ[name]) for name in names if name in os.environ), 0)
 
 
 def _group() -> Any:

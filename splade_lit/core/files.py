@@ -3,10 +3,14 @@
 import errno
 import logging
 import os
+import re
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from inspect import signature
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -43,6 +47,9 @@ def _flush(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # not every file system can
+            raise
     finally:
         os.close(descriptor)
 
@@ -52,7 +59,9 @@ def hold_folder(folder: Path) -> FileLock:
 
     A UserError says that another process has it. Where a file system has no locks, nobody is kept away.
     """
-    lock = FileLock(folder / LOCK)
+    # A file alone, which newer versions would take for a lock where there is none, stays when a machine goes down.
+    soft: Any = {"fallback_to_soft": False} if "fallback_to_soft" in signature(FileLock.__init__).parameters else {}
+    lock = FileLock(folder / LOCK, **soft)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(blocking=False)
@@ -60,11 +69,19 @@ def hold_folder(folder: Path) -> FileLock:
         raise UserError(
             f"{folder} is being written by another process; wait until it has ended, or give another folder."
         ) from None
-    except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+    except (OSError, NotImplementedError) as error:
+        if isinstance(error, OSError) and error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
             raise UserError(f"{folder} cannot be written ({error.strerror}); choose another place.") from error
         logger.info("%s: the file system has no locks; see to it that no other process writes there.", folder)
+    remove_unfinished(folder)
     return lock
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what `whole_file` has left in a folder where a process was killed; nobody else may be writing there."""
+    for path in folder.glob(".*-*"):
+        if path.is_dir() and re.fullmatch(r"\..+-[a-z0-9_]{8}", path.name):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def check_free(folder: Path) -> None:

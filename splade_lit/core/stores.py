@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol, cast
 
 from splade_lit.core.errors import UserError
-from splade_lit.core.files import LOCK, hold_folder, whole_file
+from splade_lit.core.files import hold_folder, whole_file
 
 # Where a file is there only once all of it has been sent.
 _OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oss", "hf", "memory"}
@@ -24,7 +24,7 @@ class Store(Protocol):
         """Write a file, or put another in its place."""
 
     def names(self) -> list[str]:
-        """The names of all files, in order; none where there is no folder."""
+        """The names of all files but hidden ones, in order; none where there is no folder."""
 
     def remove(self, name: str) -> None:
         """Remove a file."""
@@ -57,8 +57,8 @@ class _Folder:
             temporary.write_bytes(data)
 
     def names(self) -> list[str]:
-        with suppress(FileNotFoundError):
-            return sorted(name for name in os.listdir(self._path) if name != LOCK)
+        with suppress(FileNotFoundError, NotADirectoryError):
+            return sorted(name for name in os.listdir(self._path) if not name.startswith("."))
         return []
 
     def remove(self, name: str) -> None:
@@ -96,6 +96,8 @@ class _Remote:
         temporary = f"{self._root}/.{name}-{os.getpid()}"
         try:
             self._files.pipe_file(temporary, data)
+            if self._files.exists(path):  # not all replace what is there
+                self._files.rm_file(path)
             self._files.mv(temporary, path)
         finally:
             if self._files.exists(temporary):
@@ -104,7 +106,8 @@ class _Remote:
     def names(self) -> list[str]:
         self._files.invalidate_cache(self._root)
         with suppress(FileNotFoundError):
-            return sorted(str(path).rsplit("/", 1)[-1] for path in self._files.ls(self._root, detail=False))
+            names = (str(path).rsplit("/", 1)[-1] for path in self._files.ls(self._root, detail=False))
+            return sorted(name for name in names if not name.startswith("."))
         return []
 
     def remove(self, name: str) -> None:

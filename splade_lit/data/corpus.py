@@ -87,7 +87,7 @@ def open_corpora(sources: Sequence[str], text_column: str = "text", stream: bool
     Hub id or folder, of which nothing is kept on disk. A UserError is that of `open_corpus`.
     """
     files = [path for source in sources for path in _matching(source)]
-    if len(files) == 1 and not stream:
+    if len(files) == 1 and (not stream or _is_collection(files[0])):
         return open_corpus(files[0], text_column)
     if len(files) == 1 and not local_path(files[0]).is_file():
         return _streamed(files[0], text_column)
@@ -104,10 +104,16 @@ def open_corpora(sources: Sequence[str], text_column: str = "text", stream: bool
     return Corpus(None, rows, together.source)
 
 
+def _is_collection(source: str) -> bool:
+    """Whether a source is a task or a test collection, which are read in ways of their own."""
+    return is_irds(source) or is_task(source) or is_collection(local_path(source))
+
+
 def _streamed(source: str, text_column: str) -> Corpus:
     """A data set that `datasets` streams."""
+    path = local_path(source)
     with plain_errors(source):
-        dataset = datasets.load_dataset(source, split="train", streaming=True)
+        dataset = datasets.load_dataset(str(path) if path.exists() else source, split="train", streaming=True)
         names = dataset.column_names or list(next(iter(dataset)))
     columns, with_ids = _columns(names, text_column, titles=True)
     if text_column not in names:
@@ -119,16 +125,24 @@ def _streamed(source: str, text_column: str) -> Corpus:
         for id, text in _documents(values, with_ids):
             hashes.append(hash(id))
             yield id, text
-        if len(np.unique(np.frombuffer(hashes, np.int64))) < len(hashes):
-            raise UserError(f"{source}: documents share an id; make ids unique.")
         mend.report(source)
+        found, counts = np.unique(np.frombuffer(hashes, np.int64), return_counts=True)
+        if with_ids and len(found) < len(hashes):  # ids, or their hashes alone: read once more to know
+            several, seen = set(found[counts > 1].tolist()), set[str]()
+            for row in dataset:
+                id = str(row[columns[0]])
+                if hash(id) in several and id in seen:
+                    raise UserError(f"{source}: two documents have the id {id!r}; make ids unique.")
+                seen.update([id] if hash(id) in several else [])
 
     return Corpus(None, rows, source)
 
 
 def _plain_text(value: Any, source: str, name: str, mend: Mender) -> str | None:
-    if value is None or isinstance(value, str):
-        return value and mend(value)
+    if isinstance(value, str):
+        return mend(value)
+    if value is None and name not in _IDS:
+        return None
     if isinstance(value, int) and name in _IDS:
         return str(value)
     raise UserError(f"{source}: the column {name} holds {textwrap.shorten(repr(value), 60)}, which is no text.")

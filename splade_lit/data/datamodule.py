@@ -336,7 +336,7 @@ class PairsDataModule(LightningDataModule):
         assert self.trainer is not None
         progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
         accumulated, per_epoch = self.trainer.accumulate_grad_batches, self.trainer.num_training_batches
-        return in_whole_steps(progress.processed, accumulated, int(per_epoch))
+        return in_whole_steps(progress.processed, accumulated, per_epoch)
 
 
 def _scales(teacher_scale: float | Sequence[float] | None, num_teachers: int) -> list[float] | None:

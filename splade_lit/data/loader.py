@@ -126,7 +126,7 @@ class PairLoader:
         self._state = self._resumed = {"epoch": state["epoch"], "batches": state["batches"]}
 
 
-def in_whole_steps(batches: int, accumulated: int, per_epoch: int) -> int:
+def in_whole_steps(batches: int, accumulated: int, per_epoch: float) -> int:
     """Of the first batches of an epoch, those that optimizer steps were taken on: so many a step, fewer in the last.
 
     >>> in_whole_steps(5, 2, 7), in_whole_steps(7, 2, 7)

@@ -224,8 +224,8 @@ def _read_layout(folder: Path, source: str) -> SavedLayout:
 
 def _inside(folder: Path, name: str | Path) -> Path:
     """The path in a folder that one of its files names; a UserError if it leads elsewhere."""
-    path = Path(os.path.normpath(folder / name))
-    if not path.is_relative_to(os.path.normpath(folder)):
+    path = folder / name
+    if not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder)):
         raise UserError(f"{folder}: a file of the model names {str(name)!r}, outside of its folder; nothing is read.")
     return path
 
@@ -246,8 +246,9 @@ def _pruning(model_config: dict[str, Any]) -> Pruning:
 def _idf_json(folder: Path, query_folder: Path, path: str | None) -> Path | None:
     if path is None or not path.endswith(".json"):
         return None
-    candidates = [query_folder / Path(path).name, folder / Path(path).name, _inside(folder, path)]
-    return next((candidate for candidate in candidates if candidate.is_file()), candidates[1])
+    candidates = [query_folder / Path(path).name, folder / Path(path).name]
+    found = next((candidate for candidate in candidates if candidate.is_file()), None)
+    return found or (inner if (inner := _inside(folder, path)).is_file() else candidates[1])
 
 
 def _token_limit(folder: Path) -> int | None:

@@ -7,10 +7,10 @@ shard-00000.npz   ids, a CSR matrix (int32 indices, float32 or float16 values), 
 import json
 import logging
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
-from fnmatch import fnmatch
 from functools import cached_property
 from io import BytesIO
 from itertools import islice
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _HEADER = "corpus.json"
+_SHARD = re.compile(r"shard-(\d+)\.npz")
 # Documents that are tokenised and sorted by length together.
 _CHUNK_DOCUMENTS = 2048
 
@@ -123,7 +124,7 @@ def write_corpus_vectors(
     def missing(progress: WorkProgress) -> Iterator[Shard]:
         nonlocal num_documents
         there = set(store.names())
-        for number, documents in enumerate(_parts(corpus, shard_documents)):
+        for number, documents in enumerate(_parts(_readable(corpus), shard_documents)):
             shard = Shard(number, documents)
             num_documents += len(documents)
             if shard.name in there and _shard_fingerprint(store, shard.name) == shard.fingerprint:
@@ -144,7 +145,10 @@ def write_corpus_vectors(
                 make(missing(progress), progress.advance)
         if num_documents == 0:
             raise UserError(f"{corpus.source}: no document has text.")
-        for name in _shard_names(store)[-(-num_documents // shard_documents) :]:
+        names, expected = _shard_names(store), -(-num_documents // shard_documents)
+        if [Shard(number, []).name for number in range(expected)] != names[:expected]:
+            raise UserError(f"{folder} lacks shards; workers on other machines need an --output in reach of all.")
+        for name in names[expected:]:
             store.remove(name)  # the corpus was longer once
         header = replace(header, num_documents=num_documents)
         _write_header(store, header)
@@ -195,18 +199,28 @@ def open_shards(folder: str | Path) -> tuple[Header, Callable[[], Iterator[tuple
         UserError: as of `read_corpus_vectors`, of a damaged shard when it is read.
     """
     store = open_store(folder)
-    if not store.names():
+    if not _names(store):
         raise UserError(f"There is no folder {folder}; give one that python -m splade_lit.encode has written.")
     header = _read_header(store)
     if header is None or header.num_documents is None:
         raise UserError(f"{folder} does not hold the vectors of a whole corpus; run python -m splade_lit.encode again.")
-    return header, lambda: (_read_shard(store, name, header.vocab_size) for name in _shard_names(store))
+
+    def read() -> Iterator[tuple[list[str], csr_array]]:
+        found = 0
+        for name in _shard_names(store):
+            shard = _read_shard(store, name, header.vocab_size)
+            found += len(shard[0])
+            yield shard
+        if found != header.num_documents:
+            raise UserError(f"{folder} holds {found} of {header.num_documents} documents; encode the corpus again.")
+
+    return header, read
 
 
 def _check_folder(store: Store, header: Header) -> None:
     there = _read_header(store)
     if there is None:
-        if Path(store.address).is_file() or store.names():
+        if Path(store.address).is_file() or _names(store):
             raise UserError(f"{store.address} is in use and holds no vectors; give a new or an empty folder.")
     elif replace(there, num_documents=None) != header:
         names = {"shard_documents": "size of shards", "values": "type of values", "vocab_size": "size of vocabulary"}
@@ -224,12 +238,30 @@ def _read_header(store: Store) -> Header | None:
         with store.open(_HEADER) as file:
             values = json.loads(file.read())
         return Header(**values | {"pruning": Pruning(**values.get("pruning", {}))})
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, AttributeError):
         return None
+    except OSError as error:
+        raise UserError(f"{store.address} cannot be read ({error.strerror or error}); try again.") from error
+
+
+def _names(store: Store) -> list[str]:
+    try:
+        return store.names()
+    except OSError as error:
+        raise UserError(f"{store.address} cannot be read ({error.strerror or error}); try again.") from error
 
 
 def _shard_names(store: Store) -> list[str]:
-    return [name for name in store.names() if fnmatch(name, "shard-*.npz")]
+    """In the order of their numbers, which may have more digits than others."""
+    numbers = {int(match[1]): match[0] for name in _names(store) if (match := _SHARD.fullmatch(name))}
+    return [numbers[number] for number in sorted(numbers)]
+
+
+def _readable(corpus: "Corpus") -> Iterator[tuple[str, str]]:
+    try:
+        yield from corpus
+    except OSError as error:
+        raise UserError(f"{corpus.source} cannot be read ({error.strerror or error}); start again.") from error
 
 
 def _parts(documents: Iterable[tuple[str, str]], size: int) -> Iterator[list[tuple[str, str]]]:

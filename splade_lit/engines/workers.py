@@ -9,16 +9,18 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from multiprocessing.connection import wait as wait_for
 from multiprocessing.sharedctypes import Synchronized
 from typing import TYPE_CHECKING, Any
 
 from splade_lit.core.errors import UserError
-from splade_lit.core.stores import open_store
+from splade_lit.core.stores import Store, open_store
 from splade_lit.engines.shards import Shard, shard_bytes
 
 if TYPE_CHECKING:
+    from splade_lit.encoder.model import AsymmetricSparseEncoder
     from splade_lit.encoder.pruning import Pruning
 
 logger = logging.getLogger(__name__)
@@ -34,7 +36,7 @@ class Work:
         model: folder or Hub id of the model.
         revision: branch, tag or commit of it on the Hub.
         pruning: which weights are kept.
-        device: where the model runs; a number is added to `cuda` where there are several GPUs.
+        device: where the model runs; `cuda` for each worker's own GPU, empty to take one where the cluster has some.
         values: type of the weights in the shards.
         output: address of the folder of the shards.
     """
@@ -48,7 +50,7 @@ class Work:
 
 
 class Worker:
-    """Loads the model once, and makes and writes one shard after another.
+    """Loads the model at its first shard, and makes and writes one after another.
 
     Args:
         work: what to do.
@@ -57,24 +59,36 @@ class Worker:
     """
 
     def __init__(self, work: Work, number: int = 0, threads: int | None = None) -> None:
+        self._work, self._number, self._threads = work, number, threads
+
+    def ready(self) -> int:
+        """0, once the worker has been started somewhere."""
+        return 0
+
+    def make(self, shard: Shard) -> int:
+        """Write a shard; its number of documents. A UserError is that of loading the model."""
+        self._store.write(shard.name, shard_bytes(self._encoder, shard, self._work.values))
+        return len(shard.documents)
+
+    @cached_property
+    def _store(self) -> Store:
+        return open_store(self._work.output)
+
+    @cached_property
+    def _encoder(self) -> "AsymmetricSparseEncoder":
+        # Here, so that what goes wrong is the error of a shard, and comes to whoever gave it out.
         import torch
 
         from splade_lit.encoder.model import AsymmetricSparseEncoder
 
-        if threads is not None:
-            torch.set_num_threads(threads)
-        device = work.device
+        if self._threads is not None:
+            torch.set_num_threads(self._threads)
+        device = self._work.device
         if device == "cuda":
-            device = f"cuda:{number % torch.cuda.device_count()}"
-        self._encoder: AsymmetricSparseEncoder
-        self._encoder = AsymmetricSparseEncoder.load(work.model, revision=work.revision, device=device)
-        self._encoder.pruning = work.pruning
-        self._store, self._values = open_store(work.output), work.values
-
-    def make(self, shard: Shard) -> int:
-        """Write a shard; its number of documents."""
-        self._store.write(shard.name, shard_bytes(self._encoder, shard, self._values))
-        return len(shard.documents)
+            device = f"cuda:{self._number % torch.cuda.device_count()}"
+        encoder = AsymmetricSparseEncoder.load(self._work.model, revision=self._work.revision, device=device)
+        encoder.pruning = self._work.pruning
+        return encoder
 
 
 class LocalWorkers:
@@ -111,6 +125,7 @@ class LocalWorkers:
         arguments = (self._work, context.Value("i", 0), self._threads)
         begun, running, finished = [*lost], dict[Future[int], Shard](), False
         lost.clear()
+        others = set(multiprocessing.active_children())
         pool = ProcessPoolExecutor(self._workers, context, _open_worker, arguments)
         try:
             while True:
@@ -133,7 +148,7 @@ class LocalWorkers:
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
             if running:
-                for process in multiprocessing.active_children():
+                for process in set(multiprocessing.active_children()) - others:
                     process.terminate()
 
 
@@ -185,24 +200,30 @@ class RayWorkers:
             except (ConnectionError, ValueError, RuntimeError) as error:
                 raise UserError(f"{address}: there is no Ray cluster ({str(error).splitlines()[0]}).") from error
         there = ray.cluster_resources()
-        gpus = int(there.get("GPU", 0)) if work.device.startswith("cuda") else 0
-        self._workers = workers or gpus or int(there.get("CPU", 1))
+        gpus = int(there.get("GPU", 0)) if work.device in ("", "cuda") else 0
+        most = gpus or int(there.get("CPU", 1))
+        if workers is not None and workers > most:
+            each = "GPU" if gpus else "core"
+            raise UserError(f"The Ray cluster has room for {most} workers, one a {each}; give fewer --workers.")
+        work = replace(work, device="cuda" if gpus else work.device or "cpu")
         actor: Any = ray.remote(num_cpus=1, num_gpus=1 if gpus else 0, max_restarts=-1, max_task_retries=_TRIES)(Worker)
-        self._actors = [actor.remote(work, 0, 1) for _ in range(self._workers)]
+        self._actors = [actor.remote(work, 0, 1) for _ in range(workers or most)]
 
     def __call__(self, shards: Iterator[Shard], done: Callable[[int], None]) -> None:
         """Make all shards, in any order; `done` is told how many documents each has. UserErrors as `LocalWorkers`."""
-        free, running = [*self._actors], dict[Any, Any]()
+        # A worker gets a shard once it is there: something else may have its place for a while.
+        running = {actor.ready.remote(): actor for actor in self._actors}
+        making, shard = 0, next(shards, None)
         try:
-            while True:
-                while free and (shard := next(shards, None)):
-                    actor = free.pop()
-                    running[actor.make.remote(shard)] = actor
-                if not running:
-                    return
-                for made in self._ray.wait([*running])[0]:
-                    done(self._result(made))
-                    free.append(running.pop(made))
+            while shard is not None or making:
+                for ended in self._ray.wait([*running])[0]:
+                    actor, count = running.pop(ended), self._result(ended)
+                    if count:
+                        making -= 1
+                        done(count)
+                    if shard is not None:
+                        running[actor.make.remote(shard)] = actor
+                        making, shard = making + 1, next(shards, None)
         finally:
             for actor in self._actors:
                 with contextlib.suppress(Exception):
@@ -210,14 +231,13 @@ class RayWorkers:
             if self._own:
                 self._ray.shutdown()
 
-    def _result(self, made: Any) -> int:
+    def _result(self, ended: Any) -> int:
         try:
-            return int(self._ray.get(made))
-        except self._ray.exceptions.RayActorError as error:
-            raise _workers_end() from error
+            return int(self._ray.get(ended))
         except self._ray.exceptions.RayTaskError as error:
-            cause = error.as_instanceof_cause()
-            raise (UserError(str(cause)) if isinstance(cause, UserError) else cause) from error
+            raise error.cause from error
+        except self._ray.exceptions.RayError as error:  # an actor, its node, or its memory
+            raise _workers_end() from error
 
 
 def _workers_end() -> UserError:

@@ -13,7 +13,6 @@ from splade_lit.evaluation.measures import search_depth
 from splade_lit.evaluation.metrics import DEPTH, Run, rank_metrics
 from splade_lit.evaluation.results import TaskResult
 from splade_lit.evaluation.task_evaluation import judged_query_ids
-from splade_lit.teachers.kinds import check_installed
 from splade_lit.teachers.sentence_encoder import SentenceEncoder
 
 Fusion = Literal["rrf", "sum"]
@@ -60,10 +59,9 @@ def fuse(
         fusion: `rrf`, or `sum` of scores.
         weight: of the model in the sum, from 0 to 1; the other has the rest.
     """
-    runs = [result.run, other]
+    runs = [{query: _without_own(task, query, hits) for query, hits in run.items()} for run in (result.run, other)]
     run = reciprocal_rank_fusion(runs) if fusion == "rrf" else weighted_sum(runs, [weight, 1 - weight])
-    kept = {query: _without_own(task, query, hits) for query, hits in run.items()}
-    return replace(result, rank_metrics=rank_metrics(kept, task.qrels, task.graded, task.measures), run=kept)
+    return replace(result, rank_metrics=rank_metrics(run, task.qrels, task.graded, task.measures), run=run)
 
 
 def dense_run(task: RetrievalTask, model: str, device: str | torch.device = "cpu") -> dict[str, dict[str, float]]:
@@ -72,12 +70,11 @@ def dense_run(task: RetrievalTask, model: str, device: str | torch.device = "cpu
     Raises:
         UserError: the model is no sentence encoder, or sentence-transformers is not installed.
     """
-    check_installed(model)
     encoder = SentenceEncoder(model_folder(model), device=device)
     query_ids, ids = judged_query_ids(task), sorted(task.corpus)
     documents = encoder.encode([task.corpus[id] for id in ids], "document")
     queries = encoder.encode([task.queries[id] for id in query_ids], "query")
-    depth = min(search_depth(task.measures, least=DEPTH), len(ids))
+    depth = min(search_depth(task.measures, least=DEPTH) + 1, len(ids))  # a query's own document may be left out
     run = {}
     for query_id, vector in zip(query_ids, queries, strict=True):
         scores = documents @ vector

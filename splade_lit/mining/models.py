@@ -94,7 +94,7 @@ def open_scorer(
 def _sentence_encoder(
     folder: Path, texts: Sequence[str], device: torch.device, max_tokens: int | None, cache: Path
 ) -> DenseMiner:
-    """Its vectors of documents are kept on disk, where a teacher in training finds them too."""
+    """Its vectors of documents are kept on disk, where a teacher in training in fp32 finds them too."""
     kept = KeptVectors(folder, max_tokens, device, cache)
     keys, lengths = hashes(texts), np.array(list(map(len, texts)))
     vectors = kept.of("document", keys, lengths, lambda at: [texts[place] for place in at.tolist()], "encoding")

@@ -26,9 +26,11 @@ LAST = "last"
 
 
 def last_checkpoint(folder: str | None) -> Path | None:
-    """The checkpoint that a run in this folder goes on from; None if it has not come to one."""
-    path = Path(folder or ".") / CHECKPOINTS / "last.ckpt"
-    return path if path.is_file() else None
+    """The checkpoint that a run in this folder goes on from: the one written last; None if it has not come to one."""
+    if folder is None:
+        return None
+    found = (Path(folder) / CHECKPOINTS).glob("*.ckpt")
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
 
 def check_run_folder(folder: str | None, checkpoint: str | None, overwrite: bool) -> None:

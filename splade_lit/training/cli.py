@@ -25,7 +25,7 @@ from splade_lit.command_line.devices import precision_on_cpu
 from splade_lit.command_line.exit_codes import quiet_libraries
 from splade_lit.core.distributed import lost_process
 from splade_lit.core.errors import UserError, first_line
-from splade_lit.core.files import hold_folder, replace_text
+from splade_lit.core.files import hold_folder, remove_unfinished, replace_text
 from splade_lit.core.ranges import LARGEST_SEED, check_range
 from splade_lit.data.datamodule import ENCODER_SETTINGS, PairsDataModule
 from splade_lit.runs.config import CONFIG
@@ -80,18 +80,17 @@ class OpenRunFolder(Callback):
             return
         folder = Path(trainer.default_root_dir)
         self._held = hold_folder(folder)
+        remove_unfinished(folder / CHECKPOINTS)
         if self.clear:
             remove_run(folder)
         replace_text(folder / CONFIG, self.config)
         for logger in trainer.loggers:
             logger.log_hyperparams(self.settings)
 
-    def teardown(self, *args: Any, **kwargs: Any) -> None:
-        """Let others write."""
+    def release(self) -> None:
+        """Let others write; to be called when the run has ended, in whatever way."""
         if self._held is not None:
             self._held.release()
-
-    on_exception = teardown
 
 
 class FitCLI(LightningCLI):
@@ -126,7 +125,7 @@ class FitCLI(LightningCLI):
             last = last_checkpoint(settings.default_root_dir)
             self.config.ckpt_path = last and str(last)
             # A run that ended before its first checkpoint begins again.
-            self.config.overwrite |= last is None and not (Path(settings.default_root_dir) / MODEL).exists()
+            self.config.overwrite |= last is None and not Path(settings.default_root_dir or ".", MODEL).exists()
         check_run_folder(settings.default_root_dir, self.config.ckpt_path, self.config.overwrite)
         has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
         if settings.accelerator in ("cpu", "tpu") or not has_gpu:
@@ -268,3 +267,4 @@ def _train(cli: FitCLI) -> None:
             trainer.strategy.launcher.kill(signal.SIGKILL)  # rank 0 has saved; others may wait for it for ever
         for signals in callbacks_of(trainer, StopSignals):
             signals.restore()
+        cli.opens_folder.release()

@@ -343,11 +343,12 @@ class SpladeModule(L.LightningModule):
         """
         self.divergence.check(self.parameters(), self.global_step)
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-        done, per_epoch = progress["current"]["processed"], int(self.trainer.num_training_batches)
+        current = progress["current"]
+        done, per_epoch = current["processed"], self.trainer.num_training_batches
         begun = done - in_whole_steps(done, self.trainer.accumulate_grad_batches, per_epoch)
-        if begun:
-            for counts in (progress["current"], progress["total"]):
-                counts.update({name: count - begun for name, count in counts.items()})
+        for counts in (current, progress["total"]):
+            counts.update({name: count - begun for name, count in counts.items()})
+        if begun or current["started"] > current["processed"]:
             checkpoint["state_dict"] |= {f"objective.{name}": buffer for name, buffer in self._before_step.items()}
         checkpoint["seed"] = self._seed
         checkpoint["divergence"] = self.divergence.state_dict()

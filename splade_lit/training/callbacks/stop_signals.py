@@ -16,9 +16,10 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class StopSignals(PhaseCallback):
     """Stops a run when its processes are asked to end: by `kill`, by a scheduler that takes the machine, or by Ctrl-C.
 
-    One process stops at once. Several that train together would wait for the gradients of one that has left, so they
-    agree after each step whether one of them was asked, and stop together. In evaluations, and before training starts,
-    each stops at once; so it does anywhere when it is asked again.
+    In training they stop at the end of a batch: amid an optimizer step, weights and what counts them would not agree.
+    Several processes, which would wait for the gradients of one that has left, agree after each batch whether one of
+    them was asked, and stop together. In evaluations, and before training starts, each stops at once; so it does
+    anywhere when it is asked again.
     """
 
     def __init__(self) -> None:
@@ -33,7 +34,7 @@ class StopSignals(PhaseCallback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take the place of Lightning's handler, which sends to other processes and may wait for them for ever."""
-        self._in_steps = world_size() > 1
+        self._in_steps = True
         for number in self._earlier:
             signal.signal(number, self._answer)
 
@@ -44,7 +45,10 @@ class StopSignals(PhaseCallback):
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         """Stop if any process was asked to."""
-        if self._in_steps and trainer.strategy.reduce_boolean_decision(self._asked is not None, all=False):
+        asked = self._asked is not None
+        if world_size() > 1:
+            asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
+        if self._in_steps and asked:
             self._stop(self._asked or signal.SIGTERM)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
