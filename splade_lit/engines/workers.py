@@ -76,7 +76,7 @@ class Worker:
 
     @cached_property
     def _encoder(self) -> "AsymmetricSparseEncoder":
-        # Here, so that what goes wrong is the error of a shard, and comes to whoever gave it out.
+        # Not when the worker is made: what goes wrong is then the error of a shard, and comes to whoever gave it out.
         import torch
 
         from splade_lit.encoder.model import AsymmetricSparseEncoder
@@ -195,6 +195,8 @@ class RayWorkers:
             raise UserError('--engine ray needs Ray; pip install "splade-lit[ray]".') from error
         self._ray, self._own = ray, not ray.is_initialized()
         if self._own:
+            # Workers of a cluster that is started here would come after everything else that the machine does.
+            os.environ.setdefault("RAY_worker_niceness", "0")
             try:
                 ray.init(address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
             except (ConnectionError, ValueError, RuntimeError) as error:
