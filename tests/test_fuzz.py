@@ -255,3 +255,10 @@ def test_a_model_reads_nothing_outside_of_its_folder(valid, tmp_path, place):
     file.write_text(json.dumps(content))
     with pytest.raises(UserError, match="outside of its folder; nothing is read"):
         AsymmetricSparseEncoder.load(model)
+
+
+def test_a_model_is_read_by_a_path_from_here_too(valid, monkeypatch):
+    monkeypatch.chdir(valid)
+    AsymmetricSparseEncoder.load("run/model")
+    monkeypatch.chdir(valid / "run" / "model")
+    AsymmetricSparseEncoder.load(".")

@@ -76,7 +76,7 @@ def test_devices_draw_different_dropout(base):
     module = SpladeModule(base)
     states = []
     for rank in (0, 1):
-        module._trainer = SimpleNamespace(global_rank=rank, global_step=3)
+        module._trainer = SimpleNamespace(global_rank=rank, global_step=3, accumulate_grad_batches=1)
         module.on_train_batch_start(None, 5)
         states.append(torch.get_rng_state())
     assert not torch.equal(*states)

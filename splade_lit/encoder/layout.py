@@ -199,7 +199,7 @@ def _read_layout(folder: Path, source: str) -> SavedLayout:
         if len(found) != len(expected) or any(kind not in kinds for kind, kinds in zip(found, expected, strict=True)):
             wanted = " and ".join(kinds[0] for kinds in expected)
             raise UserError(f"{source} has a route of {', '.join(found) or 'nothing'}; only {wanted} is read.")
-        inner = [_inside(folder, root / name) for name in names]
+        inner = [_inside(folder, Path(modules[0]["path"], name)) for name in names]
         folders += [path if path.is_dir() else root for path in inner]
     query, document, pooling_folder = folders
     query_config, pooling = read_json(query / "config.json"), read_json(pooling_folder / "config.json")
