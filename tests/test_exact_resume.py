@@ -40,6 +40,8 @@ HOOKS = (
     "on_validation_batch_start",
     "on_validation_end",
 )
+VALIDATED = (1, 3, 4, 6, 7, 9)
+"""Optimizer steps after which, every three batches, it validates."""
 
 
 def state(run: Path) -> dict[str, Any]:
@@ -68,7 +70,10 @@ def whole(world: World) -> Path:
 
 def interruptions(number: int) -> list[Any]:
     drawn = random.Random(7)
-    points = [(drawn.choice(HOOKS), drawn.randrange(1, STEPS)) for _ in range(number)]
+    points = []
+    for _ in range(number):
+        hook = drawn.choice(HOOKS)
+        points.append((hook, drawn.choice(VALIDATED if "validation" in hook else range(1, STEPS))))
     return [
         pytest.param(*point, marks=[pytest.mark.slow] if place >= 4 else [], id=f"{point[0]}-{point[1]}")
         for place, point in enumerate(dict.fromkeys(points))
