@@ -93,7 +93,8 @@ def test_what_a_killed_process_left_half_written_is_removed(tmp_path: Path) -> N
     with suppress(KeyboardInterrupt), whole_file(tmp_path / "a.txt") as temporary:
         shutil.copytree(temporary.parent, tmp_path / f"{temporary.parent.name[:-8]}abcd1234")
         raise KeyboardInterrupt
-    (tmp_path / ".git-folder").mkdir()
+    (tmp_path / ".my-database").mkdir()
+    (tmp_path / ".my-database" / "rows.txt").write_text("mine")
     assert len(list(tmp_path.iterdir())) == 2
     hold_folder(tmp_path).release()
-    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [".git-folder"]
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [".my-database"]

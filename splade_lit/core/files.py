@@ -80,7 +80,8 @@ def hold_folder(folder: Path) -> FileLock:
 def remove_unfinished(folder: Path) -> None:
     """Remove what `whole_file` has left in a folder where a process was killed; nobody else may be writing there."""
     for path in folder.glob(".*-*"):
-        if path.is_dir() and re.fullmatch(r"\..+-[a-z0-9_]{8}", path.name):
+        named = re.fullmatch(r"\.(.+)-[a-z0-9_]{8}", path.name)
+        if named and path.is_dir() and {inner.name for inner in path.iterdir()} <= {named[1]}:
             shutil.rmtree(path, ignore_errors=True)
 
 
