@@ -99,7 +99,8 @@ def test_curves_go_from_before_training_to_the_end(runs, page):
     assert f"sparse, step 0: {before:.4g}" in points
     assert f"sparse, step 6: {after:.4g}" in points
     for row in rows(runs.sparse):
-        assert f"sparse, step {int(row['step']) + 1}: {float(row['train/ranking_loss']):.4g}" in points
+        for name in ("ranking_loss", "lambda_d"):
+            assert f"sparse, step {int(row['step']) + 1}: {float(row[f'train/{name}']):.4g}" in points
 
 
 def test_figures_of_queries_are_those_that_the_means_are_of(runs):

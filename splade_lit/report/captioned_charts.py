@@ -34,7 +34,7 @@ def trade_offs(comparison: Comparison) -> list[CaptionedChart]:
 
 
 def learning_curves(comparison: Comparison) -> list[CaptionedChart]:
-    """Quality, active dims and ranking loss over the optimizer steps of the runs."""
+    """Quality, active dims, the penalty's weight and the ranking loss over the optimizer steps of the runs."""
     one, metric, systems = comparison.headline, comparison.metric, comparison.systems
     quality = [_with_start(system, one, metric, f"val/{one}_dot_{metric}") for system in systems]
     dims = [
@@ -42,10 +42,11 @@ def learning_curves(comparison: Comparison) -> list[CaptionedChart]:
         or system.logged("sparsity/document_active_dims")
         for system in systems
     ]
-    loss = [system.logged("train/ranking_loss") for system in systems]
+    weight, loss = ([system.logged(f"train/{name}") for system in systems] for name in ("lambda_d", "ranking_loss"))
     drawn = [
         _curves(comparison, quality, f"{comparison.metric_name} of {one}", higher_is_better=True),
         _curves(comparison, dims, "active dims of a document"),
+        _curves(comparison, weight, "lambda_d, weight of the penalty"),
         _curves(comparison, loss, "ranking loss of a batch", noisy=True),
     ]
     return [chart for chart in drawn if chart]
