@@ -3,14 +3,15 @@
     python -m splade_lit.export onnx runs/my_run/model
     python -m splade_lit.export onnx runs/my_run/model --int8 --tasks docstrings --output exported
 
-Writes the document encoder as ONNX (pooling inside the graph), the tokenizer and the query table, into the folder
-`onnx` of the model. A graph whose vectors differ from PyTorch's is refused. `docs/onnx.md` shows how to read the files.
+`onnx` writes the document encoder as ONNX (pooling inside the graph), the tokenizer and the query table, into the
+folder `onnx` of the model. A graph whose vectors differ from PyTorch's is refused. `docs/onnx.md` shows how to read the
+files.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from splade_lit.command_line.arguments import LIMITS, CommandParser
 from splade_lit.command_line.exit_codes import run_command
@@ -18,26 +19,54 @@ from splade_lit.core.errors import UserError
 from splade_lit.core.files import check_writable
 
 if TYPE_CHECKING:
-    from splade_lit.data.tasks import RetrievalTask
-    from splade_lit.encoder.model import AsymmetricSparseEncoder
-
-# What 8-bit weights may cost of nDCG@10 without a warning.
-INT8_LOSS = 0.005
+    import argparse
 
 logger = logging.getLogger(__name__)
 
 
+class Format(NamedTuple):
+    """What can be written: a sentence on it, its options, and the function that writes it."""
+
+    help: str
+    add_options: Callable[[CommandParser], None]
+    write: "Callable[[argparse.Namespace], None]"
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Export a saved model and print its files, and nDCG@10 of model and graphs on the tasks given.
+    """Export in the format that is named first, and print what was written.
 
     Raises:
-        UserError: there is no such model or task, packages are missing, or the export differs or cannot be written.
+        UserError: there is no such model, corpus or task, packages are missing, or the output cannot be written.
     """
     settings = _parser().parse_args(arguments)
+    FORMATS[settings.format].write(settings)
+
+
+def _onnx_options(parser: CommandParser) -> None:
+    parser.add_argument("model", metavar="MODEL_DIR", help="folder of a saved model, or its Hub id")
+    parser.add_shared("--revision")
+    parser.add_argument("--output", type=Path, help="folder to write to (default: `onnx` in the model's folder)")
+    parser.add_argument(
+        "--values",
+        choices=["dense", "sparse"],
+        default="dense",
+        help="outputs of the graph: `embeddings` [documents, vocab], or `indices` and `values` of the active dims "
+        "(default: dense)",
+    )
+    parser.add_argument(
+        "--int8", action="store_true", help="write the graph with 8-bit weights too, about a quarter of the size"
+    )
+    parser.add_shared(*LIMITS)
+    parser.add_argument("--tasks", nargs="+", default=[], help="tasks to compare nDCG@10 on, named as in evaluate")
+    parser.add_shared("--nanobeir-source", "--nanobeir-revision", "--max-corpus-documents")
+
+
+def _onnx(settings: "argparse.Namespace") -> None:
     from splade_lit.data.tasks import load_tasks
     from splade_lit.encoder.model import AsymmetricSparseEncoder
-    from splade_lit.engines.onnx import export_onnx, require_packages
+    from splade_lit.engines.onnx import require_packages
     from splade_lit.evaluation.task_evaluation import sample_corpus
+    from splade_lit.exports.onnx import compare_with_graphs, export_onnx
 
     if settings.output is None and not Path(settings.model).is_dir():
         raise UserError(f"{settings.model} is not a folder to write into; say where with --output.")
@@ -57,44 +86,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if settings.int8 and not tasks:
         logger.warning("What 8-bit weights cost in nDCG@10 was not measured; give --tasks to know.")
     for task in tasks:
-        print(_comparison(encoder, folder, task, settings.int8))
+        print(compare_with_graphs(encoder, folder, task, settings.int8))
 
 
-def _comparison(encoder: "AsymmetricSparseEncoder", folder: Path, task: "RetrievalTask", int8: bool) -> str:
-    """A line with nDCG@10 of the model and of its graphs."""
-    from splade_lit.engines.onnx import INT8_MODEL, MODEL, OnnxDocumentEncoder
-    from splade_lit.evaluation.task_evaluation import TokenisedTask, evaluate_task
-
-    tokenised = TokenisedTask.of(task, encoder)
-    reference = evaluate_task(encoder, tokenised).metrics["ndcg@10"]
-    parts = [f"PyTorch {reference:.4f}"]
-    for name, file in [("ONNX", MODEL)] + [("int8", INT8_MODEL)] * int8:
-        change = evaluate_task(OnnxDocumentEncoder(folder, file), tokenised).metrics["ndcg@10"] - reference
-        parts.append(f"{name} {reference + change:.4f} ({change:+.4f})")
-        if change < -INT8_LOSS:
-            logger.warning("%s loses more than %s of nDCG@10 on %s; use %s.", file, INT8_LOSS, task.name, MODEL)
-    return f"{task.name} nDCG@10: {', '.join(parts)}"
+FORMATS = {
+    "onnx": Format("the document encoder as ONNX, with tokenizer and query table", _onnx_options, _onnx),
+}
 
 
 def _parser() -> CommandParser:
     parser = CommandParser("export", "A saved model for other runtimes.")
-    parser.add_argument("format", choices=["onnx"], help="what to write")
-    parser.add_argument("model", metavar="MODEL_DIR", help="folder of a saved model, or its Hub id")
-    parser.add_shared("--revision")
-    parser.add_argument("--output", type=Path, help="folder to write to (default: `onnx` in the model's folder)")
-    parser.add_argument(
-        "--values",
-        choices=["dense", "sparse"],
-        default="dense",
-        help="outputs of the graph: `embeddings` [documents, vocab], or `indices` and `values` of the active dims "
-        "(default: dense)",
-    )
-    parser.add_argument(
-        "--int8", action="store_true", help="write the graph with 8-bit weights too, about a quarter of the size"
-    )
-    parser.add_shared(*LIMITS)
-    parser.add_argument("--tasks", nargs="+", default=[], help="tasks to compare nDCG@10 on, named as in evaluate")
-    parser.add_shared("--nanobeir-source", "--nanobeir-revision", "--max-corpus-documents")
+    formats = parser.add_subparsers(dest="format", required=True, metavar="FORMAT", help="what to write:")
+    for name, (sentence, add_options, _) in FORMATS.items():
+        add_options(
+            formats.add_parser(
+                name, command=f"export {name}", help=sentence, description=f"{sentence[0].upper()}{sentence[1:]}."
+            )
+        )
     return parser
 
 

@@ -10,6 +10,7 @@ from command_runs import COMMANDS, environment
 from conftest import REPOSITORY
 
 import splade_lit
+from splade_lit import export
 
 PACKAGE = REPOSITORY / "splade_lit"
 MODULES = sorted(
@@ -120,18 +121,22 @@ HEAVY = ("bm25s", "codecarbon", "datasets", "lightning", "numba", "numpy", "pand
 HEAVY += ("torch", "torchmetrics", "transformers", "wandb")
 
 
-@pytest.mark.parametrize("module", COMMANDS.values(), ids=COMMANDS)
-def test_help_loads_no_large_library(module):
+HELPS = [(module, ()) for module in COMMANDS.values()]
+HELPS += [("splade_lit.export", (name,)) for name in export.FORMATS]
+
+
+@pytest.mark.parametrize(("module", "words"), HELPS, ids=lambda part: part if isinstance(part, str) else " ".join(part))
+def test_help_loads_no_large_library(module, words):
     """The time that it takes depends on the machine; what is loaded does not."""
     code = """
 import importlib, sys
 try:
-    importlib.import_module(sys.argv[1]).main(["--help"])
+    importlib.import_module(sys.argv[1]).main([*sys.argv[2:], "--help"])
 except SystemExit as end:
     assert not end.code
 print("loaded", sorted({name.partition(".")[0] for name in sys.modules}))
 """
-    out, _, loaded = python(code, module).rpartition("loaded ")
-    assert f"usage: python -m {module.removesuffix('.__main__')}" in out
+    out, _, loaded = python(code, module, *words).rpartition("loaded ")
+    assert f"usage: python -m {' '.join((module.removesuffix('.__main__'), *words))}" in out
     assert "'argparse'" in loaded
     assert [name for name in HEAVY if f"'{name}'" in loaded] == []

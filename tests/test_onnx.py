@@ -22,10 +22,10 @@ from splade_lit.core.tokens import Tokens
 from splade_lit.data.tasks import load_tasks
 from splade_lit.encoder.document import MlmDocumentEncoder
 from splade_lit.encoder.grafted import calibrate_bias
-from splade_lit.engines import onnx
-from splade_lit.engines.onnx import INT8_MODEL, MODEL, OnnxDocumentEncoder, export_onnx
-from splade_lit.evaluation import task_evaluation
+from splade_lit.engines.onnx import INT8_MODEL, MODEL, OnnxDocumentEncoder
 from splade_lit.evaluation.task_evaluation import Encoder, TokenisedTask, evaluate_task, sample_corpus
+from splade_lit.exports import onnx
+from splade_lit.exports.onnx import export_onnx
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -222,8 +222,8 @@ def test_sizes_and_loss_are_printed(exported, tasks):
 def test_a_loss_of_int8_over_its_bound_is_warned_of(exported, tasks, monkeypatch, caplog, figure, warned):
     encoder, folder, _ = exported
     results = (SimpleNamespace(metrics={"ndcg@10": ndcg}) for ndcg in (0.5, 0.5, figure))  # PyTorch, ONNX, int8
-    monkeypatch.setattr(task_evaluation, "evaluate_task", lambda *_: next(results))
-    export._comparison(encoder, folder, load_tasks([str(tasks)])[0], int8=True)
+    monkeypatch.setattr(onnx, "evaluate_task", lambda *_: next(results))
+    onnx.compare_with_graphs(encoder, folder, load_tasks([str(tasks)])[0], int8=True)
     assert caplog.messages == [f"{INT8_MODEL} loses more than 0.005 of nDCG@10 on NanoNQ; use {MODEL}."] * warned
 
 

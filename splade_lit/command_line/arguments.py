@@ -36,8 +36,8 @@ class CommandParser(argparse.ArgumentParser):
     """An `ArgumentParser` that takes options by their whole names only and raises what is wrong as a `UserError`."""
 
     def __init__(self, command: str, description: str, **settings: Any) -> None:
-        prog = f"python -m splade_lit.{command}"
-        super().__init__(prog=prog, description=description, allow_abbrev=False, **settings)
+        settings |= {"prog": f"python -m splade_lit.{command}", "allow_abbrev": False}  # argparse names subcommands too
+        super().__init__(description=description, **settings)
 
     def add_shared(self, *names: str, **changes: Any) -> None:
         """Add options that several commands have; `changes` are settings of their own here."""
