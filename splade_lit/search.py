@@ -148,7 +148,7 @@ def _read_queries(path: Path) -> Iterator[tuple[str, str]]:
 
 
 class _Shows:
-    """Prints queries and their hits, with the terms that made each score."""
+    """Prints queries and their hits, with the terms that made each score; those that the model added in parentheses."""
 
     def __init__(self, queries: "QuerySide", terms: int) -> None:
         from rich.console import Console
@@ -169,18 +169,19 @@ class _Shows:
         self._console.print(self._text(f"{rank:>3}. {score:7.3f}  {id}"), soft_wrap=True)
         if text:
             self._console.print(self._text(f"      {_snippet(text)}", style="dim"), soft_wrap=True)
-        terms = self._matching_terms(query, weights)
+        terms = self._matching_terms(query, weights, text)
         self._console.print(self._text(f"      {terms}", style="green"), soft_wrap=True)
 
-    def _matching_terms(self, query: "csr_array", weights: "np.ndarray") -> str:
+    def _matching_terms(self, query: "csr_array", weights: "np.ndarray", text: str | None) -> str:
         """What each shared term adds to the score, the largest first; all together are the score."""
-        products = query.data * weights
-        order = [place for place in (-products).argsort(kind="stable") if weights[place] != 0]
-        tokens = self._queries.tokens(query.indices[order[: self._terms]])
-        shares = products[order]
-        parts = [f"{token} {share:.3f}" for token, share in zip(tokens, shares[: self._terms], strict=True)]
-        if len(shares) > self._terms:
-            parts.append(f"{len(shares) - self._terms} more {shares[self._terms :].sum():.3f}")
+        from splade_lit.encoder.explain import term_shares
+
+        read = self._queries.tokenisation.read_document(text).ids if text else None
+        found = term_shares(query, weights, self._queries.tokens(query.indices), read)
+        terms = [term for term in found if term.document_weight]
+        parts = [f"{term.label} {term.share:.3f}" for term in terms[: self._terms]]
+        if rest := terms[self._terms :]:
+            parts.append(f"{len(rest)} more {sum(term.share for term in rest):.3f}")
         return " + ".join(parts)
 
 

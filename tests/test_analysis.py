@@ -30,7 +30,6 @@ from splade_lit.analysis.explain import (
     WEIGHTS,
     hits,
     outcomes,
-    term_shares,
 )
 from splade_lit.analysis.subject import Subject, bm25_on
 from splade_lit.core.tokenisation import tokenize_documents, tokenize_queries
@@ -143,7 +142,7 @@ def test_shares_add_up_to_the_score(encoder, encoded, tokens, task):
     scores = encoder.similarity(encoded.queries, encoded.documents).numpy()
     texts = list(task.corpus.values())
     for query, document in ((0, 0), (3, 7), (5, 29)):
-        shares = term_shares(encoded, tokens, query, document)
+        shares = encoded.explain(tokens, query, document)
         assert sum(term.share for term in shares) == pytest.approx(scores[query, document], rel=1e-5)
         made = encoder.intersection(encoded.queries[[query]], encoded.documents[[document]]).toarray()[0]
         assert {term.dim: term.share for term in shares if term.share} == pytest.approx(

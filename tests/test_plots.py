@@ -9,10 +9,11 @@ from matplotlib.figure import Figure
 from splade_lit.analysis import plots
 from splade_lit.analysis.active_dims import CurvePoint, LengthBin
 from splade_lit.analysis.encoded import MassSplit
-from splade_lit.analysis.explain import CAUSES, EXPANSION, MISSING, NO_TERM, Outcome, TermShare
+from splade_lit.analysis.explain import CAUSES, EXPANSION, MISSING, NO_TERM, Outcome
 from splade_lit.analysis.plots.style import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION, YELLOW
 from splade_lit.analysis.query_table import CorpusWeights, Move, TableChange
 from splade_lit.analysis.snapshots import DocumentHistory, TermChanges
+from splade_lit.encoder.explain import TermShare
 from splade_lit.evaluation.sparsity import RetrievalSparsity, SparsityStatistics
 
 PALETTE = {colour.lower() for colour in (BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION, YELLOW)}

@@ -9,6 +9,7 @@ from jaxtyping import Float64, Int64
 from scipy.sparse import csr_array
 
 from splade_lit.data.tasks import RetrievalTask
+from splade_lit.encoder.explain import TermShare, term_shares
 from splade_lit.evaluation.results import TaskResult, evaluate_vectors
 from splade_lit.evaluation.sparsity import RetrievalSparsity, SparsityStatistics
 from splade_lit.evaluation.task_evaluation import Encoder, TokenisedTask
@@ -50,6 +51,16 @@ class EncodedTask:
     def is_relevant(self, query_id: str, document_id: str) -> bool:
         """Whether a document answers a query."""
         return self.task.qrels[query_id].get(document_id, 0) > 0
+
+    def explain(self, tokens: Sequence[str], query: int, document: int) -> list[TermShare]:
+        """All terms of a query with what they add to the score of a document, the largest share first.
+
+        Query and document are given by their rows; `tokens` has the token of each dim.
+        """
+        vector = self.queries[[query]]
+        weights = self.documents[[document]].toarray()[0, vector.indices]
+        names = [tokens[dim] for dim in vector.indices.tolist()]
+        return term_shares(vector, weights, names, self.tokenised.documents[document])
 
     def evaluate(self, documents: csr_array | None = None) -> TaskResult:
         """Figures and ranking of these document vectors, or of others in their place."""

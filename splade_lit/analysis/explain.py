@@ -7,6 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from splade_lit.analysis.encoded import EncodedTask
 from splade_lit.core.tokenisation import tokenize_documents
+from splade_lit.encoder.explain import TermShare
 from splade_lit.evaluation.metrics import DEPTH
 from splade_lit.evaluation.paired_tests import Difference, differences
 from splade_lit.evaluation.per_query import query_figures
@@ -28,41 +29,6 @@ _NO_LIMIT = 1 << 20
 
 
 @dataclass(frozen=True)
-class TermShare:
-    """What a term of a query adds to the score of a document.
-
-    `document_weight` is 0 where the term is not active; `in_text` tells whether the document's text holds it, as far as
-    the model reads.
-    """
-
-    dim: int
-    token: str
-    query_weight: float
-    document_weight: float
-    in_text: bool
-
-    @property
-    def share(self) -> float:
-        """Its part of the score."""
-        return self.query_weight * self.document_weight
-
-
-def term_shares(encoded: EncodedTask, tokens: Sequence[str], query: int, document: int) -> list[TermShare]:
-    """All terms of a query with what they add to the score of a document, the largest share first.
-
-    Query and document are given by their rows; `tokens` has the token of each dim.
-    """
-    row = encoded.queries[[query]]
-    weights = encoded.documents[[document]].toarray()[0]
-    held = set(encoded.tokenised.documents[document].tolist())
-    shares = [
-        TermShare(dim, tokens[dim], float(weight), float(weights[dim]), dim in held)
-        for dim, weight in zip(row.indices.tolist(), row.data.tolist(), strict=True)
-    ]
-    return sorted(shares, key=lambda term: (-term.share, term.dim))
-
-
-@dataclass(frozen=True)
 class Hit:
     """A document that was found.
 
@@ -81,8 +47,8 @@ def hits(encoded: EncodedTask, result: TaskResult, tokens: Sequence[str], query_
     found = []
     for document_id, score in list(result.run[query_id].items())[:k]:
         document = encoded.document_ids.index(document_id)
-        shares = [term for term in term_shares(encoded, tokens, query, document) if term.share]
-        terms = [f"{term.token if term.in_text else f'({term.token})'} {term.share:.2f}" for term in shares]
+        shares = [term for term in encoded.explain(tokens, query, document) if term.share]
+        terms = [f"{term.label} {term.share:.2f}" for term in shares]
         if shares:
             found.append(Hit(document_id, score, encoded.is_relevant(query_id, document_id), " + ".join(terms)))
     return found
@@ -143,7 +109,7 @@ def outcomes(
         rival = next((one for one in losing.run[query_id] if not encoded.is_relevant(query_id, one)), None)
         term, cause = None, NO_TERM
         if rival is not None:
-            shares = (term_shares(encoded, tokens, query, rows[one]) for one in (relevant, rival))
+            shares = (encoded.explain(tokens, query, rows[one]) for one in (relevant, rival))
             term, cause = _deciding(*shares, is_win=winning is ours)
             if cause == MISSING:
                 (whole,) = tokenize_documents(tokenizer, [encoded.task.corpus[relevant]], _NO_LIMIT)

@@ -4,12 +4,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain, pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
+
+_CHARACTERS_A_TOKEN = 8  # more than most texts have
 
 
 @dataclass(frozen=True)
@@ -20,12 +22,23 @@ class EngineTokenizer:
     truncation_side: str = "right"
 
 
+class ReadText(NamedTuple):
+    """A document as the model reads it: its prompt before it, special tokens around it, cut to the limit.
+
+    `ids` are int32 `[tokens]`; `spans` are the characters of the text that each token stands for, from the first to the
+    one after the last, None for special tokens and those of the prompt.
+    """
+
+    ids: np.ndarray
+    spans: list[tuple[int, int] | None]
+
+
 @dataclass(frozen=True)
 class Tokenisation:
     """How the texts of both sides become token ids: prompt, tokens, limit.
 
     Attributes:
-        tokenizer: fast tokenizer of transformers; `EngineTokenizer` is enough for queries.
+        tokenizer: fast tokenizer of transformers; `EngineTokenizer` is enough for queries and for `read_document`.
         max_query_tokens: queries are cut after this many tokens.
         max_document_tokens: documents are cut to this many tokens, special tokens included.
         prompts: texts put before queries and documents, by name; "query" and "document" are empty if not given.
@@ -50,6 +63,31 @@ class Tokenisation:
     ) -> list[np.ndarray]:
         """The token ids of each document; arguments as of `queries`, see `tokenize_documents`."""
         return tokenize_documents(self.tokenizer, self._prompted(texts, prompt_name, prompt), self.max_document_tokens)
+
+    def read_document(self, text: str, prompt_name: str = "document", prompt: str | None = None) -> ReadText:
+        """The tokens of one document, as of `documents`, with the places in the text that they stand for."""
+        engine = self.tokenizer.backend_tokenizer
+        engine.no_truncation()
+        engine.no_padding()
+        (before,) = self._prompted([""], prompt_name, prompt)
+        room = self.max_document_tokens - engine.num_special_tokens_to_add(is_pair=False)
+        side, whole = self.tokenizer.truncation_side, before + text
+        # Of a long text no more is cut into tokens than has room, where words do not depend on what follows them.
+        by_parts = self._known_words.by_word and side == "right"
+        size = _CHARACTERS_A_TOKEN * room if by_parts else len(whole)
+        while True:
+            cut = whole.find(" ", size)
+            encoding = engine.encode(whole if cut < 0 else whole[:cut], add_special_tokens=False)
+            if cut < 0 or len(encoding) >= room:
+                break
+            size *= 4
+        encoding.truncate(room, direction=side)
+        encoding = engine.post_process(encoding, add_special_tokens=True)
+        shift = len(before)
+        spans = [
+            (max(start - shift, 0), end - shift) if end > max(start, shift) else None for start, end in encoding.offsets
+        ]
+        return ReadText(np.array(encoding.ids, np.int32), spans)
 
     def query_lengths(self, texts: Sequence[str]) -> list[int]:
         """How many tokens of each query are looked at, repeated ones counted each time."""
@@ -77,6 +115,9 @@ class KnownWords:
 
     Ids are int32 in bytes objects, which Python's garbage collector need not look through. With lists it took as long
     as the engine.
+
+    Attributes:
+        by_word: whether the tokenizer is of this kind.
     """
 
     _MAX_WORDS = 1 << 17  # then all are forgotten; some tens of megabytes
@@ -86,7 +127,7 @@ class KnownWords:
         self._engine = tokenizer.backend_tokenizer
         self._known: dict[str, bytes] = {}
         added = self._engine.get_added_tokens_decoder()
-        self._by_word = (
+        self.by_word = (
             isinstance(self._engine.pre_tokenizer, BertPreTokenizer)
             and isinstance(self._engine.normalizer, BertNormalizer)
             and not any(" " in token.content for token in added.values())
@@ -101,7 +142,7 @@ class KnownWords:
 
     def token_ids(self, texts: Sequence[str]) -> list[bytes]:
         """All tokens of each text as int32, special ones left out, not cut."""
-        if not self._by_word:
+        if not self.by_word:
             return [ids.tobytes() for ids in self._from_engine(texts)]
         if len(self._known) > self._MAX_WORDS:
             self._known = {}

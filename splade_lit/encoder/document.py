@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -15,6 +15,7 @@ from splade_lit.core.tokens import Tokens
 from splade_lit.encoder.body import packing
 from splade_lit.encoder.body.dropout import use_cpu_dropout
 from splade_lit.encoder.body.sparse_head import Activation, Pooling, max_logits, splade_pool
+from splade_lit.encoder.body.winners import first_maximum
 
 logger = logging.getLogger(__name__)
 
@@ -153,6 +154,11 @@ class MlmDocumentEncoder(nn.Module):
     def max_logits(self, tokens: Tokens) -> Float[Tensor, "documents vocab"]:
         """Largest logit of each document and dim, before the activation; decoder bias included."""
         return max_logits(self.hidden_states(tokens), self.decoder.weight, self.decoder.bias, tokens.offsets)
+
+    @torch.no_grad()
+    def raising_tokens(self, tokens: Tokens, dims: Int64[Tensor, " dims"]) -> Int64[Tensor, " dims"]:
+        """Of one document, the number of the token whose logit is the largest of all, for each of these dims."""
+        return first_maximum((self.hidden_states(tokens) @ self.decoder.weight[dims].T).float())
 
     @contextmanager
     def whole_model(self) -> Iterator[PreTrainedModel]:

@@ -18,6 +18,7 @@ from splade_lit.core.tokens import Tokens
 from splade_lit.encoder.base import read_base
 from splade_lit.encoder.body.packing import evaluation_mode
 from splade_lit.encoder.document import MlmDocumentEncoder
+from splade_lit.encoder.explain import ReadToken, TermShare, term_shares
 from splade_lit.encoder.layout import NO_LIMIT
 from splade_lit.encoder.pruning import Pruning
 from splade_lit.encoder.query import IdfQueryEncoder
@@ -311,6 +312,29 @@ class AsymmetricSparseEncoder(nn.Module):
             return product
         sparse = csr_to_torch(product).to(embeddings_2.device)
         return sparse[0] if embeddings_2.ndim == 1 else sparse
+
+    def explain(self, query: str, document: str) -> list[TermShare]:
+        """What each term of a query adds to the score of a document, where from, and how; the largest share first."""
+        vector = self.encode_query(query, convert_to_csr=True)
+        read = self.tokenisation.read_document(document).ids
+        weights = self.encode_document_tokens([read]).toarray()[0, vector.indices]
+        tokens = self.tokenizer.convert_ids_to_tokens(vector.indices.tolist())
+        return term_shares(vector, weights, tokens, read, self.raised_by(document, vector.indices))
+
+    def raised_by(self, document: str, dims: Sequence[int] | np.ndarray) -> list[ReadToken | None]:
+        """The token of a document that raised each of these dims: the one with the largest logit of it.
+
+        Max pooling takes no other; with sum pooling it is the one that adds most. None where there are no tokens.
+        """
+        read = self.tokenisation.read_document(document)
+        if not len(read.ids):
+            return [None] * len(dims)
+        wanted = torch.as_tensor(np.asarray(dims, np.int64), device=self.device)
+        with evaluation_mode(self):
+            places = self.document.raising_tokens(Tokens.from_lists([read.ids]).to(self.device), wanted).tolist()
+        tokens = self.tokenizer.convert_ids_to_tokens(read.ids[places].tolist())
+        spans = [read.spans[place] or (None, None) for place in places]
+        return [ReadToken(token, *span) for token, span in zip(tokens, spans, strict=True)]
 
     def _converted(
         self,

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from splade_lit.analysis.explain import CAUSES, EXPANSION, WEIGHTS, Outcome, TermShare
+from splade_lit.analysis.explain import CAUSES, EXPANSION, WEIGHTS, Outcome
 from splade_lit.analysis.plots.style import (
     BLACK,
     BLUE,
@@ -21,6 +21,7 @@ from splade_lit.analysis.plots.style import (
     plain,
     shorten,
 )
+from splade_lit.encoder.explain import TermShare
 
 _CAUSE_COLOURS = dict(zip(CAUSES, COLOURS, strict=True))
 
@@ -77,7 +78,7 @@ def causes(outcomes: Sequence[Outcome]) -> Figure:
 
 
 def term_shares(outcome: Outcome, relevant: Sequence[TermShare], rival: Sequence[TermShare]) -> Figure:
-    """What each term of a query adds to the score of the relevant document and of its rival (`explain.term_shares`)."""
+    """What each term of a query adds to the score of the relevant document and of its rival (`EncodedTask.explain`)."""
     below = {term.dim: term for term in rival}
     shown = [term for term in relevant if term.share or below[term.dim].share]
     scores = [sum(term.share for term in terms) for terms in (relevant, rival)]
