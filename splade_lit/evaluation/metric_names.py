@@ -9,6 +9,9 @@ import re
 METRICS = {"ndcg@10": "nDCG@10", "mrr@10": "MRR@10", "recall@10": "recall@10", "map@100": "MAP@100"}
 """Name of a metric, and how people write it."""
 
+LIST_METRICS = {"map": "MAP", "mrr@10": "MRR@10", "ndcg@10": "nDCG@10"}
+"""Name of a metric of a re-ranked list, and how people write it."""
+
 _PEER = re.compile(r"(accuracy|precision|recall|ndcg|mrr|map)@\d+")
 _SPARSITY = ("query_", "corpus_", "avg_")
 

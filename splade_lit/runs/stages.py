@@ -7,6 +7,7 @@ have plain names: `ndcg@10`, `corpus_active_dims`.
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from rich.table import Table
 
 from splade_lit.core.errors import UserError
 from splade_lit.core.files import replace_text
-from splade_lit.evaluation.metric_names import METRICS, is_measure, is_sparsity
+from splade_lit.evaluation.metric_names import LIST_METRICS, METRICS, is_measure, is_sparsity
 
 METRICS_JSON = "metrics.json"
 MAIN = "ndcg@10"
@@ -26,6 +27,7 @@ MAIN = "ndcg@10"
 Stages = dict[str, dict[str, float]]
 
 _MAIN_END = f"_dot_{MAIN}"
+_LIST = re.compile(rf"_R\d+(_mean)?_({'|'.join(LIST_METRICS)})$")
 _PARTS = ("dot_", "query_", "corpus_", "avg_")
 _COLUMNS = {metric: (name.replace("@", " @"), "{:.4f}") for metric, name in METRICS.items()} | {
     "query_active_dims": ("query dims", "{:.1f}"),
@@ -112,8 +114,9 @@ def headline_figures(metrics: Mapping[str, float]) -> dict[str, float]:
 
 
 def print_stages(stages: Stages) -> None:
-    """Print the tables of stages: metrics and sparsity, then measures where there are some."""
-    for table in (stages_table(stages), measures_table(stages)):
+    """Print the tables of stages: metrics and sparsity, then measures and re-ranked lists where there are some."""
+    ranked = {stage: metrics for stage, metrics in stages.items() if by_set(metrics)}
+    for table in (stages_table(ranked), measures_table(ranked), lists_table(stages)):
         if table is not None:
             Console().print(table)
 
@@ -160,6 +163,31 @@ def measures_table(stages: Stages) -> Table | None:
     for one, name in dict.fromkeys(names):
         values = [sets.get(one, {}).get(name) for sets in figures.values()]
         table.add_row(one, name, *("-" if value is None else f"{value:.4f}" for value in values))
+    return table
+
+
+def lists_table(stages: Stages) -> Table | None:
+    """A table with one row for each stage of each task whose lists were re-ranked; None if none were.
+
+    >>> names = ("NanoNQ_R100_map", "NanoNQ_R100_mrr@10", "NanoNQ_R100_ndcg@10")
+    >>> table = lists_table({"candidates": dict.fromkeys(names, 0.4), "reranked": dict.fromkeys(names, 0.5)})
+    >>> [column.header for column in table.columns], table.row_count
+    (['re-ranked', 'stage', 'MAP', 'MRR@10', 'nDCG@10'], 2)
+    """
+    ends = tuple(f"_{metric}" for metric in LIST_METRICS)
+    lists = {stage: metrics for stage, metrics in stages.items() if any(map(_LIST.search, metrics))}
+    names = [name.rpartition("_")[0] for metrics in lists.values() for name in metrics if _LIST.search(name)]
+    if not names:
+        return None
+    table = Table(box=SIMPLE, pad_edge=False, collapse_padding=True)
+    for heading in ("re-ranked", "stage"):
+        table.add_column(heading, no_wrap=True)
+    for heading in LIST_METRICS.values():
+        table.add_column(heading, justify="right")
+    for name in dict.fromkeys(names):
+        for number, (stage, metrics) in enumerate(lists.items(), start=1):
+            cells = [f"{metrics[name + end]:.4f}" for end in ends]
+            table.add_row(name, stage, *cells, end_section=number == len(lists))
     return table
 
 
