@@ -2,10 +2,11 @@
 
     python -m splade_lit.export onnx runs/my_run/model
     python -m splade_lit.export onnx runs/my_run/model --int8 --tasks docstrings --output exported
+    python -m splade_lit.export bundle runs/my_run/model --output bundle
 
 `onnx` writes the document encoder as ONNX (pooling inside the graph), the tokenizer and the query table, into the
 folder `onnx` of the model. A graph whose vectors differ from PyTorch's is refused. `docs/onnx.md` shows how to read the
-files.
+files. `bundle` writes a folder to deploy, with clients in Python and JavaScript and the mappings of engines.
 """
 
 import logging
@@ -89,8 +90,38 @@ def _onnx(settings: "argparse.Namespace") -> None:
         print(compare_with_graphs(encoder, folder, task, settings.int8))
 
 
+def _bundle_options(parser: CommandParser) -> None:
+    parser.add_argument("model", metavar="MODEL_DIR", help="folder of a saved model, or its Hub id")
+    parser.add_shared("--revision")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write to, whole or not at all")
+    parser.add_argument("--int8", action="store_true", help="the graph with 8-bit weights, about a quarter of the size")
+    parser.add_shared(*LIMITS)
+
+
+def _bundle(settings: "argparse.Namespace") -> None:
+    from splade_lit.encoder.layout import find_saved
+    from splade_lit.encoder.model import AsymmetricSparseEncoder
+    from splade_lit.engines.onnx import require_packages
+    from splade_lit.exports.bundle import check_bundle_folder, write_bundle
+
+    check_writable(folder=settings.output)
+    check_bundle_folder(settings.output)
+    require_packages("onnx", "onnxscript", "onnxruntime")
+    layout = find_saved(settings.model, settings.revision)
+    encoder = AsymmetricSparseEncoder.load(settings.model, revision=settings.revision)
+    encoder.pruning = encoder.pruning.changed(vars(settings))
+    bundle = write_bundle(encoder, settings.output, layout, int8=settings.int8)
+    size = sum(file.bytes for file in bundle.files.values()) / 1e6
+    print(f"bundle: {settings.output}  files {len(bundle.files) + 1}  {size:.1f} MB")
+    if settings.int8:
+        logger.warning("What 8-bit weights cost in nDCG@10 was not measured; export onnx --int8 --tasks does that.")
+
+
 FORMATS = {
     "onnx": Format("the document encoder as ONNX, with tokenizer and query table", _onnx_options, _onnx),
+    "bundle": Format(
+        "a folder to deploy: ONNX, clients without PyTorch, mappings of engines", _bundle_options, _bundle
+    ),
 }
 
 

@@ -12,7 +12,7 @@ from command_runs import World, call
 
 from splade_lit import fit
 from splade_lit.core.errors import UserError
-from splade_lit.core.files import check_free, hold_folder, replace_text, whole_file
+from splade_lit.core.files import check_free, hold_folder, replace_text, whole_file, whole_folder
 
 
 def test_text_in_a_new_folder(tmp_path: Path) -> None:
@@ -39,6 +39,22 @@ def test_what_was_there_stays_until_the_new_file_is_whole(tmp_path: Path) -> Non
         raise KeyboardInterrupt
     assert path.read_text() == "after"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_takes_the_place_of_another_once_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder"
+    for text in ("first", "second"):
+        with whole_folder(path) as temporary:
+            (temporary / "inner").mkdir()
+            (temporary / "inner" / "a.txt").write_text(text)
+            assert path.exists() == (text == "second")
+        assert (path / "inner" / "a.txt").read_text() == text
+        assert list(path.parent.iterdir()) == [path]
+    with suppress(KeyboardInterrupt), whole_folder(path) as temporary:
+        (temporary / "b.txt").write_text("half")
+        raise KeyboardInterrupt
+    assert [one.name for one in path.iterdir()] == ["inner"]
+    assert list(path.parent.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("name", ["file/a.txt", "folder"])

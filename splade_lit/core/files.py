@@ -40,6 +40,32 @@ def whole_file(path: Path) -> Iterator[Path]:
         _flush(path.parent)
 
 
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path` to write to; at the end it takes the place of `path`, whatever was there.
+
+    Where the block raises, it is removed, and `path` stays as it was. An OSError says that it cannot be written.
+    """
+    path = path.absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as scratch:
+        new, old = Path(scratch, path.name), Path(scratch, "old")
+        new.mkdir()
+        yield new
+        for written in (*new.rglob("*"), new):
+            written.chmod(0o755 if written.is_dir() else 0o644)
+            _flush(written)
+        if path.exists():
+            path.rename(old)
+        try:
+            new.rename(path)
+        except BaseException:
+            if old.exists():
+                old.rename(path)
+            raise
+        _flush(path.parent)
+
+
 def _flush(path: Path) -> None:
     """Have a file, or the names in a folder, on the disk itself."""
     if os.name == "nt" and path.is_dir():
