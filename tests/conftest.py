@@ -12,6 +12,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_CACHE"] = str(CACHE / "datasets")
 os.environ["SPLADE_LIT_CACHE"] = str(CACHE / "splade_lit")
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"
 os.environ["CODECARBON_COUNTRY_ISO_CODE"] = "DEU"  # or a tracker would ask where it is
 
 import shutil
