@@ -1,5 +1,6 @@
 """The bundle: its clients give the vectors of PyTorch, in processes without PyTorch, and it is whole or not there."""
 
+import copy
 import hashlib
 import json
 import os
@@ -15,7 +16,6 @@ import pytest
 import torch
 from command_runs import call
 from conftest import tiny_masked_lm
-from scipy.sparse import csr_array
 from test_query_side import other_tokenizer
 
 from splade_lit import AsymmetricSparseEncoder, UserError, export
@@ -253,10 +253,11 @@ def test_a_bundle_is_replaced_and_nothing_else_is(bundles, tmp_path, monkeypatch
     (tmp_path / "bundle" / "old.txt").write_text("of before")
     files = {path.name: path.read_bytes() for path in (tmp_path / "bundle").iterdir()}
     monkeypatch.setattr(bundle, "export_onnx", lambda encoder, new, **_: copy_export(folder, new))  # takes long
-    with monkeypatch.context() as patch:
-        patch.setattr(bundle, "keep_largest", lambda matrix, _: csr_array(matrix.shape, dtype=np.float32))
-        with pytest.raises(UserError, match="client gives other vectors of queries within their limit than"):
-            write_bundle(encoder, tmp_path / "bundle", layout)
+    tokenizer = copy.deepcopy(encoder.tokenizer)
+    tokenizer.split_special_tokens = True  # which no tokenizer.json tells
+    other = AsymmetricSparseEncoder(encoder.query, encoder.document, tokenizer, 9, 30, encoder.prompts)
+    with pytest.raises(UserError, match=r"client gives other vectors of documents than the model .*nothing is written"):
+        write_bundle(other, tmp_path / "bundle", layout)
     assert {path.name: path.read_bytes() for path in (tmp_path / "bundle").iterdir()} == files
     write_bundle(encoder, tmp_path / "bundle", layout)
     assert {path.name for path in tmp_path.iterdir()} == {"bundle"}

@@ -244,8 +244,8 @@ def _check_client(encoder: AsymmetricSparseEncoder, folder: Path, graph: OnnxDoc
         if not np.allclose(found.toarray(), wanted.toarray(), rtol=tolerance, atol=tolerance):
             raise UserError(
                 f"The bundle's client gives other vectors of {what} than the model (by "
-                f"{np.abs(found - wanted).max():.2g}), so nothing is written; export it with python -m "
-                "splade_lit.export onnx, and tell us which tokenizer it has."
+                f"{np.abs(found - wanted).max():.2g}), as where a tokenizer does more than its tokenizer.json says, so "
+                "nothing is written; python -m splade_lit.export onnx writes the graph alone."
             )
 
 
