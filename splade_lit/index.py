@@ -61,10 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     def copy_query(folder: Path) -> None:
         copy_query_side(settings.model, folder, settings.revision)
 
-    index = ExactIndex.build(settings.output, parts, header.vocab_size, copy_query)
+    index = ExactIndex.build(settings.output, parts, header.vocab_size, copy_query, model=fingerprint)
     shutil.rmtree(settings.output / _VECTORS, ignore_errors=True)
     stats = index.stats()
-    per_document = stats.num_postings / max(stats.num_documents, 1)
+    per_document = (stats.num_postings or 0) / max(stats.num_documents, 1)
     size = f"{per_document:.1f} active dims a document, {stats.num_bytes:,} bytes"
     print(f"index: {settings.output}  documents {stats.num_documents:,}  {size}")
 

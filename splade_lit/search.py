@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
     from splade_lit.encoder.query_side import QuerySide
-    from splade_lit.engines.exact import ExactIndex
+    from splade_lit.engines.index import Index
 
 _SNIPPET_CHARACTERS = 160
 
@@ -106,7 +106,7 @@ def _search_index(settings: "argparse.Namespace") -> None:
             show.hit(rank, hit.score, hit.id, index.text(hit.id), vector, weights)
 
 
-def _write_run(settings: "argparse.Namespace", index: "ExactIndex", queries: "QuerySide") -> None:
+def _write_run(settings: "argparse.Namespace", index: "Index", queries: "QuerySide") -> None:
     """Write the hits of many queries as a TREC run."""
     from splade_lit.core.files import check_writable, replace_text
     from splade_lit.core.text import check_trec_ids, trec_run_text

@@ -9,11 +9,8 @@ Each `add` makes a segment, and many of them are joined; `ExactIndex.build` make
 holds some 40 bytes a document and never their vectors.
 """
 
-import json
-import re
-import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -21,14 +18,15 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from splade_lit.core.errors import UserError
-from splade_lit.core.files import hold_folder, replace_text
-from splade_lit.engines.index import INDEX_JSON, Hit, IndexStats, read_index_json
-from splade_lit.engines.segments import Part, Parts, Segment, best_hits, write_segment
+from splade_lit.core.files import hold_folder
+from splade_lit.engines.index import Hit, IndexStats, Part, Parts, Server, read_index_json
+from splade_lit.engines.index_folder import check_folder, next_name, remove_files, write_header
+from splade_lit.engines.limits import check_queries
+from splade_lit.engines.segments import Segment, best_hits, write_segment
 
 ENGINE = "exact"
 _FORMAT = 1
 _MOST_SEGMENTS = 64  # more are joined: each takes some memory maps, and time in every search
-_OURS = re.compile(r"(\d{4,})(\.query|-\d+\.deleted)?")
 
 
 @dataclass(frozen=True)
@@ -39,6 +37,7 @@ class _Header:
     segments: list[str]
     deleted: dict[str, str] = field(default_factory=dict)
     query: str | None = None
+    model: str | None = None
 
 
 class ExactIndex:
@@ -81,32 +80,28 @@ class ExactIndex:
 
     @classmethod
     def build(
-        cls, folder: str | Path, parts: Parts, vocab_size: int, copy_query: Callable[[Path], None] | None = None
+        cls,
+        folder: str | Path,
+        parts: Parts,
+        vocab_size: int,
+        copy_query: Callable[[Path], None] | None = None,
+        *,
+        model: str | None = None,
+        server: Server | None = None,
     ) -> "ExactIndex":
-        """Write an index of documents that come a part at a time, twice.
-
-        What is in the folder gives way once the index is whole.
-
-        Args:
-            folder: a new or empty folder, or one with an index.
-            parts: the documents.
-            vocab_size: dims of a vector.
-            copy_query: writes the query side of the model to a folder.
-
-        Raises:
-            UserError: another process writes there, the folder holds something else, it cannot be written, or two
-                documents have one id.
-        """
+        """See `Index.build`; documents are asked for twice."""
+        if server is not None:
+            raise UserError("An exact index is in files; leave out --url and --name.")
         folder = Path(folder)
         cls.check_folder(folder)
         held = hold_folder(folder)
         try:
-            name = _next_name(folder)
+            name = next_name(folder)
             query = f"{name}.query" if copy_query else None
             write_segment(folder / name, parts, vocab_size)
             if copy_query:
                 copy_query(folder / f"{name}.query")
-            _write_header(folder, _Header(ENGINE, _FORMAT, vocab_size, [name], {}, query))
+            _change_header(folder, _Header(ENGINE, _FORMAT, vocab_size, [name], {}, query, model))
         except OSError as error:
             raise UserError(f"{folder} cannot be written ({error.strerror}); free space and start again.") from error
         finally:
@@ -115,18 +110,18 @@ class ExactIndex:
 
     @staticmethod
     def check_folder(folder: Path) -> None:
-        """Raise a UserError if a folder holds something else than an index, or a part of one."""
-        if not folder.exists():
-            return
-        names = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
-        ours = all(name == INDEX_JSON or _OURS.fullmatch(name) for name in names)
-        if not ours or (INDEX_JSON in names and read_index_json(folder).get("engine") != ENGINE):
-            raise UserError(f"{folder} is in use and holds no index; give a new or an empty folder.")
+        """Raise a UserError if a folder holds something else than an exact index, or a part of one."""
+        check_folder(folder, ENGINE)
 
     @property
     def query_folder(self) -> Path | None:
         """The folder with the query side of the model that the index was made with."""
         return self.folder / self._header.query if self._header.query else None
+
+    @property
+    def model(self) -> str | None:
+        """Fingerprint of the model that made the vectors."""
+        return self._header.model
 
     def add(self, ids: Sequence[str], vectors: csr_array, texts: Sequence[str] | None = None) -> None:
         """Add documents, float32 `[documents, vocab]`; those whose ids are there already take their places."""
@@ -163,14 +158,14 @@ class ExactIndex:
 
     def _write(self, parts: Iterable[Part]) -> str:
         """Write a segment of these documents; its name."""
-        name, kept = _next_name(self.folder), list(parts)
+        name, kept = next_name(self.folder), list(parts)
         if len({texts is None for _, _, texts in kept}) > 1:  # those that have none get an empty one
             kept = [(ids, vectors, [""] * len(ids) if texts is None else texts) for ids, vectors, texts in kept]
         write_segment(self.folder / name, lambda: kept, self.vocab_size)
         return name
 
     def _replace(self, header: _Header) -> None:
-        _write_header(self.folder, header)
+        _change_header(self.folder, header)
         self._open(header)
 
     def search(self, queries: csr_array, k: int, only: Collection[str] | None = None) -> list[list[Hit]]:
@@ -179,9 +174,7 @@ class ExactIndex:
         Documents that share no term with a query are no hits. With `only`, no others than these are found. A UserError
         says that queries have other dims than documents.
         """
-        if queries.shape[1] != self.vocab_size:
-            sizes = f"Queries have {queries.shape[1]} dims, documents {self.vocab_size}"
-            raise UserError(f"{sizes}; search with the model that the index was made with.")
+        check_queries(queries, self.vocab_size)
         queries = queries.sorted_indices()
         left_out = [segment.left_out(only) for segment in self._segments]
         found = []
@@ -217,16 +210,12 @@ class ExactIndex:
         size = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
         return IndexStats(ENGINE, documents, sum(len(segment.documents) for segment in self._segments), size)
 
+    def close(self) -> None:
+        """Let go of the files."""
+        self._segments = []
 
-def _next_name(folder: Path) -> str:
-    taken = [int(match[1]) for path in folder.iterdir() if (match := _OURS.fullmatch(path.name))]
-    return f"{max(taken, default=-1) + 1:04d}"
 
-
-def _write_header(folder: Path, header: _Header) -> None:
+def _change_header(folder: Path, header: _Header) -> None:
     """Make a change: from here on, what the header does not name is removed."""
-    replace_text(folder / INDEX_JSON, json.dumps(asdict(header), indent=2) + "\n")
-    named = {*header.segments, *header.deleted.values(), header.query}
-    for path in folder.iterdir():
-        if _OURS.fullmatch(path.name) and path.name not in named:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    write_header(folder, header)
+    remove_files(folder, {*header.segments, *header.deleted.values(), header.query})

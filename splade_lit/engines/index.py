@@ -1,10 +1,11 @@
 """What search engines have in common here: build, add, delete, search, open by address."""
 
 import json
-from collections.abc import Collection, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 from scipy.sparse import csr_array
 
@@ -12,6 +13,15 @@ from splade_lit.core.errors import UserError
 
 INDEX_JSON = "index.json"
 """The file of an index that is written last, and says which engine reads it."""
+
+Part = tuple[Sequence[str], csr_array, Sequence[str] | None]
+"""Ids, vectors, and texts if they are to be kept."""
+
+Parts = Callable[[], Iterable[Part]]
+"""Gives documents a part at a time, the same at each call."""
+
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
+_PASSWORD = re.compile(r"^[a-z0-9+]+://[^/@]*:[^/@]+@|[?&]password=", re.IGNORECASE)
 
 
 class Hit(NamedTuple):
@@ -28,20 +38,95 @@ class IndexStats:
     Attributes:
         engine: its name.
         num_documents: documents that can be found.
-        num_postings: weights of all of them.
-        num_bytes: of its files, or of its memory where it has none.
+        num_postings: weights of all of them; None where the engine does not count them.
+        num_bytes: of its files; None where the engine does not say.
     """
 
     engine: str
     num_documents: int
-    num_postings: int
-    num_bytes: int
+    num_postings: int | None
+    num_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Server:
+    """Where a server keeps documents.
+
+    Attributes:
+        url: its address, without a password.
+        name: of the collection, table or index there; each build adds its number.
+    """
+
+    url: str
+    name: str
+
+    def __post_init__(self) -> None:
+        if _PASSWORD.search(self.url):
+            raise UserError("--url holds a password, which index.json would show; docs/engines.md says where it goes.")
+        if not _NAME.fullmatch(self.name):
+            raise UserError(
+                f"{self.name!r} is no name for a server: give lower-case letters, digits and _, 40 at most, a letter "
+                "first, with --name."
+            )
+
+
+def default_name(folder: Path) -> str:
+    """The name on a server of what a folder is the index of.
+
+    >>> default_name(Path("runs/My docs.index"))
+    'my_docs_index'
+    """
+    name = re.sub(r"[^a-z0-9]+", "_", folder.absolute().name.lower()).strip("_")[:40]
+    return name if _NAME.fullmatch(name) else f"index_{name}"[:40]
 
 
 class Index(Protocol):
     """Documents that can be searched; the score of a hit is the dot product with the query."""
 
     vocab_size: int
+
+    def __init__(self, folder: str | Path) -> None:
+        """Open the index in a folder; a UserError says that there is none, or it is damaged."""
+
+    @classmethod
+    def build(
+        cls,
+        folder: str | Path,
+        parts: Parts,
+        vocab_size: int,
+        copy_query: Callable[[Path], None] | None = None,
+        *,
+        model: str | None = None,
+        server: Server | None = None,
+    ) -> Self:
+        """Write an index of documents that come a part at a time.
+
+        What is in the folder gives way once the index is whole.
+
+        Args:
+            folder: a new or empty folder, or one with an index of this engine.
+            parts: the documents; some engines ask for them twice.
+            vocab_size: dims of a vector.
+            copy_query: writes the query side of the model to a folder.
+            model: fingerprint of the model that made the vectors.
+            server: where the documents are kept, for engines that have one.
+
+        Raises:
+            UserError: another process writes there, the folder holds something else, it cannot be written, two
+                documents have one id, or the server does not answer.
+        """
+
+    @staticmethod
+    def check_folder(folder: Path) -> None:
+        """Raise a UserError if a folder holds something else than an index of this engine, or a part of one."""
+
+    @property
+    def query_folder(self) -> Path | None:
+        """The folder with the query side of the model that the index was made with."""
+
+    @property
+    def model(self) -> str | None:
+        """Fingerprint of the model that made the vectors."""
 
     def add(self, ids: Sequence[str], vectors: csr_array, texts: Sequence[str] | None = None) -> None:
         """Add documents, float32 `[documents, vocab]`; those whose ids are there already take their places."""
@@ -63,6 +148,9 @@ class Index(Protocol):
 
     def stats(self) -> IndexStats:
         """What it holds."""
+
+    def close(self) -> None:
+        """Let go of files and connections."""
 
 
 def read_index_json(folder: Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import os
 import shutil
 from array import array
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +13,10 @@ from scipy.sparse import csc_array, csr_array
 
 from splade_lit.core.errors import UserError
 from splade_lit.core.files import whole_file
-from splade_lit.engines.index import Hit
+from splade_lit.engines.index import Hit, Part, Parts
+from splade_lit.engines.limits import check_vectors
 
 _ARRAYS = ("starts", "documents", "values", "id_ends", "hashes", "hash_rows")
-
-Part = tuple[Sequence[str], csr_array, Sequence[str] | None]
-"""Ids, vectors, and texts if they are to be kept."""
-
-Parts = Callable[[], Iterable[Part]]
-"""Gives documents a part at a time, the same at each call."""
 
 
 class Segment:
@@ -143,7 +138,7 @@ def write_segment(folder: Path, parts: Parts, vocab_size: int) -> None:
     counts, ends, hashes, text_ends = np.zeros(vocab_size, np.int64), array("q", [0]), array("Q"), array("q", [0])
     with (folder / "ids.bin").open("wb") as id_file, (folder / "texts.bin").open("wb") as text_file:
         for ids, vectors, texts in parts():
-            _check(ids, vectors, vocab_size)
+            check_vectors(ids, vectors, vocab_size)
             counts += np.bincount(vectors.indices, minlength=vocab_size)
             for id in ids:
                 ends.append(ends[-1] + id_file.write(_bytes(id)))
@@ -187,15 +182,6 @@ def _new_array(path: Path, dtype: type, size: int) -> np.ndarray:
         np.save(path, np.zeros(0, dtype))
         return np.zeros(0, dtype)
     return np.lib.format.open_memmap(path, "w+", dtype, (size,))
-
-
-def _check(ids: Sequence[str], vectors: csr_array, vocab_size: int) -> None:
-    if vectors.shape != (len(ids), vocab_size):
-        raise UserError(
-            f"There are {len(ids)} ids for vectors of shape {vectors.shape}; [ids, {vocab_size}] is needed."
-        )
-    if not np.isfinite(vectors.data).all() or (vectors.data < 0).any():
-        raise UserError("Weights of documents must be finite and not negative; the model that made them diverged.")
 
 
 def _check_unique(folder: Path, hashes: np.ndarray, rows: np.ndarray, ends: np.ndarray) -> None:

@@ -1,0 +1,161 @@
+"""The folder of an index: what it says of itself, its query side, and builds that are there whole or not at all.
+
+index.json      engine, dims, model, where the documents are; replaced last
+0000/           the documents, where the engine keeps them in files; `server.json` where it keeps them on a server
+0000.query/     the query side of the model, if the index was made with one
+
+Each build has the next number, in the folder and in the name of what it makes on a server. What no index.json names is
+left from a build that was stopped, and goes away with the next one.
+"""
+
+import json
+import logging
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from splade_lit.core.errors import UserError
+from splade_lit.core.files import hold_folder, replace_text
+from splade_lit.engines.index import INDEX_JSON, Server, read_index_json
+
+FORMAT = 1
+OURS = re.compile(r"(\d{4,})(\.query|-\d+\.deleted)?")
+"""Names of what builds and changes leave in a folder."""
+_SERVER_JSON = "server.json"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Header:
+    """What index.json says.
+
+    Attributes:
+        engine: its name.
+        format: of the folder.
+        vocab_size: dims of a vector.
+        name: of this build: the folder with its documents.
+        query: the folder with the query side of the model.
+        model: fingerprint of the model that made the vectors, see `document_side_fingerprint`.
+        server: where the documents are, with the whole name; None if they are in the folder.
+    """
+
+    engine: str
+    format: int
+    vocab_size: int
+    name: str
+    query: str | None = None
+    model: str | None = None
+    server: Server | None = None
+
+    @classmethod
+    def read(cls, folder: Path, engine: str) -> "Header":
+        """What the file in a folder says; a UserError if there is none, or it is damaged or of another version."""
+        content = read_index_json(folder)
+        try:
+            server = content.pop("server", None)
+            header = cls(**content, server=Server(**server) if server else None)
+            names = [header.name, *([header.query] if header.query else [])]
+            if any(not OURS.fullmatch(name) for name in names) or header.vocab_size < 1:
+                raise ValueError("it names files elsewhere")
+        except (TypeError, ValueError, AttributeError) as error:
+            raise UserError(f"{folder} holds a damaged index ({error}); build it again.") from error
+        if (header.engine, header.format) != (engine, FORMAT):
+            raise UserError(f"{folder}: the index is of another version; build it again.")
+        return header
+
+
+def build_whole(
+    folder: Path,
+    engine: str,
+    vocab_size: int,
+    write: Callable[[Path, Server | None], None],
+    drop: Callable[[Server], None],
+    copy_query: Callable[[Path], None] | None = None,
+    model: str | None = None,
+    server: Server | None = None,
+) -> None:
+    """Build an index in a folder; what is in it, or left from builds that were stopped, then gives way.
+
+    Args:
+        folder: a new or empty folder, or one with an index of this engine.
+        engine: its name.
+        vocab_size: dims of a vector.
+        write: writes the documents into the folder that it is given, which is new, or to the server.
+        drop: removes what an earlier build has written to a server, if it is there.
+        copy_query: writes the query side of the model to a folder.
+        model: fingerprint of the model.
+        server: where the documents go.
+
+    Raises:
+        UserError: another process writes there, the folder holds something else, or it cannot be written.
+    """
+    check_folder(folder, engine)
+    held = hold_folder(folder)
+    try:
+        before = Header.read(folder, engine) if (folder / INDEX_JSON).exists() else None
+        _remove_all_but(folder, {before.name, before.query} if before else set(), drop)
+        name = next_name(folder)
+        query = f"{name}.query" if copy_query else None
+        place = folder / name
+        place.mkdir()
+        there = Server(server.url, f"{server.name}_{name}") if server else None
+        if there:  # first, so that a build that is stopped is found
+            replace_text(place / _SERVER_JSON, json.dumps(asdict(there)))
+        write(place, there)
+        if copy_query:
+            copy_query(folder / f"{name}.query")
+        write_header(folder, Header(engine, FORMAT, vocab_size, name, query, model, there))
+        _remove_all_but(folder, {name, query}, drop)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error.strerror}); free space and start again.") from error
+    finally:
+        held.release()
+
+
+def check_folder(folder: Path, engine: str) -> None:
+    """Raise a UserError if a folder holds something else than an index of this engine, or a part of one."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise UserError(f"{folder} is a file; give the name of a folder.")
+    names = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
+    ours = all(name == INDEX_JSON or OURS.fullmatch(name) for name in names)
+    there = read_index_json(folder).get("engine") if ours and INDEX_JSON in names else engine
+    if ours and there != engine and isinstance(there, str) and "format" in read_index_json(folder):
+        raise UserError(f"{folder} holds an index of the engine {there}; give a new folder for one of {engine}.")
+    if not ours or there != engine:
+        raise UserError(f"{folder} is in use and holds no index; give a new or an empty folder.")
+
+
+def next_name(folder: Path) -> str:
+    """A number that nothing in the folder has, as a name."""
+    taken = [int(match[1]) for path in folder.iterdir() if (match := OURS.fullmatch(path.name))]
+    return f"{max(taken, default=-1) + 1:04d}"
+
+
+def write_header(folder: Path, header: Any) -> None:
+    """Make a change: from here on, an index is what this dataclass says."""
+    replace_text(folder / INDEX_JSON, json.dumps(asdict(header), indent=2) + "\n")
+
+
+def remove_files(folder: Path, keep: set[str | None]) -> None:
+    """Remove what builds and changes have left and no header names."""
+    for path in folder.iterdir():
+        if OURS.fullmatch(path.name) and path.name not in keep:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _remove_all_but(folder: Path, keep: set[str | None], drop: Callable[[Server], None]) -> None:
+    for path in sorted(folder.iterdir()):
+        if not OURS.fullmatch(path.name) or path.name in keep or not (path / _SERVER_JSON).is_file():
+            continue
+        try:
+            server = Server(**json.loads((path / _SERVER_JSON).read_text(encoding="utf-8")))
+            drop(server)
+        except (OSError, ValueError, TypeError, UserError) as error:
+            logger.warning("%s: what an earlier build left on its server stays there: %s", path, error)
+    remove_files(folder, keep)

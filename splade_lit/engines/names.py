@@ -1,0 +1,41 @@
+"""The engines that an index can have, by name; their modules are imported when they are asked for."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, cast
+
+from splade_lit.core.errors import UserError
+
+if TYPE_CHECKING:
+    from splade_lit.engines.index import Index
+
+ENGINES = {
+    "exact": "exact.ExactIndex",
+    "seismic": "seismic.SeismicIndex",
+    "qdrant": "qdrant.QdrantIndex",
+    "pgvector": "pgvector.PgvectorIndex",
+}
+"""Name to module and class; whoever reads index.json knows these."""
+
+
+def engine_class(name: object) -> "type[Index]":
+    """The class of an engine.
+
+    Raises:
+        UserError: there is no engine of this name, or its package is not installed.
+    """
+    if not isinstance(name, str) or name not in ENGINES:
+        raise UserError(f"the engine {name!r} is not known here; known are {', '.join(ENGINES)}.")
+    module, _, class_name = ENGINES[name].partition(".")
+    return cast("type[Index]", getattr(import_module(f"splade_lit.engines.{module}"), class_name))
+
+
+def require(name: str, extra: str) -> Any:
+    """The module of an engine's package.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise UserError(f'The engine needs {name}; pip install "splade-lit[{extra}]".') from error
