@@ -1,6 +1,7 @@
 """What engines can hold of a vector: what does not fit is clipped, left out or rounded, and counted aloud."""
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -117,13 +118,16 @@ class LimitGuard:
 
 
 def check_vectors(ids: Sequence[str], vectors: csr_array, vocab_size: int) -> None:
-    """Raise a UserError if vectors are not `[ids, vocab_size]`, or a weight is negative or not finite."""
+    """Raise a UserError if vectors are not `[ids, vocab_size]`, a weight is negative or not finite, or ids repeat."""
     if vectors.shape != (len(ids), vocab_size):
         raise UserError(
             f"There are {len(ids)} ids for vectors of shape {vectors.shape}; [ids, {vocab_size}] is needed."
         )
     if not np.isfinite(vectors.data).all() or (vectors.data < 0).any():
         raise UserError("Weights of documents must be finite and not negative; the model that made them diverged.")
+    if len(set(ids)) < len(ids):
+        (twice, _), *_ = Counter(ids).most_common(1)
+        raise UserError(f"Two documents have the id {twice!r}; make ids unique.")
 
 
 def check_queries(queries: csr_array, vocab_size: int) -> None:

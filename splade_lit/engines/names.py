@@ -14,7 +14,10 @@ ENGINES = {
     "qdrant": "qdrant.QdrantIndex",
     "pgvector": "pgvector.PgvectorIndex",
 }
-"""Name to module and class; whoever reads index.json knows these."""
+"""Name to module and class, as index.json names them."""
+
+SERVERS = ("qdrant", "pgvector")
+"""Those that can keep documents on a server."""
 
 
 def engine_class(name: object) -> "type[Index]":

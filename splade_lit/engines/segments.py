@@ -24,7 +24,10 @@ class Segment:
 
     def __init__(self, folder: Path, vocab_size: int, deleted: Path | None) -> None:
         self.folder, self._deleted_path = folder, deleted
-        arrays = [np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _ARRAYS]
+        # Plain views: each slice of a memory map costs as much as adding up a short list.
+        arrays = [
+            np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False).view(np.ndarray) for name in _ARRAYS
+        ]
         self.starts, self.documents, self.values, self._id_ends, self._hashes, self._hash_rows = arrays
         self.num_documents = len(self._id_ends)
         self._ids = _mapped(folder / "ids.bin")
@@ -85,6 +88,20 @@ class Segment:
         start, end = int(self.starts[dim]), int(self.starts[dim + 1])
         place = start + int(np.searchsorted(self.documents[start:end], np.uint32(row)))
         return float(self.values[place]) if place < end and self.documents[place] == row else 0.0
+
+    def scores(
+        self, rows: Int64[np.ndarray, " rows"], dims: np.ndarray, weights: Float32[np.ndarray, " dims"]
+    ) -> Float32[np.ndarray, " rows"]:
+        """The scores of some documents, as `search` computes them."""
+        scores = np.zeros(len(rows), np.float32)
+        for dim, weight in zip(dims.tolist(), weights, strict=True):
+            start, end = int(self.starts[dim]), int(self.starts[dim + 1])
+            documents, values = self.documents[start:end], self.values[start:end]
+            places = np.minimum(np.searchsorted(documents, rows.astype(np.uint32)), max(end - start - 1, 0))
+            if end > start:
+                there = documents[places] == rows
+                scores[there] += weight * values[places[there]]
+        return scores
 
     def text(self, row: int) -> str | None:
         """The text of a document, if texts are kept."""

@@ -14,7 +14,8 @@ from splade_lit.engines.segments import best_hits
 
 # Relative; a sum of some hundred float32 products is off by less.
 _CLOSE = 2e-6
-_MORE = 16  # hits that are fetched beyond those asked for
+MORE = 16
+"""Hits that are fetched beyond those asked for."""
 
 Fetch = Callable[[int], Sequence[Hit]]
 """Gives so many of the best hits, in any order where scores are as good as equal; fewer if there are no more."""
@@ -32,7 +33,7 @@ def settled(fetch: Fetch, scores: Scores, k: int, close: float = _CLOSE) -> list
         k: how many.
         close: relative difference of scores that the engine may have got wrong.
     """
-    limit = k + _MORE
+    limit = k + MORE
     while True:
         hits = best_hits([hit for hit in fetch(limit) if hit.score > 0], limit)
         # Beyond the last of those fetched others may be as good as the k-th.
