@@ -134,13 +134,12 @@ def _server(settings: "argparse.Namespace") -> "Server | None":
 
 
 def _print_stats(folder: Path, index: "Index") -> None:
-    stats = index.stats()
-    said = [f"documents {stats.num_documents:,}"]
+    stats, said = index.stats(), []
     if stats.num_postings is not None:
         said.append(f"{stats.num_postings / max(stats.num_documents, 1):.1f} active dims a document")
     if stats.num_bytes is not None:
         said.append(f"{stats.num_bytes:,} bytes")
-    print(f"index: {folder}  {', '.join(said)}")
+    print(f"index: {folder}  documents {stats.num_documents:,}  {', '.join(said)}".rstrip())
 
 
 def _parts(settings: "argparse.Namespace", fingerprint: str) -> "tuple[int, Parts]":

@@ -44,8 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if settings.index is not None:
         _search_index(settings)
         return
-    if settings.run or settings.queries_file:
-        raise UserError("--queries-file and --run go with --index; build one with python -m splade_lit.index.")
+    if settings.run or settings.queries_file or settings.only:
+        given = "--queries-file, --run and --only go with --index"
+        raise UserError(f"{given}; build one with python -m splade_lit.index.")
     if settings.model is None:
         raise UserError("Nothing to search with: give --model, or --index made by python -m splade_lit.index.")
     if settings.corpus is None and settings.vectors is None:
@@ -95,15 +96,25 @@ def _search_index(settings: "argparse.Namespace") -> None:
     if settings.run:
         _write_run(settings, index, queries)
         return
-    show = _Shows(queries, settings.terms)
+    show, only = _Shows(queries, settings.terms), _only(settings)
     texts = (text for _, text in _read_queries(settings.queries_file)) if settings.queries_file else _queries(settings)
     for query in texts:
         vector = queries.encode(query)
-        (hits,) = index.search(vector, settings.top)
+        (hits,) = index.search(vector, settings.top, only)
         show.query(query, len(hits))
         for rank, hit in enumerate(hits, start=1):
             weights = np.array(index.weights(hit.id, vector.indices.tolist()), np.float32)
             show.hit(rank, hit.score, hit.id, index.text(hit.id), vector, weights)
+    index.close()
+
+
+def _only(settings: "argparse.Namespace") -> list[str] | None:
+    """The ids that may be found, all if None."""
+    if settings.only is None:
+        return None
+    from splade_lit.core.text import text_lines
+
+    return [line for _, line in text_lines(settings.only)]
 
 
 def _write_run(settings: "argparse.Namespace", index: "Index", queries: "QuerySide") -> None:
@@ -116,7 +127,7 @@ def _write_run(settings: "argparse.Namespace", index: "Index", queries: "QuerySi
     check_writable(settings.run)
     asked = list(_read_queries(settings.queries_file))
     check_trec_ids(id for id, _ in asked)
-    found = index.search(queries.encode([text for _, text in asked]), settings.top)
+    found = index.search(queries.encode([text for _, text in asked]), settings.top, _only(settings))
     run = {id: dict(hits) for (id, _), hits in zip(asked, found, strict=True)}
     if len(run) < len(asked):
         raise UserError(f"{settings.queries_file}: two queries have one id; make ids unique.")
@@ -249,6 +260,9 @@ def _parser() -> CommandParser:
     )
     parser.add_argument(
         "--run", type=Path, help="file for the hits of these queries as a TREC run, in place of printing"
+    )
+    parser.add_argument(
+        "--only", type=Path, metavar="FILE", help="find documents of an index among those of a file of ids, a line each"
     )
     parser.add_argument("--vectors", help="folder of the corpus's vectors, so that nothing is encoded; see encode")
     parser.add_argument("--limit", type=positive_int, help="search the first documents only, for a quick look")

@@ -156,6 +156,15 @@ def encoder(make_encoder: Callable[..., AsymmetricSparseEncoder]) -> AsymmetricS
     return make_encoder()
 
 
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """The address of a PostgreSQL with pgvector, started for the tests that ask for it."""
+    from servers import postgres
+
+    with postgres() as url:
+        yield url
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: PreTrainedTokenizerBase) -> "World":
     """A tiny base model with pairs and tasks, made once for each file of tests."""

@@ -1,6 +1,6 @@
 """Every engine behind the one interface: hits, changes and filters as of the exact index, builds that are whole."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +14,12 @@ from splade_lit.engines.exact import ExactIndex
 from splade_lit.engines.index import Hit, Index, Server, default_name
 from splade_lit.engines.names import engine_class
 from splade_lit.engines.open_index import open_index
+from splade_lit.engines.pgvector import PgvectorIndex
 from splade_lit.engines.qdrant import QdrantIndex
+from splade_lit.engines.seismic import SeismicIndex
 
 VOCAB = 30
-Build = Callable[..., Index]
+ENGINES = ["exact", "qdrant", "pgvector", "seismic"]
 
 
 def vectors(rows: int, seed: int, density: float = 0.3) -> csr_array:
@@ -29,10 +31,6 @@ def vectors(rows: int, seed: int, density: float = 0.3) -> csr_array:
     return made
 
 
-def texts_of(ids: Sequence[str]) -> list[str]:
-    return [f"text of {id}" for id in ids]
-
-
 def same_hits(found: list[list[Hit]], expected: list[list[Hit]]) -> None:
     """The same documents in the same order, with scores that are equal but for rounding."""
     assert [[hit.id for hit in hits] for hits in found] == [[hit.id for hit in hits] for hits in expected]
@@ -41,25 +39,41 @@ def same_hits(found: list[list[Hit]], expected: list[list[Hit]]) -> None:
 
 
 def parts(ids: Sequence[str], documents: csr_array, cut: int) -> Callable[[], list]:
-    texts = texts_of(ids)
+    texts = [f"text of {id}" for id in ids]
     return lambda: [(ids[:cut], documents[:cut], texts[:cut]), (ids[cut:], documents[cut:], texts[cut:])]
 
 
-@pytest.mark.parametrize("engine", ["qdrant"])
-def test_hits_changes_and_filters_are_those_of_the_exact_index(engine, tmp_path):
+@pytest.fixture
+def build(request, tmp_path) -> Callable[..., Index]:
+    """Function of an engine, parts and dims: an index in `index`, pgvector's on a server of the tests."""
+
+    def made(
+        engine: str, documents: Callable[[], list], vocab_size: int = VOCAB, folder: str = "index", **more: object
+    ):
+        server = None
+        if engine == "pgvector":
+            name = "t_" + "".join(letter for letter in request.node.name.lower() if letter.isalnum())[:30]
+            server = Server(request.getfixturevalue("postgres_url"), name)
+        return engine_class(engine).build(tmp_path / folder, documents, vocab_size, server=server, **more)
+
+    return made
+
+
+@pytest.mark.parametrize("engine", ["qdrant", "pgvector"])
+def test_hits_changes_and_filters_are_those_of_the_exact_index(build, engine, tmp_path):
     ids = [f"d{number}" for number in np.random.default_rng(3).permutation(90)]
     documents, queries = vectors(90, 1), vectors(12, 5)
-    exact = ExactIndex.build(tmp_path / "exact", parts(ids, documents, 40), VOCAB, model="m")
-    made = engine_class(engine).build(tmp_path / "index", parts(ids, documents, 40), VOCAB, model="m")
+    exact = build("exact", parts(ids, documents, 40), folder="exact", model="m")
+    made = build(engine, parts(ids, documents, 40), model="m")
     check_same(made, exact, queries, ids)
     made.close()
     made = open_index(tmp_path / "index")
     check_same(made, exact, queries, ids)
     assert (made.model, made.stats().engine, made.stats().num_documents) == ("m", engine, 90)
-    for index in (made, exact):
-        assert index.delete(["d3", "d7", "nothing"]) == 2
-        index.add(["d5", "new1", "d3", "new2"], vectors(4, 9), ["five", "one", "three", "two"])
-        assert index.delete(["new2", "d1"]) == 2
+    for one in (made, exact):
+        assert one.delete(["d3", "d7", "nothing"]) == 2
+        one.add(["d5", "new1", "d3", "new2"], vectors(4, 9), ["five", "one", "three", "two"])
+        assert one.delete(["new2", "d1"]) == 2
     made.close()
     made = open_index(tmp_path / "index")
     check_same(made, exact, queries, [*ids, "new1", "new2"])
@@ -86,51 +100,126 @@ def test_qdrant_in_memory_finds_what_the_exact_index_finds(tmp_path_factory, row
     exact = ExactIndex.build(tmp_path_factory.mktemp("exact"), lambda: [(ids, documents, None)], VOCAB)
     made = QdrantIndex.in_memory(lambda: [(ids, documents, None)], VOCAB)
     same_hits(made.search(queries, k), exact.search(queries, k))
-    assert made.query_folder is None
+    assert (made.query_folder, made.delete(["d0"])) == (None, 1)
 
 
-@pytest.mark.parametrize("engine", ["exact", "qdrant"])
-def test_what_cannot_be_indexed_leaves_what_was_there(engine, tmp_path):
-    build = engine_class(engine).build
-    ids, documents = ["a", "b"], vectors(2, 1)
-    build(tmp_path / "index", lambda: [(ids, documents, None)], VOCAB).close()
-    for wrong, what in ((["a", "a"], "Two documents have"), (["a"], "There are 1 ids for vectors")):
+@pytest.mark.parametrize("vocab_size", [VOCAB, 70_000])
+def test_seismic_scores_are_exact_and_few_documents_are_missing(build, tmp_path, vocab_size):
+    ids = [f"d{number}" for number in range(400)]
+    rng = np.random.default_rng(2)
+    dims = rng.integers(0, vocab_size, VOCAB)
+    documents, queries = (
+        csr_array((one.data, dims[one.indices], one.indptr), shape=(one.shape[0], vocab_size)).sorted_indices()
+        for one in (csr_array(random_array((rows, VOCAB), density=0.2, rng=rng)) for rows in (400, 40))
+    )
+    for one in (documents, queries):
+        one.sum_duplicates()
+    exact = build("exact", parts(ids, documents, 100), vocab_size, folder="exact")
+    made = build("seismic", parts(ids, documents, 100), vocab_size)
+    for opened in (made, open_index(tmp_path / "index")):
+        found, expected = opened.search(queries, 10), exact.search(queries, 400)
+        for hits, all_hits in zip(found, expected, strict=True):
+            scores = dict(all_hits)
+            assert hits == sorted(((id, scores[id]) for id, _ in hits), key=lambda hit: (-hit[1], hit[0]))
+        best = [{hit.id for hit in hits[:10]} for hits in expected]
+        shared = sum(len(best[row] & dict(hits).keys()) for row, hits in enumerate(found))
+        assert shared >= 0.9 * sum(map(len, best))
+        assert opened.search(queries, 5, ids[:50]) == exact.search(queries, 5, ids[:50])
+        assert opened.search(csr_array((1, vocab_size), dtype=np.float32), 5) == [[]]
+        assert (opened.text("d3"), opened.text("x")) == ("text of d3", None)
+        some = list(range(VOCAB))
+        assert opened.weights("d3", some) == exact.weights("d3", some)
+    for change in (lambda: made.add(["a"], documents[[0]]), lambda: made.delete(["d3"])):
+        with pytest.raises(UserError, match=r"Seismic cannot .* build it again"):
+            change()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_what_cannot_be_indexed_leaves_what_was_there(build, engine, tmp_path):
+    build(engine, lambda: [(["a", "b"], vectors(2, 1), None)]).close()
+    for wrong, what in ((["a", "a"], "Two documents have the id 'a'"), (["a"], "There are 1 ids for vectors")):
         with pytest.raises(UserError, match=what):
-            build(tmp_path / "index", lambda wrong=wrong: [(wrong, documents, None)], VOCAB)
-        made = open_index(tmp_path / "index")
-        with pytest.raises(UserError, match=what):
-            made.add(wrong, documents)
-        made.close()
+            build(engine, lambda wrong=wrong: [(wrong, vectors(2, 1), None)])
+    with pytest.raises(UserError, match="Two documents have"):
+        build(engine, lambda: [(["a"], vectors(1, 1), None), (["a"], vectors(1, 1), None)])
     made = open_index(tmp_path / "index")
     assert [made.stats().num_documents, made.text("a")] == [2, None]
     made.close()
-    build(tmp_path / "index", lambda: [(["c"], vectors(1, 2), None)], VOCAB).close()
+    build(engine, lambda: [(["c"], vectors(1, 2), None)]).close()
     names = sorted(path.name for path in (tmp_path / "index").iterdir() if not path.name.startswith("."))
     assert len(names) == 2  # what failed and what gave way is gone
     with pytest.raises(UserError, match=f"holds an index of the engine {engine}"):
         engine_class("qdrant" if engine == "exact" else "exact").build(tmp_path / "index", lambda: [], VOCAB)
 
 
-def test_damaged_indexes_are_told(tmp_path):
-    QdrantIndex.build(tmp_path / "index", lambda: [(["a"], vectors(1, 1), None)], VOCAB).close()
-    for path in (tmp_path / "index" / "0000").rglob("*.json"):
-        path.write_text("{")
-    with pytest.raises(UserError, match="damaged index of Qdrant"):
+def test_tables_that_gave_way_or_were_left_are_dropped(build, tmp_path, postgres_url):
+    import psycopg
+
+    def tables() -> list[str]:
+        with psycopg.connect(postgres_url) as connection:
+            found = connection.execute("SELECT tablename FROM pg_tables WHERE tablename LIKE 't\\_testtablesthat%'")
+            return sorted(name for (name,) in found)
+
+    def fails() -> Iterator[tuple]:
+        yield ["a"], vectors(1, 1), None
+        raise UserError("the corpus is gone")
+
+    made = build("pgvector", lambda: [(["a"], vectors(1, 1), ["with\0 nothing"])])
+    assert made.text("a") == "with nothing"
+    made.close()
+    with pytest.raises(UserError, match="the corpus is gone"):
+        build("pgvector", fails)
+    (first,) = tables()
+    made = build("pgvector", lambda: [(["b"], vectors(1, 1), None)])
+    made.close()
+    (second,) = tables()
+    assert first != second
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute(f'ALTER TABLE "{second}" RENAME TO "{second}_moved"')
+    with pytest.raises(UserError, match="has no table"):
+        open_index(tmp_path / "index")
+
+
+def test_limits_of_pgvector(build):
+    long = csr_array(np.ones((2, 20_000), np.float32))
+    made = build("pgvector", lambda: [(["a", "b"], long, None)], 20_000)
+    assert made.stats().num_postings == 32_000
+    made.close()
+
+
+@pytest.mark.parametrize("damage", ["cut", "lost"])
+@pytest.mark.parametrize("engine", ["qdrant", "seismic"])
+def test_damaged_indexes_are_told(build, engine, damage, tmp_path):
+    build(engine, lambda: [(["a"], vectors(1, 1), None)]).close()
+    pattern = "segment.json" if engine == "qdrant" else "*.seismic"
+    for path in (tmp_path / "index" / "0000").rglob(pattern):
+        if damage == "lost":
+            path.unlink()
+        else:
+            path.write_bytes(path.read_bytes()[:-9])
+    if engine == "qdrant" and damage == "lost":
+        (tmp_path / "index" / "0000" / "edge_config.json").unlink()
+    with pytest.raises(UserError, match="holds a damaged index"):
         open_index(tmp_path / "index")
 
 
 @pytest.mark.parametrize(
-    ("url", "name", "what"),
+    ("engine", "url", "name", "what"),
     [
-        ("http://127.0.0.1:9", "docs", "Qdrant does not answer"),
-        ("ftp://host", "docs", "no address of Qdrant"),
-        ("http://me:secret@host", "docs", "holds a password"),
-        ("http://127.0.0.1:9", "Docs!", "no name for a server"),
+        (QdrantIndex, "http://127.0.0.1:9", "docs", "Qdrant does not answer"),
+        (QdrantIndex, "ftp://host", "docs", "no address of Qdrant"),
+        (QdrantIndex, "http://me:secret@host", "docs", "holds a password"),
+        (QdrantIndex, "http://127.0.0.1:9", "Docs!", "no name for a server"),
+        (PgvectorIndex, "postgresql://127.0.0.1:9/db", "docs", "PostgreSQL does not answer"),
+        (PgvectorIndex, "mysql://host", "docs", "no address of PostgreSQL"),
+        (PgvectorIndex, "postgresql://me:secret@host/db", "docs", "holds a password"),
+        (SeismicIndex, "http://host", "docs", "is in files"),
+        (ExactIndex, "http://host", "docs", "is in files"),
     ],
 )
-def test_servers_that_cannot_be_reached_are_told(tmp_path, url, name, what):
+def test_servers_that_cannot_be_reached_are_told(tmp_path, engine, url, name, what):
     with pytest.raises(UserError, match=what):
-        QdrantIndex.build(tmp_path / "index", lambda: [(["a"], vectors(1, 1), None)], VOCAB, server=Server(url, name))
+        engine.build(tmp_path / "index", lambda: [(["a"], vectors(1, 1), None)], VOCAB, server=Server(url, name))
     with pytest.raises(UserError, match="holds no index"):
         open_index(tmp_path / "index")
 
