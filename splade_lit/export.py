@@ -1,12 +1,15 @@
-"""`python -m splade_lit.export`: a saved model for other runtimes.
+"""`python -m splade_lit.export`: a saved model, or a corpus encoded with it, for other programs.
 
     python -m splade_lit.export onnx runs/my_run/model
     python -m splade_lit.export onnx runs/my_run/model --int8 --tasks docstrings --output exported
     python -m splade_lit.export bundle runs/my_run/model --output bundle
+    python -m splade_lit.export ciff --model runs/my_run/model --corpus docs.jsonl --output ciff
+    python -m splade_lit.export opensearch --index docs.index --output opensearch
 
 `onnx` writes the document encoder as ONNX (pooling inside the graph), the tokenizer and the query table, into the
 folder `onnx` of the model. A graph whose vectors differ from PyTorch's is refused. `docs/onnx.md` shows how to read the
-files. `bundle` writes a folder to deploy, with clients in Python and JavaScript and the mappings of engines.
+files. `bundle` writes a folder to deploy, with clients in Python and JavaScript and the mappings of engines. The other
+formats hold documents and queries for an engine: `docs/exports.md`.
 """
 
 import logging
@@ -14,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from splade_lit.command_line.arguments import LIMITS, CommandParser
+from splade_lit.command_line.arguments import LIMITS, CommandParser, at_least, number_from, positive_int
 from splade_lit.command_line.exit_codes import run_command
 from splade_lit.core.errors import UserError
 from splade_lit.core.files import check_writable
@@ -117,16 +120,148 @@ def _bundle(settings: "argparse.Namespace") -> None:
         logger.warning("What 8-bit weights cost in nDCG@10 was not measured; export onnx --int8 --tasks does that.")
 
 
+def _corpus_options(parser: CommandParser, names: str | None = "tokens", tasks: bool = True) -> None:
+    """What all formats of a corpus take: `names` is how dims are called, `tasks` whether something can be lost."""
+    parser.add_shared("--model", required=False)
+    parser.add_shared("--revision", "--corpus", "--text-column")
+    parser.add_argument("--vectors", help="folder or address that python -m splade_lit.encode has written to")
+    parser.add_argument("--index", type=Path, help="or an exact index that python -m splade_lit.index has written")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write to")
+    if names is not None:
+        parser.add_argument(
+            "--names", choices=["tokens", "dims"], default=names, help="how dims are called (default: %(default)s)"
+        )
+    parser.add_argument(
+        "--queries-file", type=Path, help="queries to write too: jsonl with _id and text, or id, tab, text"
+    )
+    if tasks:
+        parser.add_argument("--tasks", nargs="+", default=[], help="tasks to measure the loss of nDCG@10 on")
+        parser.add_shared("--nanobeir-source", "--nanobeir-revision", "--max-corpus-documents")
+    parser.add_shared("--device")
+
+
+def _scale_option(parser: CommandParser, name: str, default: float | None, help: str) -> None:
+    parser.add_argument(name, type=number_from(1e-6), default=default, metavar="S", help=help)
+
+
+def _ciff_options(parser: CommandParser) -> None:
+    _corpus_options(parser)
+    parser.add_argument(
+        "--bits",
+        type=at_least(1),
+        default=8,
+        help="the largest weight gets the largest impact of so many (%(default)s)",
+    )
+    _scale_option(parser, "--scale", None, "impacts are weights times S, rounded (default: as --bits says)")
+    _scale_option(parser, "--query-scale", 100.0, "of queries: tokens are repeated weight times S times (%(default)g)")
+
+
+def _anserini_options(parser: CommandParser) -> None:
+    _corpus_options(parser)
+    _scale_option(parser, "--scale", 100.0, "impacts are weights times S, rounded (%(default)g)")
+    _scale_option(parser, "--query-scale", 100.0, "of queries: tokens are repeated weight times S times (%(default)g)")
+
+
+def _vespa_options(parser: CommandParser) -> None:
+    _corpus_options(parser, names="dims", tasks=False)
+    _scale_option(
+        parser, "--scale", 100.0, "whole numbers that documents are found by are weights times S (%(default)g)"
+    )
+    _query_option(parser)
+
+
+def _vectors_options(parser: CommandParser) -> None:
+    _corpus_options(parser, tasks=False)
+    parser.add_argument(
+        "--form",
+        choices=["terms", "indices"],
+        default="terms",
+        help="`vector`, a name to a weight, or `indices` and `values` (default: terms)",
+    )
+
+
+def _opensearch_options(parser: CommandParser) -> None:
+    _cluster_options(parser)
+    parser.add_argument(
+        "--field",
+        choices=["rank_features", "sparse_vector"],
+        default="rank_features",
+        help="type of the field: exact, or SEISMIC from 3.3 on (default: rank_features)",
+    )
+    parser.add_argument(
+        "--doc-only",
+        action="store_true",
+        help="write a tokenizer model, with which the cluster looks queries up itself",
+    )
+
+
+def _elasticsearch_options(parser: CommandParser) -> None:
+    _cluster_options(parser)
+    parser.add_argument(
+        "--field",
+        choices=["sparse_vector", "rank_features"],
+        default="sparse_vector",
+        help="type of the field; sparse_vector needs 8.15 (default: sparse_vector)",
+    )
+
+
+def _cluster_options(parser: CommandParser) -> None:
+    _corpus_options(parser)
+    parser.add_argument(
+        "--bulk-megabytes",
+        type=positive_int,
+        default=20,
+        metavar="MB",
+        help="size of a file of documents (%(default)s)",
+    )
+    _query_option(parser)
+
+
+def _query_option(parser: CommandParser) -> None:
+    parser.add_argument(
+        "--query", default="an example", help="text of the query in query.json (default: '%(default)s')"
+    )
+
+
+def _of_corpus(function: str, *arguments: str) -> "Callable[[argparse.Namespace], None]":
+    """The function of this name, which is imported once it is called."""
+
+    def write(settings: "argparse.Namespace") -> None:
+        from splade_lit.exports import of_corpus
+
+        getattr(of_corpus, function)(*arguments, settings)
+
+    return write
+
+
 FORMATS = {
     "onnx": Format("the document encoder as ONNX, with tokenizer and query table", _onnx_options, _onnx),
     "bundle": Format(
         "a folder to deploy: ONNX, clients without PyTorch, mappings of engines", _bundle_options, _bundle
     ),
+    "ciff": Format("an inverted index in the Common Index File Format", _ciff_options, _of_corpus("export_ciff")),
+    "anserini": Format(
+        "a JsonVectorCollection and topics for Anserini and Pyserini",
+        _anserini_options,
+        _of_corpus("export_anserini"),
+    ),
+    "opensearch": Format(
+        "index body, documents and queries for OpenSearch",
+        _opensearch_options,
+        _of_corpus("export_cluster", "opensearch"),
+    ),
+    "elasticsearch": Format(
+        "index body, documents and queries for Elasticsearch",
+        _elasticsearch_options,
+        _of_corpus("export_cluster", "elasticsearch"),
+    ),
+    "vespa": Format("a schema, a feed and a query for Vespa", _vespa_options, _of_corpus("export_vespa")),
+    "vectors": Format("the vectors as plain lines of JSON", _vectors_options, _of_corpus("export_vectors")),
 }
 
 
 def _parser() -> CommandParser:
-    parser = CommandParser("export", "A saved model for other runtimes.")
+    parser = CommandParser("export", "A saved model, or a corpus encoded with it, for other programs.")
     formats = parser.add_subparsers(dest="format", required=True, metavar="FORMAT", help="what to write:")
     for name, (sentence, add_options, _) in FORMATS.items():
         add_options(

@@ -9,7 +9,6 @@
 Without a query on the command line, queries are read from standard input, a line each.
 """
 
-import json
 import logging
 import sys
 from collections.abc import Iterator, Sequence
@@ -86,6 +85,7 @@ def _search_index(settings: "argparse.Namespace") -> None:
         raise UserError("Queries are given, and a file of queries, too; leave out one of them.")
     import numpy as np
 
+    from splade_lit.core.queries import read_queries
     from splade_lit.encoder.query_side import load_query_side
     from splade_lit.engines.open_index import open_index
 
@@ -97,7 +97,7 @@ def _search_index(settings: "argparse.Namespace") -> None:
         _write_run(settings, index, queries)
         return
     show, only = _Shows(queries, settings.terms), _only(settings)
-    texts = (text for _, text in _read_queries(settings.queries_file)) if settings.queries_file else _queries(settings)
+    texts = (text for _, text in read_queries(settings.queries_file)) if settings.queries_file else _queries(settings)
     for query in texts:
         vector = queries.encode(query)
         (hits,) = index.search(vector, settings.top, only)
@@ -120,12 +120,13 @@ def _only(settings: "argparse.Namespace") -> list[str] | None:
 def _write_run(settings: "argparse.Namespace", index: "Index", queries: "QuerySide") -> None:
     """Write the hits of many queries as a TREC run."""
     from splade_lit.core.files import check_writable, replace_text
+    from splade_lit.core.queries import read_queries
     from splade_lit.core.text import check_trec_ids, trec_run_text
 
     if settings.queries_file is None:
         raise UserError("--run is of many queries: give --queries-file, too.")
     check_writable(settings.run)
-    asked = list(_read_queries(settings.queries_file))
+    asked = list(read_queries(settings.queries_file))
     check_trec_ids(id for id, _ in asked)
     found = index.search(queries.encode([text for _, text in asked]), settings.top, _only(settings))
     run = {id: dict(hits) for (id, _), hits in zip(asked, found, strict=True)}
@@ -134,28 +135,6 @@ def _write_run(settings: "argparse.Namespace", index: "Index", queries: "QuerySi
     check_trec_ids(id for hits in run.values() for id in hits)
     replace_text(settings.run, trec_run_text(run))
     print(f"run: {settings.run}  queries {len(run):,}  hits {sum(map(len, run.values())):,}")
-
-
-def _read_queries(path: Path) -> Iterator[tuple[str, str]]:
-    """Id and text of each query of a jsonl file with `_id` and `text`, or a tsv file without a line of names."""
-    from splade_lit.core.text import Mender, open_text
-
-    mend, is_json = Mender(), ".jsonl" in path.name
-    with open_text(path) as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                if is_json:
-                    record = json.loads(line)
-                    id, text = record["_id"], record["text"]
-                else:
-                    id, text = line.rstrip("\r\n").split("\t")[:2]
-            except (ValueError, KeyError, TypeError, RecursionError) as error:
-                needed = "_id and text" if is_json else "an id, a tab and a text"
-                raise UserError(f"{path}, line {number}: a query needs {needed}.") from error
-            yield str(id), mend(str(text))
-    mend.report(path)
 
 
 class _Shows:

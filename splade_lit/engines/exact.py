@@ -186,6 +186,11 @@ class ExactIndex:
             found.append(best_hits(hits, k))
         return found
 
+    def documents(self) -> Iterator[Part]:
+        """All documents, those of a segment at a time."""
+        for segment in self._segments:
+            yield segment.left()
+
     def text(self, id: str) -> str | None:
         """The text of a document, if it was kept."""
         for segment, row in self._place(id):

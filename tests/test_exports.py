@@ -1,0 +1,431 @@
+"""Exports of a corpus: what is written is read back, by the programs that it is for where they are there."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command_runs import call, read_json
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.sparse import csr_array, random_array
+
+from splade_lit import encode, export, index
+from splade_lit.core.errors import UserError
+from splade_lit.encoder.model import AsymmetricSparseEncoder
+from splade_lit.encoder.query_side import load_query_side
+from splade_lit.engines.cluster_bodies import cut_to_feature
+from splade_lit.engines.documents import Documents
+from splade_lit.engines.features import FeatureNames, escape, plain_floats, unescape
+from splade_lit.engines.shards import read_corpus_vectors
+from splade_lit.evaluation.exact_search import SearchIndex
+from splade_lit.exports.ciff import posting_messages, write_ciff
+from splade_lit.exports.clusters import doc_only_table
+from splade_lit.exports.impacts import scaled_back, to_impacts
+
+TEXTS = ["the song of the musical.", "river and water " * 9, "heart disease", "a cell protein", "king (and) queen!"] * 3
+QUERIES = {"q1": "song of the king.", "q2": "water", "q3": "the heart, a protein"}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, tiny_tokenizer, make_masked_lm) -> Path:
+    """A folder with a model, a corpus, queries, and vectors of the corpus in two shards."""
+    import torch
+
+    from splade_lit.encoder.document import MlmDocumentEncoder
+    from splade_lit.encoder.query import IdfQueryEncoder
+
+    folder = tmp_path_factory.mktemp("exports")
+    idf = torch.rand(len(tiny_tokenizer), generator=torch.Generator().manual_seed(0)) * 3
+    document = MlmDocumentEncoder(make_masked_lm("bert", len(tiny_tokenizer)))
+    AsymmetricSparseEncoder(IdfQueryEncoder(idf), document, tiny_tokenizer).eval().save(folder / "model")
+    lines = [json.dumps({"_id": f"d {n}", "text": text}) for n, text in enumerate(TEXTS)]
+    (folder / "docs.jsonl").write_text("\n".join(lines))
+    asked = [json.dumps({"_id": id, "text": text}) for id, text in QUERIES.items()]
+    (folder / "queries.jsonl").write_text("\n".join(asked))
+    arguments = ("--model", folder / "model", "--corpus", folder / "docs.jsonl", "--shard-documents", 8)
+    made = call(encode.main, *arguments, "--output", folder / "vectors")
+    assert made.code == 0, made.err
+    return folder
+
+
+def run(world: Path, output: Path, *arguments: object) -> tuple[str, str]:
+    """Export the vectors; what is printed and what is logged."""
+    format, *more = arguments
+    given = ("--model", world / "model", "--vectors", world / "vectors", "--queries-file", world / "queries.jsonl")
+    outcome = call(export.main, format, *given, "--output", output, *more)
+    assert outcome.code == 0, outcome.err
+    return outcome.out, outcome.err
+
+
+def vectors_of(world: Path) -> tuple[list[str], csr_array]:
+    ids, vectors, _ = read_corpus_vectors(world / "vectors")
+    return ids, vectors
+
+
+def lines_of(folder: Path, pattern: str) -> list[dict]:
+    return [json.loads(line) for path in sorted(folder.glob(pattern)) for line in path.read_text().splitlines()]
+
+
+def matrix(rows: list[dict], vocab_size: int, dim_of) -> csr_array:
+    """Vectors of name to weight as a matrix."""
+    dense = np.zeros((len(rows), vocab_size), np.float32)
+    for number, row in enumerate(rows):
+        for name, weight in row.items():
+            dense[number, dim_of(name)] = weight
+    return csr_array(dense)
+
+
+def names_of(world: Path, escaped: bool = True) -> FeatureNames:
+    side = load_query_side(world / "model")
+    return FeatureNames.of_query_side(side, len(side.weights), escaped)
+
+
+@given(st.text(max_size=6))
+def test_names_are_escaped_and_back(token):
+    assert unescape(escape(token)) == token
+    assert escape(token)
+    assert not re.search(r"[.\s]", escape(token))
+
+
+@given(st.lists(st.floats(0, 100, width=32), max_size=20))
+def test_numbers_are_short_and_exact(weights):
+    made = np.array(weights, np.float32)
+    read = np.array(json.loads(json.dumps(plain_floats(made))), np.float32)
+    assert (made == read).all()
+    assert len(json.dumps(plain_floats(np.array([0.1], np.float32)))) == 5
+
+
+@pytest.mark.parametrize("form", ["terms", "indices"])
+def test_vectors_are_read_back_to_the_last_bit(world, tmp_path, form):
+    run(world, tmp_path / "out", "vectors", "--form", form)
+    ids, vectors = vectors_of(world)
+    rows, asked = lines_of(tmp_path / "out", "documents-*.jsonl"), lines_of(tmp_path / "out", "queries.jsonl")
+    assert [row["id"] for row in rows] == ids
+    side = load_query_side(world / "model")
+    expected = side.encode(list(QUERIES.values()))
+    for found, wanted in ((rows, vectors), (asked, expected)):
+        if form == "terms":
+            made = matrix([row["vector"] for row in found], wanted.shape[1], names_of(world, escaped=False).dim)
+        else:
+            pairs = [dict(zip(row["indices"], row["values"], strict=True)) for row in found]
+            made = matrix(pairs, wanted.shape[1], int)
+        assert (made != wanted).nnz == 0
+    record = read_json(tmp_path / "out" / "export.json")
+    assert (record["format"], record["documents"], record["postings"]) == ("vectors", len(ids), vectors.nnz)
+
+
+def test_an_index_gives_vectors_and_texts(world, tmp_path):
+    made = ("--model", world / "model", "--vectors", world / "vectors", "--corpus", world / "docs.jsonl")
+    assert call(index.main, *made, "--output", tmp_path / "index").code == 0
+    outcome = call(export.main, "vectors", "--index", tmp_path / "index", "--output", tmp_path / "out")
+    assert outcome.code == 0, outcome.err
+    of_corpus = call(export.main, "vectors", *made, "--output", tmp_path / "of_corpus")
+    assert of_corpus.code == 0, of_corpus.err
+    found = [(tmp_path / name / "documents-00000.jsonl").read_text() for name in ("out", "of_corpus")]
+    assert found[0] == found[1]
+    assert json.loads(found[0].splitlines()[1])["content"] == TEXTS[1].strip()
+
+
+def test_a_corpus_is_encoded_first(world, tmp_path):
+    given = ("--model", world / "model", "--corpus", world / "docs.jsonl", "--output", tmp_path / "out")
+    outcome = call(export.main, "vectors", *given)
+    assert outcome.code == 0, outcome.err
+    vectors = vectors_of(world)[1]
+    rows = lines_of(tmp_path / "out", "documents-*.jsonl")
+    made = matrix([row["vector"] for row in rows], vectors.shape[1], names_of(world, escaped=False).dim)
+    np.testing.assert_allclose(made.toarray(), vectors.toarray(), rtol=1e-4, atol=1e-5)
+    assert not (tmp_path / "out" / ".vectors").exists()
+
+
+def ciff_messages() -> dict[str, type]:
+    """The messages of the format, made here by protobuf itself."""
+    kinds = {"int32": 5, "int64": 3, "double": 1, "string": 9}
+    fields = {
+        "Header": "int32 version,int32 num_postings_lists,int32 num_docs,int32 total_postings_lists,int32 total_docs,"
+        "int64 total_terms_in_collection,double average_doclength,string description",
+        "Posting": "int32 docid,int32 tf",
+        "PostingsList": "string term,int64 df,int64 cf,Posting postings",
+        "DocRecord": "int32 docid,string collection_docid,int32 doclength",
+    }
+    file = descriptor_pb2.FileDescriptorProto(name="ciff.proto", package="ciff", syntax="proto3")
+    for name, text in fields.items():
+        message = file.message_type.add(name=name)
+        for number, field in enumerate(text.split(","), start=1):
+            kind, field_name = field.split()
+            if kind in kinds:
+                message.field.add(name=field_name, number=number, type=kinds[kind], label=1)
+            else:
+                message.field.add(name=field_name, number=number, type=11, type_name=f".ciff.{kind}", label=3)
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return {name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"ciff.{name}")) for name in fields}
+
+
+def read_ciff(path: Path) -> tuple[object, dict[str, dict[int, int]], list]:
+    """Header, term to document to impact, and records of documents, as protobuf reads them."""
+    content, place, messages = path.read_bytes(), 0, ciff_messages()
+
+    def following(kind: str):
+        nonlocal place
+        size = shift = 0
+        while True:
+            byte = content[place]
+            place += 1
+            size |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                break
+        place += size
+        return messages[kind].FromString(content[place - size : place])
+
+    header = following("Header")
+    lists: dict[str, dict[int, int]] = {}
+    for _ in range(header.num_postings_lists):
+        found = following("PostingsList")
+        row, postings = 0, {}
+        for posting in found.postings:
+            row += posting.docid
+            postings[row] = posting.tf
+        assert (found.df, found.cf) == (len(postings), sum(postings.values()))
+        lists[found.term] = postings
+    records = [following("DocRecord") for _ in range(header.num_docs)]
+    assert place == len(content)
+    return header, lists, records
+
+
+def test_ciff_holds_the_impacts(world, tmp_path, caplog):
+    out, _ = run(world, tmp_path / "out", "ciff")
+    header, lists, records = read_ciff(tmp_path / "out" / "index.ciff")
+    ids, vectors = vectors_of(world)
+    scale = 255 / float(vectors.data.max())
+    expected = scaled_back(vectors, scale)
+    assert [record.collection_docid for record in records] == ids
+    assert list(lists) == sorted(lists, key=str.encode)
+    names = names_of(world)
+    found = np.zeros(vectors.shape)
+    for term, postings in lists.items():
+        for row, impact in postings.items():
+            found[row, names.dim(term)] = impact
+    np.testing.assert_allclose(found / scale, expected.toarray(), rtol=1e-6)
+    assert found.max() == 255
+    assert [record.doclength for record in records] == found.sum(axis=1).astype(int).tolist()
+    assert header.total_terms_in_collection == found.sum()
+    assert header.description == f"impacts are weights times {scale!r}; written by splade_lit"
+    assert f"postings {expected.nnz:,}  scale {scale:.6g}  largest impact 255" in out
+    vanished = f"{vectors.nnz - expected.nnz} weights are so small that their impact is 0; they are left out."
+    assert (vanished in caplog.messages) == (expected.nnz < vectors.nnz)
+    assert "1 token has another name, in queries too: '.' is %2E." in caplog.messages
+    topics = dict(line.split("\t") for line in (tmp_path / "out" / "queries.tsv").read_text().splitlines())
+    side = load_query_side(world / "model")
+    for id, text in QUERIES.items():
+        vector = side.encode(text)
+        counts = {names.dim(name): topics[id].split(" ").count(name) for name in topics[id].split(" ")}
+        impacts = to_impacts(vector.data, 100).tolist()
+        assert counts == {dim: n for dim, n in zip(vector.indices.tolist(), impacts, strict=True) if n}
+
+
+@settings(max_examples=30)
+@given(st.lists(st.tuples(st.integers(0, 2**31 - 1), st.integers(1, 2**31 - 1)), max_size=30))
+def test_postings_are_those_of_protobuf(pairs):
+    messages = ciff_messages()
+    made = posting_messages(np.array([a for a, _ in pairs], np.int64), np.array([b for _, b in pairs], np.int64))
+    read = messages["PostingsList"].FromString(made)
+    assert [(posting.docid, posting.tf) for posting in read.postings] == pairs
+
+
+def test_bmp_finds_what_the_impacts_say(tmp_path):
+    """2,000 documents, which BMP converts and searches; it rounds queries to 5 bits."""
+    bmp = pytest.importorskip("bmp")
+    rng = np.random.default_rng(5)
+    made = csr_array(random_array((2000, 400), density=0.1, rng=rng, dtype=np.float32))
+    ids = [f"d{row}" for row in range(2000)]
+    documents = Documents(400, 2000, lambda: [(ids[:900], made[:900], None), (ids[900:], made[900:], None)])
+    path, names = tmp_path / "index.ciff", FeatureNames.of_tokens([f"t.{dim}" for dim in range(400)])
+    record = write_ciff(path, documents, names, tmp_path / "postings")
+    bmp.ciff2bmp(ciff_file=str(path), output=str(tmp_path / "index.bmp"), bsize=32, compress_range=False)
+    searcher = bmp.Searcher(str(tmp_path / "index.bmp"))
+    queries = csr_array(random_array((20, 400), density=0.02, rng=rng, dtype=np.float32))
+    queries.data = np.ceil(queries.data * 31).astype(np.float32)
+    queries.data[queries.indptr[:-1]] = 32  # of each query one weight is the largest, which BMP makes 32
+    exact = SearchIndex(scaled_back(made, record.scale)).search(queries, 10)
+    for row in range(20):
+        terms = names.weights(queries[[row]].indices.tolist(), queries[[row]].data)
+        found, scores = searcher.search(terms, k=10, alpha=1.0, beta=1.0)
+        np.testing.assert_allclose(np.array(scores) / record.scale, exact.scores[row], rtol=1e-5)
+        surely = exact.scores[row] > exact.scores[row][-1]
+        assert {ids[document] for document in exact.documents[row][surely]} <= set(found)
+
+
+def test_anserini_has_whole_numbers(world, tmp_path):
+    out, _ = run(world, tmp_path / "out", "anserini", "--scale", 50, "--names", "dims")
+    rows = lines_of(tmp_path / "out" / "documents", "*.jsonl")
+    ids, vectors = vectors_of(world)
+    assert [row["id"] for row in rows] == ids
+    made = matrix([row["vector"] for row in rows], vectors.shape[1], int)
+    np.testing.assert_allclose(made.toarray() / 50, scaled_back(vectors, 50).toarray(), rtol=1e-6)
+    assert all(isinstance(impact, int) and impact > 0 for row in rows for impact in row["vector"].values())
+    assert out.startswith(f"anserini: {tmp_path / 'out'}  documents 15  postings {made.nnz:,}  scale 50\n")
+
+
+def test_vespa_has_tensors_that_are_exact(world, tmp_path):
+    run(world, tmp_path / "out", "vespa", "--query", "the song")
+    rows = lines_of(tmp_path / "out", "documents-*.jsonl")
+    ids, vectors = vectors_of(world)
+    assert [row["put"] for row in rows] == [f"id:splade_lit:doc::{id}" for id in ids]
+    made = matrix([row["fields"]["vector"]["cells"] for row in rows], vectors.shape[1], int)
+    assert (made != vectors).nnz == 0
+    for row in rows:
+        terms, cells = row["fields"]["terms"], row["fields"]["vector"]["cells"]
+        assert terms == {name: max(round(weight * 100), 1) for name, weight in cells.items()}
+    query = read_json(tmp_path / "out" / "query.json")
+    vector = load_query_side(world / "model").encode("the song")
+    asked = {str(d): w for d, w in zip(vector.indices.tolist(), plain_floats(vector.data), strict=True)}
+    assert json.loads(query["input.query(q)"]) == asked
+    assert "wand(terms, @terms)" in query["yql"]
+    schema = (tmp_path / "out" / "doc.sd").read_text()
+    assert schema.count("{") == schema.count("}")
+    assert "schema doc {" in schema
+
+
+def test_the_loss_is_that_of_the_written_vectors(world, tmp_path, caplog):
+    task = tmp_path / "task"
+    (task / "qrels").mkdir(parents=True)
+    (task / "corpus.jsonl").write_text((world / "docs.jsonl").read_text())
+    (task / "queries.jsonl").write_text((world / "queries.jsonl").read_text())
+    (task / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td 0\t1\nq2\td 1\t1\nq3\td 2\t1\n")
+    figures = {}
+    for scale in (100, 0.2):
+        caplog.clear()
+        out, _ = run(world, tmp_path / f"out{scale}", "anserini", "--scale", scale, "--tasks", task)
+        found = re.search(r"task nDCG@10: float32 ([\d.]+), as written ([\d.]+) \(([+-][\d.]+)\)", out)
+        assert found, out
+        assert "was not measured" not in caplog.text
+        figures[scale] = [float(text) for text in found.groups()]
+    assert figures[100][0] == figures[0.2][0]
+    assert abs(figures[100][2]) < 0.2
+    assert figures[0.2][1] != figures[100][1]
+    (task / "corpus.jsonl").write_text("\n".join((world / "docs.jsonl").read_text().splitlines()[:9]))
+    out, _ = run(world, tmp_path / "other", "anserini", "--tasks", task)  # which are encoded now
+    assert "task nDCG@10: float32" in out
+
+
+@pytest.mark.parametrize("field", ["rank_features", "sparse_vector"])
+@pytest.mark.parametrize("product", ["opensearch", "elasticsearch"])
+def test_files_of_clusters(world, tmp_path, product, field):
+    run(world, tmp_path / "out", product, "--field", field, "--corpus", world / "docs.jsonl", "--query", "song.")
+    lines = lines_of(tmp_path / "out", "bulk-*.ndjson")
+    actions, sources = lines[::2], lines[1::2]
+    ids, vectors = vectors_of(world)
+    assert actions == [{"index": {"_id": id}} for id in ids]
+    assert [source["text"] for source in sources] == [text.strip() for text in TEXTS]
+    by_number = (product, field) == ("opensearch", "sparse_vector")
+    dim_of = int if by_number else names_of(world).dim
+    made = matrix([source["vector"] for source in sources], vectors.shape[1], dim_of)
+    assert (made != vectors).nnz == 0
+    assert not [name for source in sources for name in source["vector"] if "." in name]
+    body = read_json(tmp_path / "out" / "create_index.json")
+    assert body["mappings"]["properties"]["vector"]["type"] == field
+    searches = lines_of(tmp_path / "out", "msearch.ndjson")
+    assert searches[::2] == [{}] * 3
+    query = read_json(tmp_path / "out" / "query.json")
+    assert ("%2E" in json.dumps(query)) != by_number
+    assert ('"prune": false' in json.dumps(query)) == ((product, field) == ("elasticsearch", "sparse_vector"))
+    assert (tmp_path / "out" / "features.json").exists() != by_number
+
+
+def test_files_of_documents_have_the_size_that_is_asked_for(world, tmp_path, monkeypatch):
+    from splade_lit.exports import clusters
+
+    sizes: list[int] = []
+    real = clusters.ClusterExport.write
+    monkeypatch.setattr(
+        clusters.ClusterExport, "write", lambda self, output, documents, queries, example, most_bytes: real(
+            self, output, documents, queries, example, 8000
+        )
+    )  # fmt: skip
+    run(world, tmp_path / "out", "elasticsearch")
+    files = sorted((tmp_path / "out").glob("bulk-*.ndjson"))
+    assert len(files) > 2
+    assert [path.name for path in files] == read_json(tmp_path / "out" / "export.json")["files"]
+    for path in files:
+        lines = path.read_text().splitlines()
+        sizes.append(path.stat().st_size)
+        assert len(lines) % 2 == 0
+        assert path.stat().st_size <= 8000 or len(lines) == 2
+    assert sum(len(path.read_text().splitlines()) for path in files) == 30
+
+
+def test_an_export_is_replaced_by_the_next_one_only(world, tmp_path):
+    run(world, tmp_path / "out", "ciff")
+    run(world, tmp_path / "out", "ciff", "--names", "dims")
+    assert set(read_ciff(tmp_path / "out" / "index.ciff")[1]) <= {str(dim) for dim in range(300)}
+    told = call(
+        export.main, "vespa", "--model", world / "model", "--vectors", world / "vectors", "--output", tmp_path / "out"
+    )
+    assert (told.code, "is in use and holds index.ciff" in told.errors[0]) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (["vectors", "--model", "MODEL"], "give --corpus, --vectors"),
+        (["vectors", "--vectors", "VECTORS"], "give --model, or --index"),
+        (["vectors", "--index", "nothing"], "holds no index"),
+        (["vectors", "--index", "nothing", "--vectors", "VECTORS"], "leave out --vectors"),
+        (["ciff", "--model", "MODEL", "--vectors", "VECTORS", "--tasks", "none"], "'none' is neither"),
+        (["ciff", "--model", "MODEL", "--vectors", "VECTORS", "--scale", "1e30"], "give a smaller --scale"),
+        (["opensearch", "--doc-only", "--names", "dims", "--model", "MODEL"], "leave out --field sparse_vector"),
+        (["vectors", "--model", "MODEL", "--vectors", "VECTORS", "--queries-file", "none.jsonl"], "none.jsonl"),
+    ],
+)
+def test_what_cannot_be_exported_is_told(world, tmp_path, arguments, what):
+    places = {"MODEL": world / "model", "VECTORS": world / "vectors"}
+    told = call(export.main, *(places.get(word, word) for word in arguments), "--output", tmp_path / "out")
+    assert (told.code, len(told.errors)) == (2, 1), told.err
+    assert what in told.errors[0]
+    assert not (tmp_path / "out" / "export.json").exists()
+
+
+def test_the_tokenizer_model_gives_our_weights(world, tmp_path):
+    """As OpenSearch's plugin computes them: each id decoded on its own, no special tokens, 1 where none is known."""
+    import hashlib
+    import zipfile
+
+    from tokenizers import Tokenizer
+
+    run(world, tmp_path / "out", "opensearch", "--doc-only")
+    with zipfile.ZipFile(tmp_path / "out" / "tokenizer.zip") as archive:
+        engine = Tokenizer.from_str(archive.read("tokenizer.json").decode())
+        table = json.loads(archive.read("idf.json"))
+    register = read_json(tmp_path / "out" / "register.json")
+    content = (tmp_path / "out" / "tokenizer.zip").read_bytes()
+    assert register["model_content_hash_value"] == hashlib.sha256(content).hexdigest()
+    side = load_query_side(world / "model")
+    for text in QUERIES.values():
+        ids = dict.fromkeys(engine.encode(text).ids)
+        tokens = [token for id in ids if (token := engine.decode([id], skip_special_tokens=True))]
+        assert {token: table.get(token, 1.0) for token in tokens} == pytest.approx(side.terms(text))
+    query = read_json(tmp_path / "out" / "query.json")["query"]
+    assert query == {"neural_sparse": {"vector": {"query_text": "an example", "model_id": "MODEL_ID"}}}
+
+
+def test_a_tokenizer_whose_pieces_change_when_they_stand_alone_is_refused(world):
+    from tokenizers import decoders
+
+    side = load_query_side(world / "model")
+    side.tokenisation.tokenizer.backend_tokenizer.decoder = decoders.Replace("s", "z")
+    with pytest.raises(UserError, match="in another way than documents have them"):
+        doc_only_table(side)
+
+
+@given(st.lists(st.floats(2.0**-100, 1000, width=32), min_size=1, max_size=10))
+def test_features_keep_nine_bits(weights):
+    made = np.array(weights, np.float32)
+    kept = cut_to_feature(made)
+    assert (kept <= made).all()
+    assert ((made - kept) <= made * 2.0**-8).all()
+    mantissa, _ = np.frexp(kept.astype(np.float64))
+    assert (mantissa * 512 == np.rint(mantissa * 512)).all()
