@@ -12,8 +12,7 @@ until that is whole, so that the same command goes on where it was stopped. With
 """
 
 import shutil
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +25,8 @@ from splade_lit.engines.names import ENGINES, SERVERS, engine_class
 if TYPE_CHECKING:
     import argparse
 
-    from splade_lit.engines.index import Index, Parts, Server
+    from splade_lit.engines.documents import Documents
+    from splade_lit.engines.index import Index, Server
 
 _VECTORS = ".vectors"
 _BUILDS = ("engine", "url", "name", "tasks")
@@ -69,8 +69,9 @@ def _build(settings: "argparse.Namespace", fingerprint: str) -> None:
     def copy_query(folder: Path) -> None:
         copy_query_side(settings.model, folder, settings.revision)
 
-    vocab_size, parts = _parts(settings, fingerprint)
-    index = engine.build(settings.output, parts, vocab_size, copy_query, model=fingerprint, server=server)
+    documents = _documents(settings, fingerprint)
+    parts = documents.parts
+    index = engine.build(settings.output, parts, documents.vocab_size, copy_query, model=fingerprint, server=server)
     if tasks:
         from splade_lit.encoder.query_side import load_query_side
         from splade_lit.engines.quality import engine_quality
@@ -89,8 +90,7 @@ def _add(settings: "argparse.Namespace", fingerprint: str) -> None:
     index = _open(settings)
     if index.model not in (None, fingerprint):
         raise UserError(f"{settings.output} was made with another model; add documents with the same one.")
-    _, parts = _parts(settings, fingerprint)
-    for ids, vectors, texts in parts():
+    for ids, vectors, texts in _documents(settings, fingerprint).parts():
         index.add(ids, vectors, texts)
     shutil.rmtree(settings.output / _VECTORS, ignore_errors=True)
     _print_stats(settings.output, index)
@@ -142,53 +142,15 @@ def _print_stats(folder: Path, index: "Index") -> None:
     print(f"index: {folder}  documents {stats.num_documents:,}  {', '.join(said)}".rstrip())
 
 
-def _parts(settings: "argparse.Namespace", fingerprint: str) -> "tuple[int, Parts]":
-    """Dims, and the documents, encoded first where there are no vectors."""
-    from splade_lit.engines.shards import open_shards
+def _documents(settings: "argparse.Namespace", fingerprint: str) -> "Documents":
+    """The documents, encoded first where there are no vectors."""
+    from splade_lit.engines.documents import CorpusSource, encoded_documents, stored_documents
 
-    header, shards = open_shards(settings.vectors or _encode(settings, fingerprint))
-    if header.model != fingerprint:
-        raise UserError(
-            f"The vectors in {settings.vectors} are those of another model; encode the corpus with this one."
-        )
-
-    def parts() -> "Iterator[tuple]":
-        documents = _texts(settings) if settings.corpus else None
-        for ids, vectors in shards():
-            yield ids, vectors, None if documents is None else _texts_of(ids, documents, settings)
-        if documents is not None and next(documents, None) is not None:
-            raise UserError(f"{settings.corpus} has more documents than the vectors; encode it again.")
-
-    return header.vocab_size, parts
-
-
-def _encode(settings: "argparse.Namespace", fingerprint: str) -> Path:
-    """Encode the corpus, or what is missing of it; the folder of its shards."""
-    from splade_lit.command_line.devices import pick_device
-    from splade_lit.data.corpus import open_corpus
-    from splade_lit.encoder.model import AsymmetricSparseEncoder
-    from splade_lit.engines.shards import write_corpus_vectors
-
-    device = pick_device(settings.device)
-    corpus = open_corpus(settings.corpus, settings.text_column)
-    encoder = AsymmetricSparseEncoder.load(settings.model, revision=settings.revision, device=device)
-    folder = settings.output / _VECTORS
-    write_corpus_vectors(encoder, corpus, folder, fingerprint, show_progress_bar=True)
-    return folder
-
-
-def _texts(settings: "argparse.Namespace") -> Iterator[tuple[str, str]]:
-    from splade_lit.data.corpus import open_corpus
-
-    return iter(open_corpus(settings.corpus, settings.text_column))
-
-
-def _texts_of(ids: Sequence[str], documents: Iterator[tuple[str, str]], settings: "argparse.Namespace") -> list[str]:
-    """The texts of the next documents, which must be those of the vectors."""
-    there = list(islice(documents, len(ids)))
-    if [id for id, _ in there] != list(ids):
-        raise UserError(f"The vectors in {settings.vectors} are not those of {settings.corpus}; encode it again.")
-    return [text for _, text in there]
+    corpus = CorpusSource(settings.corpus, settings.text_column) if settings.corpus else None
+    if settings.vectors is not None or corpus is None:
+        return stored_documents(settings.vectors, fingerprint, corpus)
+    scratch = settings.output / _VECTORS
+    return encoded_documents(settings.model, settings.revision, settings.device, corpus, fingerprint, scratch)
 
 
 def _parser() -> CommandParser:

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from splade_lit.core.errors import UserError
-from splade_lit.engines.exact import ExactIndex
-from splade_lit.engines.segments import Part, Parts
+from splade_lit.engines.index import Part, Parts
 from splade_lit.engines.shards import open_shards, write_corpus_vectors
 
 if TYPE_CHECKING:
     from splade_lit.data.corpus import Corpus
+    from splade_lit.engines.exact import ExactIndex
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def encoded_documents(
     return stored_documents(scratch, model, corpus)
 
 
-def indexed_documents(index: ExactIndex) -> Documents:
+def indexed_documents(index: "ExactIndex") -> Documents:
     """Documents of an exact index; a part is what was added together, and is held in memory whole."""
     return Documents(index.vocab_size, index.stats().num_documents, index.documents)
 

@@ -14,7 +14,7 @@ import json
 import logging
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
@@ -58,7 +58,7 @@ class ClusterRecord:
     postings: int
     field: Field
     files: list[str]
-    renamed: Mapping[str, str] = field(default_factory=dict)
+    renamed: Mapping[str, str]
     ceilings: Ceilings | None = None
 
 

@@ -5,6 +5,7 @@ import shutil
 from argparse import Namespace
 from collections.abc import Callable
 from functools import cached_property, partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from splade_lit.core.errors import UserError
@@ -59,7 +60,7 @@ class Export:
         check_writable(folder=settings.output)
         self.settings, self.output = settings, OutputFolder(settings.output, files)
         index = self._index(settings)
-        source = settings.model or (index and index.query_folder)
+        source: str | Path | None = settings.model or (index.query_folder if index else None)
         if source is None:
             raise UserError(
                 "Nothing to look queries up in: give --model, or --index made by python -m splade_lit.index."
