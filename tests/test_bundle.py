@@ -23,15 +23,17 @@ from splade_lit.encoder.document import MlmDocumentEncoder
 from splade_lit.encoder.layout import document_side_fingerprint, find_saved
 from splade_lit.encoder.pruning import Pruning
 from splade_lit.encoder.query import IdfQueryEncoder
+from splade_lit.engines.features import escape
 from splade_lit.engines.onnx import INT8_MODEL, MODEL
 from splade_lit.exports import bundle, onnx
 from splade_lit.exports.bundle import Bundle, write_bundle
+from splade_lit.exports.mappings import MAPPINGS
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
 TEXTS = [
-    "Who wrote the song of the river?",
+    "Who wrote the song of the river? 5.5%",
     "",
     "river " * 90,
     "Café, naïve façade, ÉTAT a\u0301 ﬁn İstanbul ΑΣ \u017ftraße",
@@ -134,10 +136,16 @@ def dense(rows: list, vocab_size: int) -> np.ndarray:
     return matrix
 
 
+def terms(encoder: AsymmetricSparseEncoder, query: str) -> dict[str, float]:
+    """What engines get: positive weights, and other names of tokens that they refuse."""
+    pairs = encoder.decode(encoder.encode_query(query))
+    return {escape(token): weight for token, weight in pairs if weight > 0}
+
+
 def assert_vectors(found: dict, encoder: AsymmetricSparseEncoder, texts: list[str]) -> None:
     expected = encoder.encode_query(texts, convert_to_csr=True)
     np.testing.assert_array_equal(dense(found["query"], encoder.vocab_size), expected.toarray())
-    assert found["terms"] == dict(encoder.decode(encoder.encode_query(texts[0])))
+    assert found["terms"] == terms(encoder, texts[0])
     documents = encoder.encode_document(texts, convert_to_csr=True).toarray()
     np.testing.assert_allclose(dense(found["document"], encoder.vocab_size), documents, rtol=1e-4, atol=1e-4)
 
@@ -181,7 +189,9 @@ def test_limits_are_those_of_the_model(bundles, tmp_path, limits):
 
 def test_what_is_in_it(bundles):
     encoder, folder, made = bundles["bert"]
-    assert {path.name for path in folder.iterdir()} == {*made.files, "bundle.json"}
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert files == {*made.files, "bundle.json"}
+    assert {f"engines/{name}" for name in MAPPINGS} < files
     assert {MODEL, "idf.json", "tokenizer.json", "client.py", "client.mjs", "README.md"} < set(made.files)
     for name, file in made.files.items():
         content = (folder / name).read_bytes()
@@ -208,7 +218,7 @@ def test_the_readme_runs(bundles, tmp_path):
     done = subprocess.run(["bash", "-e", "-c", block], cwd=folder, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     query = re.search(r'encode_query\(\["(.*?)"\]', python)[1]
-    assert done.stdout.splitlines()[0] == str(dict(encoder.decode(encoder.encode_query(query))))
+    assert done.stdout.splitlines()[0] == str(terms(encoder, query))
     assert "Kept of a document: weights from 30% of the largest." in text
     assert '"who is "' in text
 
@@ -246,21 +256,73 @@ def copy_export(folder: Path, new: Path) -> None:
         shutil.copyfile(folder / name, new / name)
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def test_a_bundle_is_replaced_and_nothing_else_is(bundles, tmp_path, monkeypatch):
     encoder, folder, _ = bundles["bert"]
     layout = find_saved(folder.parent / "bert")
     shutil.copytree(folder, tmp_path / "bundle")
     (tmp_path / "bundle" / "old.txt").write_text("of before")
-    files = {path.name: path.read_bytes() for path in (tmp_path / "bundle").iterdir()}
+    files = contents(tmp_path / "bundle")
     monkeypatch.setattr(bundle, "export_onnx", lambda encoder, new, **_: copy_export(folder, new))  # takes long
     tokenizer = copy.deepcopy(encoder.tokenizer)
     tokenizer.split_special_tokens = True  # which no tokenizer.json tells
     other = AsymmetricSparseEncoder(encoder.query, encoder.document, tokenizer, 9, 30, encoder.prompts)
     with pytest.raises(UserError, match=r"client gives other vectors of documents than the model .*nothing is written"):
         write_bundle(other, tmp_path / "bundle", layout)
-    assert {path.name: path.read_bytes() for path in (tmp_path / "bundle").iterdir()} == files
+    assert contents(tmp_path / "bundle") == files
     write_bundle(encoder, tmp_path / "bundle", layout)
     assert {path.name for path in tmp_path.iterdir()} == {"bundle"}
     assert not (tmp_path / "bundle" / "old.txt").exists()
     with pytest.raises(UserError, match="is in use and holds no bundle"):
         write_bundle(encoder, tmp_path, layout)
+
+
+def test_mappings_are_what_engines_take(bundles):
+    """Each with the example of the README: OpenSearch's and Elasticsearch's bodies have tests of their own."""
+    encoder, folder, _ = bundles["bert"]
+    read = {name: (folder / "engines" / name).read_text() for name in MAPPINGS}
+    text, query = "The song was written by a film composer.", "who wrote the song"
+    document = encoder.encode_document(text, convert_to_csr=True)
+    asked = encoder.encode_query(query, convert_to_csr=True)
+    asked.data[asked.data < 0] = 0
+    score = float((document @ asked.T).toarray()[0, 0])
+    for name in ("opensearch.json", "elasticsearch.json"):
+        index, source, search = json.loads(read[name]).values()
+        assert index["mappings"]["properties"]["vector"]["type"] in ("rank_features", "sparse_vector")
+        found = dict(zip(source["vector"], source["vector"].values(), strict=True))
+        names = [escape(token) for token in encoder.tokenizer.convert_ids_to_tokens(document.indices.tolist())]
+        assert found == pytest.approx(dict(zip(names, document.data.tolist(), strict=True)), rel=1e-4)
+        assert search["query"]
+    assert f"sparsevec({encoder.vocab_size})" in read["pgvector.sql"]
+    dims, size = re.search(r"\{(.*?)\}/(\d+)", read["pgvector.sql"]).groups()
+    assert int(size) == encoder.vocab_size
+    assert [int(pair.split(":")[0]) - 1 for pair in dims.split(",")] == document.indices.tolist()
+    qdrant = pytest.importorskip("qdrant_client")
+    create, points, ask = json.loads(read["qdrant.json"]).values()
+    client = qdrant.QdrantClient(":memory:")
+    made = qdrant.models.CreateCollection.model_validate(create)
+    client.create_collection("documents", vectors_config={}, sparse_vectors_config=made.sparse_vectors)
+    client.upsert("documents", qdrant.models.PointsList.model_validate(points).points)
+    request = qdrant.models.QueryRequest.model_validate(ask)
+    (hit,) = client.query_points("documents", request.query, using=request.using, limit=request.limit).points
+    assert hit.score == pytest.approx(score, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_the_statements_for_pgvector_run(bundles):
+    psycopg = pytest.importorskip("psycopg")
+    from servers import postgres
+
+    encoder, folder, _ = bundles["roberta"]
+    text, query = "The song was written by a film composer.", "who wrote the song"
+    expected = encoder.similarity(encoder.encode_query(query), encoder.encode_document(text))
+    assert (encoder.encode_query(query).to_dense() >= 0).all()
+    statements = (folder / "engines" / "pgvector.sql").read_text()
+    with postgres() as url, psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(statements)
+        ((id, found, score),) = connection.execute("SELECT" + statements.rpartition("SELECT")[2]).fetchall()
+    assert (id, found) == ("1", text)
+    assert score == pytest.approx(float(expected), rel=1e-4)

@@ -6,6 +6,7 @@
     idf.json          token to query weight
     client.py         encodes with numpy, onnxruntime and tokenizers (requirements.txt)
     client.mjs        the same in Node.js (package.json)
+    engines/          requests that make an index, add a document and search, for each engine
     README.md         how to run both
 
 The folder is written whole or not at all, once its own Python client has given PyTorch's vectors.
@@ -20,6 +21,7 @@ from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -32,7 +34,9 @@ from splade_lit.encoder.layout import SavedLayout, document_side_fingerprint
 from splade_lit.encoder.model import AsymmetricSparseEncoder
 from splade_lit.encoder.pruning import Pruning
 from splade_lit.encoder.rows import keep_largest, prune_documents
+from splade_lit.engines.features import FeatureNames
 from splade_lit.engines.onnx import INT8_MODEL, MODEL, OnnxDocumentEncoder
+from splade_lit.exports.mappings import MAPPINGS, Example, mapping_files
 from splade_lit.exports.onnx import TOLERANCE, export_onnx
 
 BUNDLE_JSON = "bundle.json"
@@ -42,6 +46,7 @@ NPM_PACKAGES = {"onnxruntime-node": "1.30.0", "tokenizers": "0.23.2"}
 _FORMAT = 1
 _KEPT = (BUNDLE_JSON, "idf.json", "tokenizer.json", "client.py", "client.mjs")
 _TEMPLATES = Path(__file__).with_name("templates")
+_QUERY, _DOCUMENT = "who wrote the song", "The song was written by a film composer."
 # Encoded by client and model before a bundle is kept: scripts, accents, emoji, white space, nothing, and too much.
 _TEXTS = (
     "The capital of France is Paris, isn't it?",
@@ -81,6 +86,7 @@ class Bundle:
         pooling: of tokens, inside the graph.
         activation: inside the graph.
         prompts: texts put before every `query` and `document`.
+        features: the names of tokens that some engine refuses as names, such as a full stop.
         max_query_active_dims: see `Pruning`, as for the three that follow.
         files: name to size and checksum.
     """
@@ -98,6 +104,7 @@ class Bundle:
     pooling: str
     activation: str
     prompts: dict[str, str]
+    features: dict[str, str]
     max_query_active_dims: int | None
     max_document_active_dims: int | None
     min_document_weight: float
@@ -139,6 +146,8 @@ def write_bundle(encoder: AsymmetricSparseEncoder, folder: Path, layout: SavedLa
 def _write(encoder: AsymmetricSparseEncoder, folder: Path, layout: SavedLayout, int8: bool) -> Bundle:
     export_onnx(encoder, folder, int8=int8)
     expected = OnnxDocumentEncoder(folder, INT8_MODEL) if int8 else None
+    engine = encoder.tokenizer.backend_tokenizer
+    names = FeatureNames.of_tokens([engine.id_to_token(dim) for dim in range(encoder.vocab_size)])
     bundle = Bundle(
         format=_FORMAT,
         name=_model_name(layout.source),
@@ -154,15 +163,18 @@ def _write(encoder: AsymmetricSparseEncoder, folder: Path, layout: SavedLayout, 
         pooling=encoder.document.pooling,
         activation=encoder.document.activation,
         prompts=dict(encoder.prompts),
+        features=names.renamed,
         **asdict(encoder.pruning),
         files={},
     )
     for path in _TEMPLATES.glob("client.*"):
         shutil.copyfile(path, folder / path.name)
     _write_json(folder / BUNDLE_JSON, asdict(bundle))
-    _check_client(encoder, folder, expected)
+    client = load_client(folder / "client.py").Client(folder)
+    _check_client(client, encoder, expected)
+    _write_mappings(client, encoder.vocab_size, names, folder / "engines")
     for path in folder.iterdir():  # what bundle.json says instead, and what only transformers reads of a tokenizer
-        if path.name not in _KEPT and not path.name.startswith(bundle.model):
+        if path.is_file() and path.name not in _KEPT and not path.name.startswith(bundle.model):
             path.unlink()
     _write_texts(bundle, encoder.pruning.documents_keep, folder)
     written = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != BUNDLE_JSON]
@@ -195,7 +207,9 @@ def _write_texts(bundle: Bundle, documents_keep: str, folder: Path) -> None:
         int8=bundle.model == INT8_MODEL,
         documents_keep=documents_keep,
         sizes={path.name: path.stat().st_size for path in folder.iterdir()},
-        engines={},
+        engines={f"engines/{name}": what for name, what in MAPPINGS.items()},
+        query=_QUERY,
+        document=_DOCUMENT,
     )
     (folder / "README.md").write_text(text + "\n", encoding="utf-8")
     pinned = [f"{package}=={bundle.versions[package]}\n" for package in ("numpy", "onnxruntime", "tokenizers")]
@@ -211,12 +225,22 @@ def _write_texts(bundle: Bundle, documents_keep: str, folder: Path) -> None:
     _write_json(folder / "package.json", package)
 
 
-def _check_client(encoder: AsymmetricSparseEncoder, folder: Path, graph: OnnxDocumentEncoder | None) -> None:
+def _write_mappings(client: Any, vocab_size: int, names: FeatureNames, folder: Path) -> None:
+    """Write what engines need, with the positive weights of examples."""
+    examples = []
+    for encode, text in ((client.encode_document, _DOCUMENT), (client.encode_query, _QUERY)):
+        ((dims, weights),) = encode([text])
+        examples.append(Example(text, dims[weights > 0], weights[weights > 0]))
+    folder.mkdir()
+    for name, content in mapping_files(vocab_size, names, *examples).items():
+        (folder / name).write_text(content, encoding="utf-8")
+
+
+def _check_client(client: Any, encoder: AsymmetricSparseEncoder, graph: OnnxDocumentEncoder | None) -> None:
     """Compare the vectors of the Python client with the model's, or with those of a graph in onnxruntime.
 
     Whole vectors are compared first: the last digit of a weight may decide whether a limit lets it stay.
     """
-    client = load_client(folder / "client.py").Client(folder)
     limits, vocab_size = encoder.pruning, encoder.vocab_size
     client.settings |= asdict(Pruning())
     whole, queries = (_matrix(encode(_TEXTS), vocab_size) for encode in (client.encode_document, client.encode_query))

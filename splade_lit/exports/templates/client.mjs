@@ -19,7 +19,8 @@ export class Client {
     const session = await ort.InferenceSession.create(join(folder, settings.model));
     const weights = new Float32Array(settings.vocab_size);
     for (const [token, weight] of Object.entries(idf)) weights[queries.tokenToId(token)] = weight;
-    return Object.assign(new Client(), { settings, queries, documents, session, weights });
+    const features = new Map(Object.entries(settings.features));
+    return Object.assign(new Client(), { settings, queries, documents, session, weights, features });
   }
 
   // Vectors of queries: their distinct tokens are looked up, without a neural network.
@@ -52,10 +53,15 @@ export class Client {
     return vectors;
   }
 
-  // Token to weight, the form that many search engines take.
+  // Token to weight, as engines take them: positive, under names that none refuses.
   terms({ dims, weights }) {
-    const order = [...dims.keys()].sort((a, b) => weights[b] - weights[a]);
-    return Object.fromEntries(order.map((n) => [this.queries.idToToken(dims[n]), weights[n]]));
+    const order = [...dims.keys()].filter((n) => weights[n] > 0).sort((a, b) => weights[b] - weights[a]);
+    return Object.fromEntries(order.map((n) => [this.#name(dims[n]), weights[n]]));
+  }
+
+  #name(dim) {
+    const token = this.queries.idToToken(dim);
+    return this.features.get(token) ?? token ?? `%d${dim}`;
   }
 }
 

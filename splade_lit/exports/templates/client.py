@@ -30,7 +30,7 @@ class Client:
         self._session = onnxruntime.InferenceSession(folder / self.settings["model"], providers=list(providers))
         self._idf = np.zeros(self.settings["vocab_size"], np.float32)
         dims = self._queries.get_vocab()
-        self._tokens = {dim: token for token, dim in dims.items()}
+        self._names = {dim: self.settings["features"].get(token, token) for token, dim in dims.items()}
         self._idf[[dims[token] for token in idf]] = list(idf.values())
 
     def encode_query(self, texts: Sequence[str]) -> list[Vector]:
@@ -56,8 +56,9 @@ class Client:
         return [vectors[row] for row in range(len(texts))]
 
     def terms(self, dims: np.ndarray, weights: np.ndarray) -> dict[str, float]:
-        """Token to weight, the form that many search engines take; the largest weight first."""
-        return {self._tokens[int(dims[n])]: float(weights[n]) for n in np.argsort(-weights, kind="stable")}
+        """Token to weight, the largest first, as engines take them: positive, under names that none refuses."""
+        order = [n for n in np.argsort(-weights, kind="stable") if weights[n] > 0]
+        return {self._names.get(dims[n], f"%d{dims[n]}"): float(weights[n]) for n in order}
 
     def _prompted(self, side: str, texts: Sequence[str]) -> list[str]:
         if isinstance(texts, str):
