@@ -16,6 +16,7 @@ from splade_lit.evaluation.bm25 import best_bm25
 from splade_lit.evaluation.metrics import rank_metrics
 from splade_lit.evaluation.reranking import list_metrics, rerank, reranking_stages
 from splade_lit.evaluation.task_evaluation import evaluate_task
+from splade_lit.report.other_systems import read_results
 
 
 @settings(deadline=None)
@@ -178,6 +179,9 @@ def test_the_command(peer, world, tmp_path):
     for stage, figures in expected.items():
         row = [f"{figures[f'NanoBEIR_R7_mean_{metric}']:.4f}" for metric in ("map", "mrr@10", "ndcg@10")]
         assert any(line.split() == ["NanoBEIR_R7_mean", stage, *row] for line in outcome.out.splitlines())
+    for path in (tmp_path, tmp_path / "metrics.json", tmp_path / "per_query.jsonl"):  # what compare takes
+        system = read_results(path, "re-ranked", tasks)[0]
+        assert system.figures["NanoNQ"]["ndcg@10"] == pytest.approx(expected["reranked"]["NanoNQ_dot_ndcg@10"])
     lines = (tmp_path / "per_query.jsonl").read_text().splitlines()
     assert {json.loads(line)["stage"] for line in lines} == {"candidates", "reranked"}
     assert {path.name for path in (tmp_path / "reranked").iterdir()} == {"NanoMSMARCO.trec", "NanoNQ.trec"}

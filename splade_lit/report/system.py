@@ -11,7 +11,7 @@ from splade_lit.runs.stages import Stages, by_set, over_wordpieces
 
 Kind = Literal["run", "bm25", "other"]
 # The stages that are final figures: of a run, and of `evaluate`.
-FINAL = ("after", "model")
+FINAL = ("after", "model", "reranked")
 
 
 @dataclass(frozen=True)
