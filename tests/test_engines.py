@@ -1,5 +1,6 @@
 """Every engine behind the one interface: hits, changes and filters as of the exact index, builds that are whole."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -8,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_array, random_array
+from servers import qdrant_stand_in
 
 from splade_lit.core.errors import UserError
 from splade_lit.engines.exact import ExactIndex
-from splade_lit.engines.index import Hit, Index, Server, default_name
+from splade_lit.engines.index import Hit, Index, IndexStats, Server, default_name
 from splade_lit.engines.names import engine_class
 from splade_lit.engines.open_index import open_index
 from splade_lit.engines.pgvector import PgvectorIndex
@@ -83,7 +85,7 @@ def test_hits_changes_and_filters_are_those_of_the_exact_index(build, engine, tm
 
 
 def check_same(made: Index, exact: Index, queries: csr_array, ids: Sequence[str]) -> None:
-    for k, only in ((1, None), (10, None), (500, None), (5, ids[3:30:2]), (5, ["nothing"]), (5, [])):
+    for k, only in ((1, None), (10, None), (500, None), (5, ids[:30:2]), (5, ["nothing"]), (5, [])):
         same_hits(made.search(queries, k, only), exact.search(queries, k, only))
     nothing = csr_array((2, VOCAB), dtype=np.float32)
     assert made.search(nothing, 3) == [[], []]
@@ -177,6 +179,50 @@ def test_tables_that_gave_way_or_were_left_are_dropped(build, tmp_path, postgres
     with psycopg.connect(postgres_url, autocommit=True) as connection:
         connection.execute(f'ALTER TABLE "{second}" RENAME TO "{second}_moved"')
     with pytest.raises(UserError, match="has no table"):
+        open_index(tmp_path / "index")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="PostgreSQL does not run as the superuser")
+def test_postgresql_runs_in_the_folder_of_an_index(tmp_path):
+    made = PgvectorIndex.build(tmp_path / "index", lambda: [(["a", "b"], vectors(2, 1), None)], VOCAB)
+    found = made.search(vectors(2, 1), 3)
+    made.close()
+    opened = open_index(tmp_path / "index")
+    assert opened.search(vectors(2, 1), 3) == found
+    opened.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="it is the superuser who cannot")
+def test_the_superuser_is_told_that_postgresql_does_not_run(tmp_path):
+    with pytest.raises(UserError, match="does not run as the superuser"):
+        PgvectorIndex.build(tmp_path / "index", lambda: [(["a"], vectors(1, 1), None)], VOCAB)
+
+
+def test_qdrant_on_a_server_is_asked_what_it_understands(tmp_path):
+    """The real client, over a real connection, to a server that answers from a collection in its memory."""
+    ids = [f"d{number}" for number in range(90)]
+    documents, queries = vectors(90, 1), vectors(34, 5)
+    exact = ExactIndex.build(tmp_path / "exact", parts(ids, documents, 40), VOCAB)
+    with qdrant_stand_in() as server:
+        place = Server(server.url, "docs")
+        QdrantIndex.build(tmp_path / "index", parts(ids, documents, 40), VOCAB, server=place).close()
+        with pytest.raises(UserError, match="a collection docs_0000 that is not of this folder"):
+            QdrantIndex.build(tmp_path / "other", parts(ids, documents, 40), VOCAB, server=place)
+        made = open_index(tmp_path / "index")
+        check_same(made, exact, queries, ids[:4])
+        for one in (made, exact):
+            assert one.delete(["d3", "nothing"]) == 1
+            one.add(["d5", "new"], vectors(2, 9), ["five", "one"])
+        check_same(made, exact, queries, ["d3", "d5", "new"])
+        assert made.stats() == IndexStats("qdrant", 90, None, None)
+        made.close()
+        rebuilt = QdrantIndex.build(tmp_path / "index", parts(ids, documents, 40), VOCAB, server=place)
+        rebuilt.close()
+        assert server.collections() == ["docs_0001"]
+        server.drop("docs_0001")
+        with pytest.raises(UserError, match="has no collection docs_0001"):
+            open_index(tmp_path / "index")
+    with pytest.raises(UserError, match="Qdrant does not answer"):
         open_index(tmp_path / "index")
 
 

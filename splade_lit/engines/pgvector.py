@@ -7,6 +7,7 @@ A server is given by address; without one PostgreSQL runs in the folder of the i
 A password is not kept: libpq takes it from PGPASSWORD or ~/.pgpass.
 """
 
+import json
 import os
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from scipy.sparse import csr_array
 
 from splade_lit.core.errors import UserError, first_line
@@ -288,7 +290,14 @@ def _local_server(folder: Path) -> tuple[str, Callable[[], None]]:
         pgserver = require("pgserver", "pgvector")
         try:
             folder.mkdir(exist_ok=True)
+            _forget_ended(folder / ".handle_pids.json")
             server = pgserver.get_server(folder)
         except Exception as error:
             raise UserError(f"{folder}: PostgreSQL does not start ({first_line(error)}).") from error
     return str(server.get_uri()), server.cleanup
+
+
+def _forget_ended(path: Path) -> None:
+    """Take processes that are no more off pgserver's list of those that use a server: it stops with the last one."""
+    if path.is_file():
+        path.write_text(json.dumps([one for one in json.loads(path.read_text()) if psutil.pid_exists(one)]))
