@@ -15,6 +15,7 @@ with weights from there, each independent of the others, and the queries are the
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -130,6 +131,8 @@ def _measure(settings: argparse.Namespace) -> Figures:
             hits = ranks(task.queries[id])
             seconds.append(time.perf_counter() - start)
             run[id] = dict(hits)
+        if settings.side == "pgvector":
+            _drop_table(settings.postgres, f"benchmark_{os.getpid()}_0000")
     p50, p99 = np.percentile(np.array(seconds) * 1e3, [50, 99])
     ndcg = None
     if not size:
@@ -157,9 +160,16 @@ def _open(
 
         index = QdrantIndex.in_memory(parts, vocab_size)
     else:
-        server = Server(settings.postgres, "benchmark") if settings.side == "pgvector" else None
+        server = Server(settings.postgres, f"benchmark_{os.getpid()}") if settings.side == "pgvector" else None
         index = engine_class(settings.side).build(folder / "index", parts, vocab_size, server=server)
     return lambda text: list(index.search(queries.encode(text), depth)[0]), index.stats().num_bytes
+
+
+def _drop_table(url: str, name: str) -> None:
+    import psycopg
+
+    with psycopg.connect(url) as connection:
+        connection.execute(f'DROP TABLE "{name}"')
 
 
 def _open_peer(settings: argparse.Namespace, parts: "Parts") -> tuple[Ranks, int | None]:
@@ -191,8 +201,8 @@ def _open_peer(settings: argparse.Namespace, parts: "Parts") -> tuple[Ranks, int
         index.index(Given(), ids, show_progress=False)
 
         def ranks(text: str) -> list[tuple[str, float]]:
-            found, scores = index.retrieve([text], k=_TOP, show_progress=False)[:2]
-            return list(zip([str(one) for one in found[0]], np.asarray(scores[0]).tolist(), strict=True))
+            found = index.retrieve([text], k=_TOP, show_progress=False)
+            return list(zip(map(str, found.documents[0]), found.scores[0].tolist(), strict=True))
 
         return ranks, None
     if settings.side.endswith("topk"):
