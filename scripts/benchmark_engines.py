@@ -3,7 +3,7 @@
     python -m splade_lit.encode --model MODEL --corpus ../shared/data/beir/nfcorpus --output nfcorpus.vectors
     python scripts/benchmark_engines.py --model MODEL --tasks ../shared/data/beir/nfcorpus --vectors nfcorpus.vectors
     python scripts/benchmark_engines.py --model MODEL --tasks ../shared/data/beir/nfcorpus --vectors nfcorpus.vectors \
-        --synthetic 10000 100000 --engines exact seismic qdrant
+        --synthetic 10000 100000 --engines exact seismic qdrant --log sizes.jsonl --figure sizes.png
 
 One process an engine builds its index and asks the task's queries one after another: tokenise, look up, search, ten
 hits. Times of the first of them do not count. Engines whose packages are not installed are left out; pgvector is asked
@@ -11,6 +11,7 @@ at `--postgres`.
 
 With `--synthetic`, corpora of any size are drawn: each dim is active in as many documents as among the task's vectors,
 with weights from there, each independent of the others, and the queries are the task's. nDCG means nothing on them.
+`--log` adds the figures to a file, a line each, and `--figure` draws latency over documents from all that is in it.
 """
 
 import argparse
@@ -41,13 +42,14 @@ _CHUNK = 10_000  # synthetic documents that are drawn together
 _RARE = 0.02  # dims active in fewer documents than that are drawn by their places
 _OURS = ("exact", "seismic", "qdrant", "pgvector")
 _IN_MEMORY = "qdrant in memory"
+_BMP = "bmp"
 _PEERS = {
     "sentence-transformers, topk": "sentence_transformers",
     "sentence-transformers, semantic_search_seismic": "sentence_transformers",
     "splade-index": "splade_index",
 }
 _MODULES = {"exact": "numpy", "seismic": "seismic", "qdrant": "qdrant_edge", "pgvector": "psycopg"}
-_MODULES |= {_IN_MEMORY: "qdrant_client"} | _PEERS
+_MODULES |= {_IN_MEMORY: "qdrant_client", _BMP: "bmp"} | _PEERS
 
 Ranks = Callable[[str], list[tuple[str, float]]]
 """The best documents of a query's text, with scores."""
@@ -83,6 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings = _parser().parse_args(arguments)
     if len(settings.tasks) != len(settings.vectors):
         raise SystemExit("error: give as many --vectors as --tasks, in the same order.")
+    if settings.figure and not settings.log:
+        raise SystemExit("error: --figure draws what is in --log; give a file for it.")
     if settings.side:
         print(json.dumps(asdict(_measure(settings))))
         return
@@ -94,6 +98,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for engine in engines:
                 if (found := _in_a_process(settings, place, engine, size)) is not None:
                     print(_line(found), flush=True)
+                    if settings.log:
+                        with settings.log.open("a", encoding="utf-8") as file:
+                            file.write(json.dumps(asdict(found)) + "\n")
+    if settings.figure:
+        _draw_figure([Figures(**json.loads(line)) for line in settings.log.read_text().splitlines()], settings.figure)
 
 
 def _in_a_process(settings: argparse.Namespace, place: int, engine: str, size: int) -> Figures | None:
@@ -149,6 +158,8 @@ def _open(
     """An index of one side, and its bytes."""
     if settings.side in _PEERS:
         return _open_peer(settings, parts)
+    if settings.side == _BMP:
+        return _open_bmp(settings, folder, parts, vocab_size)
     from splade_lit.encoder.query_side import load_query_side
     from splade_lit.engines.index import Index, Server
     from splade_lit.engines.names import engine_class
@@ -163,6 +174,34 @@ def _open(
         server = Server(settings.postgres, f"benchmark_{os.getpid()}") if settings.side == "pgvector" else None
         index = engine_class(settings.side).build(folder / "index", parts, vocab_size, server=server)
     return lambda text: list(index.search(queries.encode(text), depth)[0]), index.stats().num_bytes
+
+
+def _open_bmp(settings: argparse.Namespace, folder: Path, parts: "Parts", vocab_size: int) -> tuple[Ranks, int | None]:
+    """BMP over the CIFF file that `export ciff` writes: whole numbers of 8 bits, and 5 bits of a query."""
+    import bmp
+
+    from splade_lit.encoder.query_side import load_query_side
+    from splade_lit.engines.documents import Documents
+    from splade_lit.engines.features import FeatureNames
+    from splade_lit.exports.ciff import write_ciff
+
+    queries, names = load_query_side(settings.model), FeatureNames.of_dims(vocab_size)
+    documents = Documents(vocab_size, sum(len(ids) for ids, *_ in parts()), parts)
+    write_ciff(folder / "index.ciff", documents, names, folder / "scratch")
+    bmp.ciff2bmp(ciff_file=str(folder / "index.ciff"), output=str(folder / "index.bmp"), bsize=32, compress_range=False)
+    searcher = bmp.Searcher(str(folder / "index.bmp"))
+
+    there = {str(dim) for _, vectors, _ in parts() for dim in np.unique(vectors.indices).tolist()}
+
+    def ranks(text: str) -> list[tuple[str, float]]:
+        query = queries.encode(text)
+        terms = names.weights(query.indices.tolist(), query.data)
+        terms = {name: weight for name, weight in terms.items() if name in there}  # BMP ends on others
+        if not terms:
+            return []
+        return list(zip(*searcher.search(terms, k=_TOP, alpha=1.0, beta=1.0), strict=True))
+
+    return ranks, (folder / "index.bmp").stat().st_size
 
 
 def _drop_table(url: str, name: str) -> None:
@@ -280,6 +319,27 @@ def draw(seen: Any, count: int, seed: int) -> "csr_array":
     return made
 
 
+def _draw_figure(found: Sequence[Figures], path: Path) -> None:
+    """Median and 99th percentile over the number of documents, a line an engine."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6.4, 4), layout="constrained")
+    for engine in dict.fromkeys(one.engine for one in found):
+        of_engine = sorted((one for one in found if one.engine == engine), key=lambda one: one.documents)
+        sizes = [one.documents for one in of_engine]
+        (line,) = axes.plot(sizes, [one.p50 for one in of_engine], marker="o", label=f"{engine}, median")
+        axes.plot(
+            sizes, [one.p99 for one in of_engine], ":", marker=".", color=line.get_color(), label=f"{engine}, p99"
+        )
+    axes.set(xscale="log", yscale="log", xlabel="documents", ylabel="milliseconds a query")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, frameon=False)
+    figure.savefig(path, dpi=110)
+
+
 def _line(found: Figures) -> str:
     size = "" if found.num_bytes is None else f"{found.num_bytes / 1e6:,.1f}"
     ndcg = "" if found.ndcg is None else f"{found.ndcg:.6f}"
@@ -296,6 +356,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--synthetic", nargs="+", type=int, help="sizes of corpora that are drawn like the task's")
     parser.add_argument("--queries", type=int, default=1000, help="most queries of a task (%(default)s)")
     parser.add_argument("--postgres", help="address of a server with pgvector, postgresql://...")
+    parser.add_argument("--log", type=Path, help="jsonl file that figures are added to")
+    parser.add_argument("--figure", type=Path, help="png file with latency over documents, of all in --log")
     parser.add_argument("--side", choices=list(_MODULES), help=argparse.SUPPRESS)
     return parser
 
