@@ -37,6 +37,7 @@ def test_drawn_documents_have_the_dims_and_the_weights_of_real_ones(monkeypatch)
     assert (made != draw(seen, 20_000, seed=4)).nnz > 0
 
 
+@pytest.mark.slow
 def test_a_table_of_a_small_task(encoder, tmp_path):
     encoder.save(tmp_path / "model")
     task = tmp_path / "task"

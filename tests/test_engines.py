@@ -1,11 +1,14 @@
 """Every engine behind the one interface: hits, changes and filters as of the exact index, builds that are whole."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+from command_runs import environment
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_array, random_array
@@ -231,6 +234,15 @@ def test_limits_of_pgvector(build):
     made = build("pgvector", lambda: [(["a", "b"], long, None)], 20_000)
     assert made.stats().num_postings == 32_000
     made.close()
+
+
+def test_files_of_qdrant_are_for_one_process_at_a_time(build, tmp_path):
+    made = build("qdrant", lambda: [(["a"], vectors(1, 1), None)])
+    code = f"from splade_lit.engines.open_index import open_index; open_index({str(tmp_path / 'index')!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())
+    assert "is open in another process" in done.stderr
+    made.close()
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment())
 
 
 @pytest.mark.parametrize("damage", ["cut", "lost"])

@@ -289,5 +289,8 @@ def _plain_errors(place: str, damaged: bool = False) -> Iterator[None]:
         said = first_line(error)
         if "://" in place:
             raise UserError(f"{place}: Qdrant does not answer as it should ({said}); check --url.") from error
+        if "WouldBlock" in str(error):
+            held = f"{place} is open in another process, and Qdrant's files are for one at a time"
+            raise UserError(f"{held}; close it there, or have a server.") from error
         does = "holds a damaged index of Qdrant" if damaged else "is not as Qdrant needs it"
         raise UserError(f"{place} {does} ({said}); build the index again.") from error
