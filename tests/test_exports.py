@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from command_runs import call, read_json
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from hypothesis import given, settings
@@ -14,7 +15,9 @@ from scipy.sparse import csr_array, random_array
 
 from splade_lit import encode, export, index
 from splade_lit.core.errors import UserError
+from splade_lit.encoder.document import MlmDocumentEncoder
 from splade_lit.encoder.model import AsymmetricSparseEncoder
+from splade_lit.encoder.query import IdfQueryEncoder
 from splade_lit.encoder.query_side import load_query_side
 from splade_lit.engines.cluster_bodies import cut_to_feature
 from splade_lit.engines.documents import Documents
@@ -31,16 +34,15 @@ QUERIES = {"q1": "song of the king.", "q2": "water", "q3": "the heart, a protein
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory, tiny_tokenizer, make_masked_lm) -> Path:
+    """See `make_export_world`."""
+    return make_export_world(tmp_path_factory.mktemp("exports"), tiny_tokenizer, make_masked_lm)
+
+
+def make_export_world(folder: Path, tokenizer, make_masked_lm) -> Path:
     """A folder with a model, a corpus, queries, and vectors of the corpus in two shards."""
-    import torch
-
-    from splade_lit.encoder.document import MlmDocumentEncoder
-    from splade_lit.encoder.query import IdfQueryEncoder
-
-    folder = tmp_path_factory.mktemp("exports")
-    idf = torch.rand(len(tiny_tokenizer), generator=torch.Generator().manual_seed(0)) * 3
-    document = MlmDocumentEncoder(make_masked_lm("bert", len(tiny_tokenizer)))
-    AsymmetricSparseEncoder(IdfQueryEncoder(idf), document, tiny_tokenizer).eval().save(folder / "model")
+    idf = torch.rand(len(tokenizer), generator=torch.Generator().manual_seed(0)) * 3
+    document = MlmDocumentEncoder(make_masked_lm("bert", len(tokenizer)))
+    AsymmetricSparseEncoder(IdfQueryEncoder(idf), document, tokenizer).eval().save(folder / "model")
     lines = [json.dumps({"_id": f"d {n}", "text": text}) for n, text in enumerate(TEXTS)]
     (folder / "docs.jsonl").write_text("\n".join(lines))
     asked = [json.dumps({"_id": id, "text": text}) for id, text in QUERIES.items()]

@@ -7,6 +7,7 @@
 A document has the fields `vector` and, where texts are kept, `text`; its id is the `_id` of the engine.
 """
 
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -36,6 +37,15 @@ class Ceilings:
 
     ingest: float
     search: float
+
+    @classmethod
+    def of(cls, ingest: float, search: float) -> "Ceilings":
+        """Those of largest weights: rounded up to hundredths, and positive.
+
+        >>> Ceilings.of(2.521, 0.0)
+        Ceilings(ingest=2.53, search=0.01)
+        """
+        return cls(*(max(math.ceil(largest * 100) / 100, 0.01) for largest in (ingest, search)))
 
 
 def index_body(product: Product, field: Field, ceilings: Ceilings | None = None) -> dict[str, Any]:

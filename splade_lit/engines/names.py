@@ -13,10 +13,21 @@ ENGINES = {
     "seismic": "seismic.SeismicIndex",
     "qdrant": "qdrant.QdrantIndex",
     "pgvector": "pgvector.PgvectorIndex",
+    "opensearch": "opensearch.OpenSearchIndex",
+    "opensearch-seismic": "opensearch.OpenSearchSeismicIndex",
+    "elasticsearch": "elasticsearch.ElasticsearchIndex",
+    "elasticsearch-rank-features": "elasticsearch.ElasticsearchFeaturesIndex",
 }
 """Name to module and class, as index.json names them."""
 
-SERVERS = ("qdrant", "pgvector")
+SERVERS = (
+    "qdrant",
+    "pgvector",
+    "opensearch",
+    "opensearch-seismic",
+    "elasticsearch",
+    "elasticsearch-rank-features",
+)
 """Those that can keep documents on a server."""
 
 

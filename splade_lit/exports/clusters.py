@@ -222,7 +222,7 @@ def doc_only_table(side: QuerySide) -> dict[str, float]:
 def ceilings_of(documents: Documents, side: QuerySide) -> Ceilings:
     """The largest weights of documents and of the query table."""
     largest = max((float(vectors.data.max(initial=0)) for _, vectors, _ in documents.parts()), default=0.0)
-    return Ceilings(_rounded_up(largest), _rounded_up(float(side.weights.max(initial=0))))
+    return Ceilings.of(largest, float(side.weights.max(initial=0)))
 
 
 def as_stored(product: Product, field: Field, vectors: csr_array, ceiling: float | None = None) -> csr_array:
@@ -245,11 +245,6 @@ def _positive(vectors: csr_array) -> csr_array:
     kept = csr_array(vectors, dtype=np.float32, copy=True)
     kept.eliminate_zeros()
     return kept
-
-
-def _rounded_up(number: float) -> float:
-    """A number with two digits that is not smaller, and positive."""
-    return max(float(np.ceil(number * 100) / 100), 0.01)
 
 
 def _up_to(first: str, rest: Iterator[str], most_bytes: int, ahead: list[str]) -> Iterator[str]:

@@ -1,0 +1,400 @@
+"""What OpenSearch and Elasticsearch have in common as engines: clients that take the same calls, and documents.
+
+Features are numbers of dims, which neither refuses. Lucene keeps 9 significant bits of a weight, and those are sent, so
+that a document's weights are the ones that it is scored by.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, ClassVar
+
+import numpy as np
+from scipy.sparse import csr_array
+
+from splade_lit.core.errors import UserError, first_line
+from splade_lit.core.progress import WorkProgress
+from splade_lit.core.text import warn_once
+from splade_lit.encoder.rows import split_rows
+from splade_lit.engines.cluster_bodies import (
+    MAX_FEATURE_WEIGHT,
+    MOST_HITS,
+    Ceilings,
+    Field,
+    Product,
+    bulk_lines,
+    check_document_ids,
+    index_body,
+    query_body,
+)
+from splade_lit.engines.features import FeatureNames
+from splade_lit.engines.index import Hit, IndexStats, Parts, Server
+from splade_lit.engines.index_folder import Header, build_whole, check_folder
+from splade_lit.engines.limits import EngineLimits, LimitGuard, check_queries
+from splade_lit.engines.segments import best_hits
+from splade_lit.engines.ties import dot, settled
+
+MANTISSA_BITS = 8
+"""Behind the leading one: Lucene's features have 9 significant bits."""
+_MOST_DOCUMENTS, _MOST_BYTES = 500, 8_000_000  # of a request
+_TRIES = 6  # of documents that a busy cluster puts off
+_CEILINGS = "ceilings.json"
+_DEFAULT_SEARCH_CEILING = 16.0
+
+logger = logging.getLogger(__name__)
+
+
+class Connection:
+    """An index of a cluster behind the client of its maker; UserErrors say what the cluster does not do.
+
+    Args:
+        client: of opensearch-py or elasticsearch.
+        server: where, and the name of the index.
+        errors: the exceptions of the client.
+    """
+
+    def __init__(self, client: Any, server: Server, errors: tuple[type[Exception], ...]) -> None:
+        self.client, self.name, self.url, self._errors = client, server.name, server.url, errors
+        with self.plain_errors():
+            number = client.info()["version"]["number"]
+        self.version = tuple(int(part) for part in number.split("-")[0].split(".")[:2])
+
+    @contextmanager
+    def plain_errors(self) -> Iterator[None]:
+        """Turn what the client raises into UserErrors."""
+        try:
+            yield
+        except self._errors as error:
+            raise UserError(f"{self.url} does not do what is asked: {first_line(error)}.") from error
+
+    def exists(self) -> bool:
+        """Whether the index is there."""
+        with self.plain_errors():
+            return bool(self.client.indices.exists(index=self.name))
+
+    def create(self, body: dict[str, Any]) -> None:
+        """Make the index; a UserError if there is one of this name."""
+        if self.exists():
+            raise UserError(f"{self.url} has an index {self.name} that is not of this folder; give another --name.")
+        with self.plain_errors():
+            self.client.indices.create(index=self.name, body=body)
+
+    def drop(self) -> None:
+        """Remove the index, if it is there."""
+        if self.exists():
+            with self.plain_errors():
+                self.client.indices.delete(index=self.name)
+
+    def refresh(self) -> None:
+        """Have all documents found from now on."""
+        with self.plain_errors():
+            self.client.indices.refresh(index=self.name)
+
+    def send(self, actions: Sequence[dict[str, Any]], sources: Sequence[dict[str, Any] | None]) -> list[dict[str, Any]]:
+        """Do actions on documents; what has become of each. Those that a busy cluster puts off are sent again."""
+        done: list[dict[str, Any]] = [{} for _ in actions]
+        waiting = list(range(len(actions)))
+        for attempt in range(_TRIES):
+            lines = [line for row in waiting for line in (actions[row], sources[row]) if line is not None]
+            with self.plain_errors():
+                answer = self.client.bulk(index=self.name, body=lines)
+            for row, item in zip(waiting, answer["items"], strict=True):
+                ((_, done[row]),) = item.items()
+            waiting = [row for row in waiting if done[row]["status"] == 429]
+            if not waiting:
+                return done
+            time.sleep(0.1 * 2**attempt)
+        raise UserError(f"{self.url} is too busy to take documents; try again later.")
+
+    def search(self, body: dict[str, Any], **parameters: Any) -> list[Hit]:
+        """The hits of a query."""
+        with self.plain_errors():
+            answer = self.client.search(index=self.name, body=body, **parameters)
+        if answer["timed_out"] or answer["_shards"]["failed"]:
+            raise UserError(f"{self.url} has answered for a part of the index only; try again.")
+        return [Hit(hit["_id"], hit["_score"]) for hit in answer["hits"]["hits"]]
+
+    def sources(self, ids: Sequence[str], field: str) -> dict[str, Any]:
+        """A field of documents by id, as far as they are there and have it."""
+        if not ids:
+            return {}
+        asked = [{"_id": id, "_source": [field]} for id in ids]
+        with self.plain_errors():
+            answer = self.client.mget(index=self.name, body={"docs": asked})
+        found = ((item["_id"], item["_source"]) for item in answer["docs"] if item.get("found"))
+        return {id: source[field] for id, source in found if field in source}
+
+    def count(self) -> int:
+        """How many documents there are."""
+        with self.plain_errors():
+            return int(self.client.count(index=self.name)["count"])
+
+    def num_bytes(self) -> int:
+        """What the index takes, without copies."""
+        with self.plain_errors():
+            stats = self.client.indices.stats(index=self.name, metric="store")
+        return int(stats["_all"]["primaries"]["store"]["size_in_bytes"])
+
+    def close(self) -> None:
+        """Let go of connections."""
+        self.client.close()
+
+
+class ClusterIndex:
+    """See `Index`; hits are those of an exact index over weights of 9 significant bits.
+
+    Args:
+        folder: of an index that `build` has made.
+
+    Raises:
+        UserError: there is no such index, it is damaged, or its cluster does not answer.
+    """
+
+    engine: ClassVar[str]
+    product: ClassVar[Product]
+    field: ClassVar[Field]
+    least_version: ClassVar[tuple[int, int]] = (0, 0)
+    max_vocab_size: ClassVar[int | None] = None
+
+    @classmethod
+    def connect(cls, server: Server) -> Connection:
+        """A connection to a server; a UserError says that there is none, or no client."""
+        raise NotImplementedError
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self._header = Header.read(self.folder, self.engine)
+        self.vocab_size = self._header.vocab_size
+        if self._header.server is None:
+            raise UserError(f"{self.folder} holds a damaged index (it names no server); build it again.")
+        self._names = FeatureNames.of_dims(self.vocab_size)
+        ceilings = self.folder / self._header.name / _CEILINGS
+        self._ceilings = Ceilings(**json.loads(ceilings.read_text())) if ceilings.is_file() else None
+        self._connection = self.connect(self._header.server)
+        if not self._connection.exists():
+            server = self._header.server
+            raise UserError(f"{server.url} has no index {server.name}; build it again.")
+
+    @classmethod
+    def build(
+        cls,
+        folder: str | Path,
+        parts: Parts,
+        vocab_size: int,
+        copy_query: Callable[[Path], None] | None = None,
+        *,
+        model: str | None = None,
+        server: Server | None = None,
+    ) -> "ClusterIndex":
+        """See `Index.build`; documents become an index of the cluster."""
+        if server is None:
+            raise UserError(f"{cls.engine} is a server; give its address with --url.")
+        guard = cls._guard(vocab_size)
+
+        def write(place: Path, there: Server | None) -> None:
+            assert there is not None
+            connection = cls.connect(there)
+            try:
+                cls._check_version(connection)
+                ceilings = cls._measured_ceilings(parts, copy_query)
+                if ceilings:
+                    content = {"ingest": ceilings.ingest, "search": ceilings.search}
+                    (place / _CEILINGS).write_text(json.dumps(content))
+                connection.create(cls._body(connection, ceilings))
+                _upload(connection, parts, guard)
+            finally:
+                connection.close()
+
+        build_whole(Path(folder), cls.engine, vocab_size, write, cls._drop, copy_query, model, server)
+        guard.report()
+        return cls(folder)
+
+    @classmethod
+    def _guard(cls, vocab_size: int) -> LimitGuard:
+        limits = EngineLimits(cls.engine, max_vocab_size=cls.max_vocab_size, mantissa_bits=MANTISSA_BITS)
+        return LimitGuard(limits, vocab_size)
+
+    @classmethod
+    def _check_version(cls, connection: Connection) -> None:
+        if connection.version < cls.least_version:
+            least = ".".join(map(str, cls.least_version))
+            raise UserError(f"{cls.engine} needs version {least}; {connection.url} is an older one.")
+
+    @classmethod
+    def _measured_ceilings(cls, parts: Parts, copy_query: Callable[[Path], None] | None) -> Ceilings | None:
+        return None
+
+    @classmethod
+    def _body(cls, connection: Connection, ceilings: Ceilings | None) -> dict[str, Any]:
+        return index_body(cls.product, cls.field, ceilings)
+
+    @classmethod
+    def _drop(cls, server: Server) -> None:
+        connection = cls.connect(server)
+        connection.drop()
+        connection.close()
+
+    @classmethod
+    def check_folder(cls, folder: Path) -> None:
+        """Raise a UserError if a folder holds something else than an index of this engine, or a part of one."""
+        check_folder(folder, cls.engine)
+
+    @property
+    def query_folder(self) -> Path | None:
+        """The folder with the query side of the model that the index was made with."""
+        return self.folder / self._header.query if self._header.query else None
+
+    @property
+    def model(self) -> str | None:
+        """Fingerprint of the model that made the vectors."""
+        return self._header.model
+
+    def add(self, ids: Sequence[str], vectors: csr_array, texts: Sequence[str] | None = None) -> None:
+        """Add documents, float32 `[documents, vocab]`; those whose ids are there already take their places."""
+        guard = self._guard(self.vocab_size)
+        _send(self._connection, "index", ids, guard.fit(ids, vectors), texts)
+        self._connection.refresh()
+        guard.report()
+
+    def delete(self, ids: Collection[str]) -> int:
+        """Delete documents; how many were there."""
+        chosen, count = sorted(set(ids)), 0
+        for start in range(0, len(chosen), _MOST_DOCUMENTS):
+            actions = [{"delete": {"_id": id}} for id in chosen[start : start + _MOST_DOCUMENTS]]
+            count += sum(item["status"] == 200 for item in self._connection.send(actions, [None] * len(actions)))
+        self._connection.refresh()
+        return count
+
+    def search(self, queries: csr_array, k: int, only: Collection[str] | None = None) -> list[list[Hit]]:
+        """The best k documents of each query, `[queries, vocab]`, best first, and of equal scores the lower id first.
+
+        Documents that share no term with a query are no hits. With `only`, no others than these are found. Lucene knows
+        no weights below 0 in a query; they are left out, with a warning. A UserError says that queries have other dims
+        than documents, that `k` is more than the cluster gives, or that it does not answer.
+        """
+        check_queries(queries, self.vocab_size)
+        if k > MOST_HITS:
+            raise UserError(f"{self.engine} gives {MOST_HITS:,} hits of a query at most; ask for fewer.")
+        if negative := int((queries.data < 0).sum()):
+            warn_once(f"{self.engine}: {negative} weights of queries are below 0, which Lucene has not, and left out.")
+        found = []
+        for dims, weights in split_rows(queries.sorted_indices()):
+            kept = weights > 0
+            asked = dims[kept], weights[kept].astype(np.float32)
+            found.append(self._search(*asked, k, only) if kept.any() and (only is None or only) else [])
+        return found
+
+    def _search(self, dims: np.ndarray, weights: np.ndarray, k: int, only: Collection[str] | None) -> list[Hit]:
+        features = self._names.weights(dims.tolist(), weights)
+
+        def fetch(limit: int) -> list[Hit]:
+            return self._connection.search(query_body(self.product, self.field, features, min(limit, MOST_HITS), only))
+
+        def scores(ids: Sequence[str]) -> dict[str, float]:
+            return {id: dot(dims, weights, *vector) for id, vector in self._vectors(ids).items()}
+
+        return settled(fetch, scores, k)
+
+    def _vectors(self, ids: Sequence[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Dims, ascending, and weights of documents."""
+        found = {}
+        for id, vector in self._connection.sources(ids, "vector").items():
+            pairs = sorted((self._names.dim(name), weight) for name, weight in vector.items())
+            dims, weights = zip(*pairs, strict=True) if pairs else ((), ())
+            found[id] = np.array(dims, np.int64), np.array(weights, np.float32)
+        return found
+
+    def text(self, id: str) -> str | None:
+        """The text of a document, if it was kept."""
+        return self._connection.sources([id], "text").get(id)
+
+    def weights(self, id: str, dims: Sequence[int]) -> list[float]:
+        """The weights of some dims of a document, as it is scored by; 0 where it has none."""
+        there = self._connection.sources([id], "vector").get(id, {})
+        return [float(np.float32(there.get(self._names.names[dim], 0.0))) for dim in dims]
+
+    def stats(self) -> IndexStats:
+        """What it holds; the engines do not count weights."""
+        return IndexStats(self.engine, self._connection.count(), None, self._connection.num_bytes())
+
+    def close(self) -> None:
+        """Let go of connections."""
+        self._connection.close()
+
+
+class SeismicSearch(ClusterIndex):
+    """OpenSearch's own type `sparse_vector`: in large segments hits are approximate, and scores are those of 8 bits."""
+
+    def _search(self, dims: np.ndarray, weights: np.ndarray, k: int, only: Collection[str] | None) -> list[Hit]:
+        ceiling = self._ceilings.search if self._ceilings else _DEFAULT_SEARCH_CEILING
+        for most, does in ((MAX_FEATURE_WEIGHT, "are clipped"), (ceiling, "count as that much in large segments")):
+            if above := int((weights > most).sum()):
+                warn_once(f"{self.engine}: {above} weights of a query are above {most:g} and {does}.")
+        features = self._names.weights(dims.tolist(), np.minimum(weights, np.float32(MAX_FEATURE_WEIGHT)))
+        body = query_body(self.product, self.field, features, k, only)
+        # Else a pipeline that the index has by default could leave tokens out of the query.
+        return best_hits(self._connection.search(body, params={"search_pipeline": "_none"}), k)
+
+    @classmethod
+    def _measured_ceilings(cls, parts: Parts, copy_query: Callable[[Path], None] | None) -> Ceilings | None:
+        from splade_lit.encoder.query_side import load_query_side
+
+        ingest = max((float(vectors.data.max(initial=0)) for _, vectors, _ in parts()), default=0.0)
+        search = _DEFAULT_SEARCH_CEILING
+        if copy_query is not None:
+            with TemporaryDirectory() as folder:
+                copy_query(Path(folder))
+                search = float(load_query_side(folder).weights.max(initial=0))
+        return Ceilings.of(ingest, search)
+
+
+def _upload(connection: Connection, parts: Parts, guard: LimitGuard) -> None:
+    with WorkProgress("indexing", "documents", None) as progress:
+        for ids, vectors, texts in parts():
+            fitted = guard.fit(ids, vectors)
+            _send(connection, "create", ids, fitted, texts, progress.advance)
+    connection.refresh()
+
+
+def _send(
+    connection: Connection,
+    action: str,
+    ids: Sequence[str],
+    vectors: csr_array,
+    texts: Sequence[str] | None,
+    on_batch: Callable[[int], None] = lambda count: None,
+) -> None:
+    """Send documents, some at a time; `create` refuses those whose id is there."""
+    check_document_ids(ids)
+    names = FeatureNames.of_dims(vectors.shape[1])
+    actions: list[dict[str, Any]] = []
+    sources: list[dict[str, Any] | None] = []
+    size = 0
+
+    def flush() -> None:
+        nonlocal size
+        if not actions:
+            return
+        for line, item in zip(actions, connection.send(actions, sources), strict=True):
+            if item["status"] == 409:
+                raise UserError(f"Two documents have the id {line[action]['_id']!r}; make ids unique.")
+            if item["status"] >= 300:
+                reason = first_line(Exception(item.get("error", {}).get("reason", "no reason")))
+                raise UserError(f"{connection.url} refuses the document {line[action]['_id']!r}: {reason}.")
+        on_batch(len(actions))
+        actions.clear()
+        sources.clear()
+        size = 0
+
+    for line, source in bulk_lines(ids, vectors, texts, names):
+        length = 20 * len(source["vector"]) + 4 * len(source.get("text", ""))
+        if len(actions) >= _MOST_DOCUMENTS or size + length > _MOST_BYTES:
+            flush()
+        actions.append({action: line["index"]})
+        sources.append(source)
+        size += length
+    flush()
