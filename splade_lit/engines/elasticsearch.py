@@ -5,10 +5,10 @@ ELASTICSEARCH_CA_CERTS, a file of certificates, for a server whose own one is no
 """
 
 import os
-from typing import Any
+from typing import Any, ClassVar
 
 from splade_lit.engines.cluster import ClusterIndex, Connection
-from splade_lit.engines.cluster_bodies import Ceilings, index_body
+from splade_lit.engines.cluster_bodies import Ceilings, Field, index_body
 from splade_lit.engines.index import Server
 from splade_lit.engines.names import require
 
@@ -39,7 +39,8 @@ def connect(server: Server) -> Connection:
 class ElasticsearchIndex(ClusterIndex):
     """See `ClusterIndex`: `sparse_vector`, with the pruning of tokens switched off in each query."""
 
-    engine, product, field = "elasticsearch", "elasticsearch", "sparse_vector"
+    engine, product = "elasticsearch", "elasticsearch"
+    field: ClassVar[Field] = "sparse_vector"
     least_version = (8, 15)
 
     @classmethod
