@@ -263,7 +263,9 @@ class _Table:
         except psycopg.errors.UniqueViolation as error:
             raise UserError(f"Two documents have one id ({error.diag.message_detail}); make ids unique.") from error
         except psycopg.OperationalError as error:
-            raise UserError(f"{self.place}: PostgreSQL does not answer ({first_line(error)}); check --url.") from error
+            raise UserError(
+                f"{self.place}: PostgreSQL does not answer ({first_line(error)}); check the address."
+            ) from error
         except (psycopg.Error, ValueError) as error:
             raise UserError(f"{self.place}: PostgreSQL refuses that ({first_line(error)}).") from error
 

@@ -117,7 +117,9 @@ class QdrantIndex:
         """Change documents in files while no other process does; a server sees to that itself."""
         held = hold_folder(self.folder) if self.folder and self._header.server is None else None
         try:
-            return change()
+            changed = change()
+            self._points.settle()
+            return changed
         finally:
             if held:
                 held.release()

@@ -32,7 +32,7 @@ class Points(Protocol):
         """Put documents there, in the places of those that have their ids."""
 
     def settle(self) -> None:
-        """All documents of a build are there: make search quick, and files whole."""
+        """A change is done: make search quick, and have it in the files."""
 
     def delete(self, ids: Sequence[str]) -> int:
         """Delete documents; how many were there."""
@@ -208,7 +208,6 @@ class EdgePoints:
         ]
         with _plain_errors(str(self._folder)):
             self._shard.update(edge.UpdateOperation.upsert_points(points))
-            self._shard.flush()
 
     def settle(self) -> None:
         """See `Points`."""
@@ -223,7 +222,6 @@ class EdgePoints:
             there = len(self._shard.retrieve(points, with_payload=False, with_vector=False)) if points else 0
             if there:
                 self._shard.update(self._edge.UpdateOperation.delete_points(points))
-                self._shard.flush()
         return there
 
     def query(self, vectors: Sequence[Vector], limit: int, only: Sequence[str] | None) -> list[list[Hit]]:
@@ -288,7 +286,9 @@ def _plain_errors(place: str, damaged: bool = False) -> Iterator[None]:
     except Exception as error:
         said = first_line(error)
         if "://" in place:
-            raise UserError(f"{place}: Qdrant does not answer as it should ({said}); check --url.") from error
+            raise UserError(
+                f"{place}: Qdrant does not answer as it should ({said}); check that it runs at this address."
+            ) from error
         if "WouldBlock" in str(error):
             held = f"{place} is open in another process, and Qdrant's files are for one at a time"
             raise UserError(f"{held}; close it there, or have a server.") from error
