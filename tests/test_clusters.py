@@ -129,6 +129,9 @@ def test_another_build_takes_the_place_of_the_first(engine, cluster, tmp_path):
     cluster.indexes["docs_0000"] = next(iter(cluster.indexes.values()))
     with pytest.raises(UserError, match="has an index docs_0000 that is not of this folder"):
         build(engine, cluster, tmp_path / "other", documents, list("abcdef"))
+    with pytest.raises(UserError, match="that is not of this folder"):  # and it is still there
+        build(engine, cluster, tmp_path / "other", documents, list("abcdef"))
+    assert "docs_0000" in cluster.indexes
 
 
 @both

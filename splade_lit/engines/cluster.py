@@ -32,7 +32,7 @@ from splade_lit.engines.cluster_bodies import (
     query_body,
 )
 from splade_lit.engines.features import FeatureNames
-from splade_lit.engines.index import Hit, IndexStats, Parts, Server
+from splade_lit.engines.index import Hit, IndexStats, NameTakenError, Parts, Server
 from splade_lit.engines.index_folder import Header, build_whole, check_folder
 from splade_lit.engines.limits import EngineLimits, LimitGuard, check_queries
 from splade_lit.engines.segments import best_hits
@@ -79,7 +79,7 @@ class Connection:
     def create(self, body: dict[str, Any]) -> None:
         """Make the index; a UserError if there is one of this name."""
         if self.exists():
-            raise UserError(f"{self.url} has an index {self.name} that is not of this folder; give another --name.")
+            raise NameTakenError(self.url, "an index", self.name)
         with self.plain_errors():
             self.client.indices.create(index=self.name, body=body)
 

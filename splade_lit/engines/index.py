@@ -20,7 +20,7 @@ Part = tuple[Sequence[str], csr_array, Sequence[str] | None]
 Parts = Callable[[], Iterable[Part]]
 """Gives documents a part at a time, the same at each call."""
 
-_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,54}")  # with the number of a build
 _PASSWORD = re.compile(r"^[a-z0-9+]+://[^/@]*:[^/@]+@|[?&]password=", re.IGNORECASE)
 
 
@@ -65,9 +65,16 @@ class Server:
             raise UserError("--url holds a password, which index.json would show; docs/engines.md says where it goes.")
         if not _NAME.fullmatch(self.name):
             raise UserError(
-                f"{self.name!r} is no name for a server: give lower-case letters, digits and _, 40 at most, a letter "
+                f"{self.name!r} is no name for a server: give lower-case letters, digits and _, 50 at most, a letter "
                 "first, with --name."
             )
+
+
+class NameTakenError(UserError):
+    """A server has something of a name, such as "a table", that is not of the folder which is built."""
+
+    def __init__(self, place: str, what: str, name: str) -> None:
+        super().__init__(f"{place} has {what} {name} that is not of this folder; give another --name.")
 
 
 def default_name(folder: Path) -> str:

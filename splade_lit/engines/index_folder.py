@@ -19,7 +19,7 @@ from typing import Any
 
 from splade_lit.core.errors import UserError
 from splade_lit.core.files import hold_folder, replace_text
-from splade_lit.engines.index import INDEX_JSON, Server, read_index_json
+from splade_lit.engines.index import INDEX_JSON, NameTakenError, Server, read_index_json
 
 FORMAT = 1
 OURS = re.compile(r"(\d{4,})(\.query|-\d+\.deleted)?")
@@ -92,6 +92,7 @@ def build_whole(
 
     Raises:
         UserError: another process writes there, the folder holds something else, or it cannot be written.
+        NameTakenError: `write` has raised it, as the server has something of this name already.
     """
     check_folder(folder, engine)
     held = hold_folder(folder)
@@ -105,7 +106,11 @@ def build_whole(
         there = Server(server.url, f"{server.name}_{name}") if server else None
         if there:  # first, so that a build that is stopped is found
             replace_text(place / _SERVER_JSON, json.dumps(asdict(there)))
-        write(place, there)
+        try:
+            write(place, there)
+        except NameTakenError:
+            shutil.rmtree(place)  # else the next build would take what is there for the rest of this one, and drop it
+            raise
         if copy_query:
             copy_query(folder / f"{name}.query")
         write_header(folder, Header(engine, FORMAT, vocab_size, name, query, model, there))

@@ -23,7 +23,7 @@ from scipy.sparse import csr_array
 from splade_lit.core.errors import UserError, first_line
 from splade_lit.core.progress import WorkProgress
 from splade_lit.core.text import warn_once
-from splade_lit.engines.index import Hit, IndexStats, Parts, Server
+from splade_lit.engines.index import Hit, IndexStats, NameTakenError, Parts, Server
 from splade_lit.engines.index_folder import Header, build_whole, check_folder
 from splade_lit.engines.limits import EngineLimits, LimitGuard, check_queries
 from splade_lit.engines.names import require
@@ -178,7 +178,7 @@ class _Table:
     def create(self, parts: Parts, guard: LimitGuard) -> None:
         """Make the table and fill it, all or nothing."""
         if self.exists():
-            raise UserError(f"{self.place} has a table {self.name} that is not of this folder; give another --name.")
+            raise NameTakenError(self.place, "a table", self.name)
         columns = f"""CREATE TABLE {{}} (id text COLLATE "C" PRIMARY KEY, vector sparsevec({self._vocab_size}) NOT NULL,
             active_dims integer NOT NULL, text text)"""
         with self._plain_errors(), self._connection.transaction():

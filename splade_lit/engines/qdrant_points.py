@@ -10,7 +10,7 @@ import numpy as np
 import xxhash
 
 from splade_lit.core.errors import UserError, first_line
-from splade_lit.engines.index import Hit, Server
+from splade_lit.engines.index import Hit, NameTakenError, Server
 from splade_lit.engines.names import require
 
 _VECTOR = "splade"
@@ -83,9 +83,7 @@ class ClientPoints:
         index = models.SparseIndexParams(on_disk=False, datatype=models.Datatype.FLOAT32)
         with _plain_errors(server.url):
             if client.collection_exists(server.name):
-                raise UserError(
-                    f"{server.url} has a collection {server.name} that is not of this folder; give another --name."
-                )
+                raise NameTakenError(server.url, "a collection", server.name)
             client.create_collection(
                 server.name, {}, sparse_vectors_config={_VECTOR: models.SparseVectorParams(index=index)}
             )
