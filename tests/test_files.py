@@ -57,6 +57,38 @@ def test_a_folder_takes_the_place_of_another_once_it_is_whole(tmp_path: Path) ->
     assert list(path.parent.iterdir()) == [path]
 
 
+_IS_KILLED = """
+import os, signal, sys
+from pathlib import Path
+from splade_lit.core.files import whole_folder
+with whole_folder(Path(sys.argv[1])) as temporary:
+    (temporary / "a.txt").write_text("half")
+    if sys.argv[2] == "between two names":
+        Path.rename = lambda old, new: (os.rename(old, new), os.kill(os.getpid(), signal.SIGKILL))
+    else:
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("when", ["while it writes", "between two names"])
+def test_a_killed_process_leaves_the_folder_of_before_and_nothing_for_long(tmp_path: Path, when: str) -> None:
+    path = tmp_path / "folder"
+    path.mkdir()
+    (path / "a.txt").write_text("before")
+    (tmp_path / ".folder-settings").mkdir()  # of somebody else
+    subprocess.run([sys.executable, "-c", _IS_KILLED, str(path), when], check=False, timeout=300)
+    assert len(list(tmp_path.iterdir())) == (3 if when == "while it writes" else 2)
+    with suppress(KeyboardInterrupt), whole_folder(path) as temporary:
+        assert {one.name for one in tmp_path.iterdir()} == {"folder", ".folder-settings", temporary.parent.name}
+        assert (path / "a.txt").read_text() == "before"
+        with whole_folder(path) as other:  # two at once: what is being written stays
+            (other / "a.txt").write_text("other")
+        assert temporary.is_dir()
+        raise KeyboardInterrupt
+    assert (path / "a.txt").read_text() == "other"
+    assert {one.name for one in tmp_path.iterdir()} == {"folder", ".folder-settings"}
+
+
 @pytest.mark.parametrize("name", ["file/a.txt", "folder"])
 def test_what_cannot_be_written_is_told(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_text("a file, not a folder")

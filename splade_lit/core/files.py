@@ -7,7 +7,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -44,26 +44,47 @@ def whole_file(path: Path) -> Iterator[Path]:
 def whole_folder(path: Path) -> Iterator[Path]:
     """A temporary folder beside `path` to write to; at the end it takes the place of `path`, whatever was there.
 
-    Where the block raises, it is removed, and `path` stays as it was. An OSError says that it cannot be written.
+    Where the block raises, it is removed, and `path` stays as it was. What killed processes have left is removed first.
+    An OSError says that it cannot be written.
     """
     path = path.absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_left(path)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as scratch:
-        new, old = Path(scratch, path.name), Path(scratch, "old")
-        new.mkdir()
-        yield new
-        for written in (*new.rglob("*"), new):
-            written.chmod(0o755 if written.is_dir() else 0o644)
-            _flush(written)
-        if path.exists():
-            path.rename(old)
+        held = hold_folder(Path(scratch))
         try:
-            new.rename(path)
-        except BaseException:
-            if old.exists():
-                old.rename(path)
-            raise
-        _flush(path.parent)
+            new, old = Path(scratch, path.name), Path(scratch, "old")
+            new.mkdir()
+            yield new
+            for written in (*new.rglob("*"), new):
+                written.chmod(0o755 if written.is_dir() else 0o644)
+                _flush(written)
+            if path.exists():
+                path.rename(old)
+            try:
+                new.rename(path)
+            except BaseException:
+                if old.exists():
+                    old.rename(path)
+                raise
+            _flush(path.parent)
+        finally:
+            held.release()
+
+
+def _remove_left(path: Path) -> None:
+    """Remove temporary folders of `whole_folder` that no process has for itself any more."""
+    for left in path.parent.iterdir():
+        named = re.fullmatch(rf"\.{re.escape(path.name)}-[a-z0-9_]{{8}}", left.name)
+        if not (named and (left / LOCK).is_file() and {one.name for one in left.iterdir()} <= {path.name, "old", LOCK}):
+            continue
+        with suppress(UserError):  # another process is writing there
+            held = hold_folder(left)
+            if held.is_locked and not path.exists() and (left / "old").exists():
+                (left / "old").rename(path)  # it was killed between two names
+            if held.is_locked:
+                shutil.rmtree(left, ignore_errors=True)
+            held.release()
 
 
 def _flush(path: Path) -> None:
