@@ -1,14 +1,19 @@
-"""Memory that training has freed: given back."""
+"""Memory that training and encoding have freed: given back."""
 
 import platform
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from scipy.sparse import csr_array
+
+from splade_lit.encoder.pruning import Pruning
+from splade_lit.encoder.rows import encode_by_length
 
 SCRIPT = """
 import torch
-from splade_lit.encoder.body.recompute import return_free_memory
+from splade_lit.core.host_memory import return_free_memory
 def resident():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmRSS"))
 torch.ones(30 << 18)  # a freed block of this size has glibc keep smaller ones
@@ -30,3 +35,12 @@ def test_free_memory_is_given_back():
     kept, after = (int(number) for number in result.stdout.split())
     assert kept > 100
     assert after < 20
+
+
+@pytest.mark.parametrize(("documents", "returns"), [(1, 0), (2, 1), (8, 1), (17, 3)])
+def test_encoding_gives_it_back_as_it_goes(documents, returns, monkeypatch):
+    counted = []
+    monkeypatch.setattr("splade_lit.encoder.rows.return_free_memory", lambda: counted.append(True))
+    token_ids = [np.arange(5)] * documents
+    encode_by_length(lambda batch: csr_array((len(batch), 9), dtype=np.float32), token_ids, 5, Pruning(), None)
+    assert len(counted) == returns

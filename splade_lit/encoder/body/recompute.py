@@ -1,7 +1,5 @@
 """Which activations of the body are kept for the backward pass, and which are computed again there."""
 
-import ctypes
-import platform
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -12,10 +10,11 @@ from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from splade_lit.core.host_memory import return_free_memory
+
 Recompute = Literal["nothing", "cheap", "layers"]
 
 _PRODUCTS = {torch.ops.aten.mm.default: 0, torch.ops.aten.addmm.default: 1}
-_malloc_trim = ctypes.CDLL(None).malloc_trim if platform.libc_ver()[0] == "glibc" else None
 
 
 def set_recompute(model: nn.Module, recompute: Recompute) -> None:
@@ -56,15 +55,6 @@ def _after_trimming(inner: AbstractContextManager) -> Iterator[None]:
     return_free_memory()
     with inner:
         yield
-
-
-def return_free_memory() -> None:
-    """Give free pages back to the system, where the C library is glibc, which keeps freed blocks of up to 32 MiB.
-
-    Activations of many sizes leave holes between blocks in use; together they can grow larger than the blocks.
-    """
-    if _malloc_trim is not None:
-        _malloc_trim(0)
 
 
 def _policy(context: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
