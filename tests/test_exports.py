@@ -217,7 +217,7 @@ def test_ciff_holds_the_impacts(world, tmp_path, caplog):
     assert header.total_terms_in_collection == found.sum()
     assert header.description == f"impacts are weights times {scale!r}; written by splade_lit"
     assert f"postings {expected.nnz:,}  scale {scale:.6g}  largest impact 255" in out
-    vanished = f"{vectors.nnz - expected.nnz} weights are so small that their impact is 0; they are left out."
+    vanished = f"{vectors.nnz - expected.nnz} weights are so small that the impact is 0, and left out."
     assert (vanished in caplog.messages) == (expected.nnz < vectors.nnz)
     assert "1 token has another name, in queries too: '.' is %2E." in caplog.messages
     topics = dict(line.split("\t") for line in (tmp_path / "out" / "queries.tsv").read_text().splitlines())
@@ -358,6 +358,27 @@ def test_files_of_documents_have_the_size_that_is_asked_for(world, tmp_path, mon
         assert len(lines) % 2 == 0
         assert path.stat().st_size <= 8000 or len(lines) == 2
     assert sum(len(path.read_text().splitlines()) for path in files) == 30
+
+
+def test_negative_weights_of_queries_are_left_out_and_told(world, tmp_path, caplog):
+    model = AsymmetricSparseEncoder.load(world / "model")
+    token = model.tokenizer.convert_tokens_to_ids("song")
+    with torch.no_grad():
+        model.idf_weights[token] = -1.0
+    model.save(tmp_path / "model")
+    given = ("--model", tmp_path / "model", "--vectors", world / "vectors", "--queries-file", world / "queries.jsonl")
+    for format in ("anserini", "elasticsearch", "vespa"):
+        caplog.clear()
+        more = ["--query", "song of the king"] if format != "anserini" else []
+        made = call(export.main, format, *given, *more, "--output", tmp_path / format)
+        assert made.code == 0, made.err
+        told = "1 token has a query weight below 0, for which there is no place in this format; queries leave them out."
+        assert told in caplog.messages
+    assert "song" not in (tmp_path / "anserini" / "queries.tsv").read_text()
+    assert "king" in (tmp_path / "anserini" / "queries.tsv").read_text()
+    for format in ("elasticsearch", "vespa"):
+        assert "song" not in (tmp_path / format / "query.json").read_text()
+        assert "-" not in (tmp_path / format / "query.json").read_text()
 
 
 def test_an_export_is_replaced_by_the_next_one_only(world, tmp_path):

@@ -164,7 +164,7 @@ def export_ciff(settings: Namespace) -> None:
     with export.output as output:
         documents = export.documents()
         names = export.names(documents)
-        _tell(names)
+        _tell(names, export.side)
         scratch = output.folder / _POSTINGS
         with output.new_file("index.ciff") as path:
             record = write_ciff(path, documents, names, scratch, settings.bits, settings.scale)
@@ -185,7 +185,7 @@ def export_anserini(settings: Namespace) -> None:
     with export.output as output:
         documents = export.documents()
         names, counts = export.names(documents), Counts()
-        _tell(names)
+        _tell(names, export.side)
         lines = anserini_lines(documents, names, settings.scale, counts)
         write_documents(output, "documents/documents", lines, documents.num_documents)
         _write_topics(export, names)
@@ -201,7 +201,7 @@ def export_vespa(settings: Namespace) -> None:
     with export.output as output:
         documents = export.documents()
         names, counts = export.names(documents), Counts()
-        _tell(names)
+        _tell(names, export.side)
         output.write_lines("doc.sd", [VESPA_SCHEMA.rstrip("\n")])
         lines = vespa_lines(documents, names, settings.scale, counts)
         write_documents(output, "documents", lines, documents.num_documents)
@@ -240,7 +240,7 @@ def export_cluster(product: Product, settings: Namespace) -> None:
     with export.output as output:
         documents = export.documents()
         names = FeatureNames.of_dims(documents.vocab_size) if by_number else export.names(documents, not doc_only)
-        _tell(names)
+        _tell(names, export.side)
         form = ClusterExport(product, settings.field, names, export.side, doc_only)
         most_bytes = settings.bulk_megabytes * 1_000_000
         record = form.write(output, documents, export.queries, settings.query, most_bytes)
@@ -261,7 +261,10 @@ def _write_topics(export: Export, names: FeatureNames) -> None:
         export.output.write_lines("queries.tsv", lines)
 
 
-def _tell(names: FeatureNames) -> None:
+def _tell(names: FeatureNames, side: QuerySide) -> None:
+    if negative := int((side.weights < 0).sum()):
+        tokens = "1 token has a query weight" if negative == 1 else f"{negative:,} tokens have query weights"
+        logger.warning("%s below 0, for which there is no place in this format; queries leave them out.", tokens)
     if names.renamed:
         said = ", ".join(f"{token!r} is {name}" for token, name in list(names.renamed.items())[:3])
         number = len(names.renamed)
@@ -271,7 +274,8 @@ def _tell(names: FeatureNames) -> None:
 
 def _tell_vanished(vanished: int) -> None:
     if vanished:
-        logger.warning("%s weights are so small that their impact is 0; they are left out.", f"{vanished:,}")
+        are = f"{vanished:,} weights are" if vanished > 1 else "1 weight is"
+        logger.warning("%s so small that the impact is 0, and left out.", are)
 
 
 def _counts(record: LinesRecord) -> str:

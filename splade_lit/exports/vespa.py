@@ -58,7 +58,8 @@ VESPA_SCHEMA = """schema doc {
 
 def vespa_query(weights: dict[str, float], scale: float, k: int) -> dict[str, object]:
     """The body of a search: `wand` finds documents by whole numbers, the profile scores them by the exact product."""
-    impacts = {name: max(round(weight * scale), 1) for name, weight in weights.items() if weight > 0}
+    weights = {name: weight for name, weight in weights.items() if weight > 0}
+    impacts = {name: max(round(weight * scale), 1) for name, weight in weights.items()}
     return {
         "yql": f"select id from {VESPA_TYPE} where ({{targetHits: {k}}}wand(terms, @terms))",
         "terms": compact(impacts),
