@@ -59,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tasks = with_measures(without_own_documents(tasks, settings.leave_out_queries), measures)
     if settings.max_corpus_documents:
         tasks = [sample_corpus(task, settings.max_corpus_documents) for task in tasks]
+    runs = _read_runs(Path(settings.rerank), tasks) if settings.rerank not in (None, "bm25") else None
     if settings.runs:
         check_trec_ids(id for task in tasks for id in (*task.queries, *task.corpus))
     encoder = AsymmetricSparseEncoder.load(settings.model, revision=settings.revision, device=device)
@@ -68,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         stages["bm25"], of_bm25 = best_bm25(tasks, encoder.tokenizer)
         per_query["bm25"] = figures_of_results(tasks, of_bm25)
     if settings.rerank:
-        reranked = _reranked(settings, tasks, encoder)
+        reranked = _reranked(settings, tasks, encoder, runs)
         stages |= reranking_stages(reranked, settings.rerank_top or _RERANK_TOP)
         results = [one.result for one in reranked]
         per_query["candidates"] = figures_of_results(tasks, [one.candidates for one in reranked])
@@ -137,19 +138,20 @@ def _check_reranking(settings: Namespace) -> None:
 
 
 def _reranked(
-    settings: Namespace, tasks: "Sequence[RetrievalTask]", encoder: "AsymmetricSparseEncoder"
+    settings: Namespace,
+    tasks: "Sequence[RetrievalTask]",
+    encoder: "AsymmetricSparseEncoder",
+    runs: "Sequence[Run] | None",
 ) -> "list[Reranked]":
-    """The first candidates of BM25 or of a run, re-ranked by the model."""
+    """The first candidates of rankings, of BM25's if none are given, re-ranked by the model."""
     from splade_lit.evaluation.bm25 import best_bm25
     from splade_lit.evaluation.reranking import rerank
 
-    if settings.rerank == "bm25":
+    if runs is None:
         found = [result.run for result in best_bm25(tasks, encoder.tokenizer)[1]]
-        runs: list[Run] = [
+        runs = [
             {query: {id: score for id, score in hits.items() if score} for query, hits in run.items()} for run in found
         ]
-    else:
-        runs = _read_runs(Path(settings.rerank), tasks)
     top = settings.rerank_top or _RERANK_TOP
     return [rerank(encoder, task, run, top, show_progress_bar=True) for task, run in zip(tasks, runs, strict=True)]
 

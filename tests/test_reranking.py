@@ -201,12 +201,12 @@ def test_what_cannot_be_reranked_is_told_before_anything_is_loaded(tmp_path, arg
     assert (outcome.code, what in outcome.errors[0]) == (2, True), outcome.err
 
 
-def test_one_run_is_of_one_task(peer, world, tmp_path):
+def test_one_run_is_of_one_task_which_is_told_before_a_model_is_loaded(world, tmp_path):
     (tmp_path / "one.trec").write_text("q0 Q0 d0 1 2.0 me\n")
     (tmp_path / "folder").mkdir()
     for run, what in (
         (tmp_path / "one.trec", "is one run, but there are 2 tasks"),
         (tmp_path / "folder", "has no Nano"),
     ):
-        outcome = call(evaluate.main, "--model", peer[2], "--tasks", world.tasks, "--rerank", run)
+        outcome = call(evaluate.main, "--model", tmp_path / "none", "--tasks", world.tasks, "--rerank", run)
         assert (outcome.code, what in outcome.errors[0]) == (2, True), outcome.err
