@@ -63,7 +63,7 @@ def _build(settings: "argparse.Namespace", fingerprint: str) -> None:
 
     engine = engine_class(settings.engine or "exact")
     server = _server(settings)
-    engine.check_folder(settings.output)
+    engine.check(settings.output, server)
     tasks = load_tasks(settings.tasks, settings.nanobeir_source, settings.nanobeir_revision)
 
     def copy_query(folder: Path) -> None:
@@ -90,6 +90,7 @@ def _add(settings: "argparse.Namespace", fingerprint: str) -> None:
     index = _open(settings)
     if index.model not in (None, fingerprint):
         raise UserError(f"{settings.output} was made with another model; add documents with the same one.")
+    index.delete([])  # engines that cannot change an index say so, before anything is encoded
     for ids, vectors, texts in _documents(settings, fingerprint).parts():
         index.add(ids, vectors, texts)
     shutil.rmtree(settings.output / _VECTORS, ignore_errors=True)
@@ -108,7 +109,8 @@ def _delete(settings: "argparse.Namespace") -> None:
     index = _open(settings)
     asked = set(ids)
     count = index.delete(asked)
-    print(f"deleted: {count:,} of {len(asked):,} documents; the others were not there")
+    others = "; the others were not there" if count < len(asked) else ""
+    print(f"deleted: {count:,} of {len(asked):,} documents{others}")
     _print_stats(settings.output, index)
     index.close()
 

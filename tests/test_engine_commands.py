@@ -48,7 +48,7 @@ def test_the_commands_build_change_and_search(world_of_one, engine, request):
     more.write_text('{"_id": "d5", "text": "nothing"}\n{"_id": "d9", "text": "the song of the king"}\n')
     added = call(index.main, "--model", folder / "model", "--corpus", more, "--add", "--output", folder / "index")
     if engine == "seismic":
-        assert (added.code, "Seismic cannot add" in added.errors[0]) == (2, True)
+        assert (added.code, "Seismic cannot change" in added.errors[0]) == (2, True)
         return
     assert (added.code, "documents 7" in added.last_line) == (0, True), added.err
     (folder / "ids.txt").write_text("d0\nd3\n")

@@ -191,15 +191,13 @@ class ClusterIndex:
         server: Server | None = None,
     ) -> "ClusterIndex":
         """See `Index.build`; documents become an index of the cluster."""
-        if server is None:
-            raise UserError(f"{cls.engine} is a server; give its address with --url.")
         guard = cls._guard(vocab_size)
+        cls.check(Path(folder), server)
 
         def write(place: Path, there: Server | None) -> None:
             assert there is not None
             connection = cls.connect(there)
             try:
-                cls._check_version(connection)
                 ceilings = cls._measured_ceilings(parts, copy_query)
                 if ceilings:
                     content = {"ingest": ceilings.ingest, "search": ceilings.search}
@@ -239,9 +237,16 @@ class ClusterIndex:
         connection.close()
 
     @classmethod
-    def check_folder(cls, folder: Path) -> None:
-        """Raise a UserError if a folder holds something else than an index of this engine, or a part of one."""
+    def check(cls, folder: Path, server: Server | None) -> None:
+        """See `Index.check`."""
+        if server is None:
+            raise UserError(f"{cls.engine} is a server; give its address with --url.")
         check_folder(folder, cls.engine)
+        connection = cls.connect(server)
+        try:
+            cls._check_version(connection)
+        finally:
+            connection.close()
 
     @property
     def query_folder(self) -> Path | None:

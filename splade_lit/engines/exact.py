@@ -90,10 +90,8 @@ class ExactIndex:
         server: Server | None = None,
     ) -> "ExactIndex":
         """See `Index.build`; documents are asked for twice."""
-        if server is not None:
-            raise UserError("An exact index is in files; leave out --url and --name.")
         folder = Path(folder)
-        cls.check_folder(folder)
+        cls.check(folder, server)
         held = hold_folder(folder)
         try:
             name = next_name(folder)
@@ -108,9 +106,11 @@ class ExactIndex:
             held.release()
         return cls(folder)
 
-    @staticmethod
-    def check_folder(folder: Path) -> None:
-        """Raise a UserError if a folder holds something else than an exact index, or a part of one."""
+    @classmethod
+    def check(cls, folder: Path, server: Server | None) -> None:
+        """See `Index.check`."""
+        if server is not None:
+            raise UserError("An exact index is in files; leave out --url and --name.")
         check_folder(folder, ENGINE)
 
     @property

@@ -123,9 +123,13 @@ class Index(Protocol):
                 documents have one id, or the server does not answer.
         """
 
-    @staticmethod
-    def check_folder(folder: Path) -> None:
-        """Raise a UserError if a folder holds something else than an index of this engine, or a part of one."""
+    @classmethod
+    def check(cls, folder: Path, server: Server | None) -> None:
+        """Raise a UserError, before any long work, if a build could not begin.
+
+        A package is missing, the folder holds something else than an index of this engine, or the server does not
+        answer, is missing, or is of no use.
+        """
 
     @property
     def query_folder(self) -> Path | None:

@@ -66,6 +66,7 @@ class PgvectorIndex:
     ) -> "PgvectorIndex":
         """See `Index.build`; with a server, documents become a table there, in one transaction."""
         guard = LimitGuard(LIMITS, vocab_size)
+        cls.check(Path(folder), server)
 
         def write(place: Path, there: Server | None) -> None:
             table = _Table.of(place, there, vocab_size)
@@ -78,10 +79,14 @@ class PgvectorIndex:
         guard.report()
         return cls(folder)
 
-    @staticmethod
-    def check_folder(folder: Path) -> None:
-        """Raise a UserError if a folder holds something else than an index of pgvector, or a part of one."""
+    @classmethod
+    def check(cls, folder: Path, server: Server | None) -> None:
+        """See `Index.check`."""
         check_folder(folder, ENGINE)
+        if server is None:
+            _check_local()
+        else:
+            _Table.of(folder, server, 1).close()
 
     @property
     def query_folder(self) -> Path | None:
@@ -279,24 +284,26 @@ def _drop(server: Server) -> None:
 
 
 def _local_server(folder: Path) -> tuple[str, Callable[[], None]]:
-    """The address of a server over the files in a folder, which is started, and what stops it.
+    """The address of a server over the files in a folder, which is started, and what stops it; UserErrors as below."""
+    pgserver = _check_local()
+    try:
+        folder.mkdir(exist_ok=True)
+        _forget_ended(folder / ".handle_pids.json")
+        server = pgserver.get_server(folder)
+    except Exception as error:
+        raise UserError(f"{folder}: PostgreSQL does not start ({first_line(error)}).") from error
+    return str(server.get_uri()), server.cleanup
 
-    A UserError says that its package is not installed, or that this is the superuser, as whom PostgreSQL does not run.
-    """
+
+def _check_local() -> Any:
+    """What starts PostgreSQL; a UserError if it is not installed, or this is the superuser, as whom it does not run."""
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         raise UserError(
             "PostgreSQL does not run as the superuser; work as another user, or give a server's --url postgresql://..."
         )
     with warnings.catch_warnings():  # of where it keeps its lock
         warnings.simplefilter("ignore")
-        pgserver = require("pgserver", "pgvector")
-        try:
-            folder.mkdir(exist_ok=True)
-            _forget_ended(folder / ".handle_pids.json")
-            server = pgserver.get_server(folder)
-        except Exception as error:
-            raise UserError(f"{folder}: PostgreSQL does not start ({first_line(error)}).") from error
-    return str(server.get_uri()), server.cleanup
+        return require("pgserver", "pgvector")
 
 
 def _forget_ended(path: Path) -> None:

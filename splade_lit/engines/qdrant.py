@@ -65,6 +65,7 @@ class QdrantIndex:
     ) -> "QdrantIndex":
         """See `Index.build`; with a server, documents become a collection there."""
         guard = LimitGuard(LIMITS, vocab_size)
+        cls.check(Path(folder), server)
 
         def write(place: Path, there: Server | None) -> None:
             points: Points = ClientPoints.create(open_client(there.url), there) if there else EdgePoints.create(place)
@@ -87,10 +88,14 @@ class QdrantIndex:
         _upload(index._points, parts, LimitGuard(LIMITS, vocab_size))
         return index
 
-    @staticmethod
-    def check_folder(folder: Path) -> None:
-        """Raise a UserError if a folder holds something else than an index of Qdrant, or a part of one."""
+    @classmethod
+    def check(cls, folder: Path, server: Server | None) -> None:
+        """See `Index.check`."""
         check_folder(folder, ENGINE)
+        if server is None:
+            EdgePoints.check()
+        else:
+            ClientPoints.check(server)
 
     @property
     def query_folder(self) -> Path | None:

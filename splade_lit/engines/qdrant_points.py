@@ -75,6 +75,14 @@ class ClientPoints:
         self._client, self._name, self._url = client, server.name, server.url
         self._models = require("qdrant_client.models", "qdrant")
 
+    @staticmethod
+    def check(server: Server) -> None:
+        """Raise a UserError if the client is not installed, or the server does not answer."""
+        client = open_client(server.url)
+        with _plain_errors(server.url):
+            client.collection_exists(server.name)
+        client.close()
+
     @classmethod
     def create(cls, client: Any, server: Server) -> "ClientPoints":
         """A new collection; a UserError if there is one of this name, or the server does not answer."""
@@ -181,6 +189,11 @@ class EdgePoints:
 
     def __init__(self, folder: Path, shard: Any) -> None:
         self._folder, self._shard, self._edge = folder, shard, require("qdrant_edge", "qdrant")
+
+    @staticmethod
+    def check() -> None:
+        """Raise a UserError if the engine is not installed."""
+        require("qdrant_edge", "qdrant")
 
     @classmethod
     def create(cls, folder: Path) -> "EdgePoints":

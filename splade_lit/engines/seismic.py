@@ -42,6 +42,7 @@ QUERY_CUT = 32
 HEAP_FACTOR = 0.7
 """A cluster is passed over where its summary scores less than this times the k-th best; lower is slower, finds more."""
 _SMALL_VOCAB = 2**16  # dims that Seismic's smaller form can tell apart
+_NO_CHANGE = "Seismic cannot change an index; build it again with the documents that it is to have."
 _FILE, _WHOLE = "index.index.seismic", "whole.json"
 
 
@@ -85,8 +86,7 @@ class SeismicIndex:
         server: Server | None = None,
     ) -> "SeismicIndex":
         """See `Index.build`; documents are asked for three times, and all of them are in memory at the end."""
-        if server is not None:
-            raise UserError("A Seismic index is in files; leave out --url and --name.")
+        cls.check(Path(folder), server)
         dataset_class, index_class = _classes(vocab_size)
         guard = LimitGuard(LIMITS, vocab_size)
 
@@ -109,9 +109,12 @@ class SeismicIndex:
         guard.report()
         return cls(folder)
 
-    @staticmethod
-    def check_folder(folder: Path) -> None:
-        """Raise a UserError if a folder holds something else than an index of Seismic, or a part of one."""
+    @classmethod
+    def check(cls, folder: Path, server: Server | None) -> None:
+        """See `Index.check`."""
+        if server is not None:
+            raise UserError("A Seismic index is in files; leave out --url and --name.")
+        require("seismic", "seismic")
         check_folder(folder, ENGINE)
 
     @property
@@ -126,11 +129,11 @@ class SeismicIndex:
 
     def add(self, ids: Sequence[str], vectors: csr_array, texts: Sequence[str] | None = None) -> None:
         """Raise a UserError: Seismic cannot."""
-        raise UserError("Seismic cannot add documents to an index; build it again with all of them.")
+        raise UserError(_NO_CHANGE)
 
     def delete(self, ids: Collection[str]) -> int:
         """Raise a UserError: Seismic cannot."""
-        raise UserError("Seismic cannot delete documents of an index; build it again without them.")
+        raise UserError(_NO_CHANGE)
 
     def search(self, queries: csr_array, k: int, only: Collection[str] | None = None) -> list[list[Hit]]:
         """Good documents for each query, `[queries, vocab]`, best first, and of equal scores the lower id first.
