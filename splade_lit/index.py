@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import xxhash
+
 from splade_lit.command_line.arguments import CommandParser
 from splade_lit.command_line.exit_codes import run_command
 from splade_lit.core.errors import UserError
@@ -81,7 +83,7 @@ def _build(settings: "argparse.Namespace", fingerprint: str) -> None:
             found = engine_quality(index, parts, task, queries)
             change = found.through_index - found.exact
             print(f"{task.name} nDCG@10: {found.through_index:.4f}, exact {found.exact:.4f} ({change:+.4f})")
-    shutil.rmtree(settings.output / _VECTORS, ignore_errors=True)
+    _remove_vectors(settings.output)
     _print_stats(settings.output, index)
     index.close()
 
@@ -93,7 +95,7 @@ def _add(settings: "argparse.Namespace", fingerprint: str) -> None:
     index.delete([])  # engines that cannot change an index say so, before anything is encoded
     for ids, vectors, texts in _documents(settings, fingerprint).parts():
         index.add(ids, vectors, texts)
-    shutil.rmtree(settings.output / _VECTORS, ignore_errors=True)
+    _remove_vectors(settings.output)
     _print_stats(settings.output, index)
     index.close()
 
@@ -151,8 +153,16 @@ def _documents(settings: "argparse.Namespace", fingerprint: str) -> "Documents":
     corpus = CorpusSource(settings.corpus, settings.text_column) if settings.corpus else None
     if settings.vectors is not None or corpus is None:
         return stored_documents(settings.vectors, fingerprint, corpus)
-    scratch = settings.output / _VECTORS
+    # Of this corpus: what a build of another one has left when it was stopped is not taken for it.
+    of_corpus = f"{settings.corpus} {settings.text_column} {fingerprint}"
+    scratch = settings.output / f"{_VECTORS}_{xxhash.xxh3_64_hexdigest(of_corpus.encode())}"
     return encoded_documents(settings.model, settings.revision, settings.device, corpus, fingerprint, scratch)
+
+
+def _remove_vectors(folder: Path) -> None:
+    """Remove what was encoded on the way to an index that is whole now."""
+    for path in folder.glob(f"{_VECTORS}_*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _parser() -> CommandParser:
