@@ -76,6 +76,7 @@ EXEMPT = (
     Exempt(r"python -m splade_lit\.push", "needs an account on the Hub", dry_run),
     Exempt(r"python scripts/wandb_workspace\.py", "needs an account on W&B", printed),
     Exempt(r"python -m splade_lit\.index .*--url", "needs a server", options_exist),
+    Exempt(r"python -m splade_lit\.serve", "serves until it is stopped", options_exist),
     Exempt(r"python -m splade_lit\.compare runs/a", "needs runs and files of several systems", options_exist),
     Exempt(r"python -m splade_lit\.evaluate .*somebody/", "needs the Hub", options_exist),
     Exempt(r"python -m splade_lit\.evaluate .*\b(msmarco|nfcorpus|nq)\b", "needs the Hub", with_nanobeir_folder),

@@ -70,10 +70,10 @@ def test_shares_add_up_and_terms_come_from_the_token_with_the_largest_logit(enco
             logits = model(input_ids=inputs, attention_mask=torch.ones_like(inputs)).logits[0]
         for term in shares:
             assert term.in_text == (term.dim in ids.tolist())
-            assert term.label == (term.token if term.in_text else f"({term.token})")
             if not term.document_weight:
-                assert term.raised_by is None
+                assert (term.raised_by, term.label) == (None, term.token)
                 continue
+            assert term.label == (term.token if term.in_text else f"({term.token})")
             raised = term.raised_by
             places = encoder.tokenizer.convert_ids_to_tokens(ids.tolist())
             assert raised.token == places[int(logits[:, term.dim].argmax())]

@@ -3,23 +3,31 @@
 bm25s weighs each word of each document in advance.
 """
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import bm25s
 import numpy as np
+from bm25s.stopwords import STOPWORDS_EN
 from scipy.sparse import csc_array, csr_array
-from transformers import PreTrainedTokenizerBase
 
 from splade_lit.core.errors import UserError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 BM25 = "bm25"
 """What settings call it, where they may name a model instead."""
+
+_WORD = re.compile(r"(?u)\b\w\w+\b")  # as bm25s has it
+_STOP_WORDS = frozenset(STOPWORDS_EN)
 
 
 def word_weights(
     source: str,
     texts: Sequence[str],
-    tokenizer: PreTrainedTokenizerBase | None = None,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
     k1: float = 1.2,
     b: float = 0.75,
 ) -> tuple[csr_array, dict[str, int]]:
@@ -51,7 +59,7 @@ def word_weights(
 
 
 def word_counts(
-    texts: Sequence[str], numbers: Mapping[str, int], tokenizer: PreTrainedTokenizerBase | None = None
+    texts: Sequence[str], numbers: Mapping[str, int], tokenizer: "PreTrainedTokenizerBase | None" = None
 ) -> csr_array:
     """How often each word is in each query, `[queries, words]`, of those words that documents have."""
     queries = _tokens(list(texts), tokenizer)
@@ -59,6 +67,20 @@ def word_counts(
     rows, columns = np.array(found, dtype=np.int64).reshape(-1, 2).T
     ones = np.ones(len(found), np.float32)
     return csr_array((ones, (rows, columns)), shape=(len(queries), len(numbers)))
+
+
+def read_words(text: str) -> Iterator[tuple[str, int, int]]:
+    """The words of a document as BM25 counts them, each with the characters from start to end that it stands for.
+
+    >>> list(read_words("The songs of a river"))
+    [('song', 4, 9), ('river', 15, 20)]
+    """
+    lower = text.lower()
+    # A few letters become two in lower case.
+    places = range(len(text)) if len(lower) == len(text) else [n for n, one in enumerate(text) for _ in one.lower()]
+    for found in _WORD.finditer(lower):
+        if found[0] not in _STOP_WORDS:
+            yield singular(found[0]), places[found.start()], places[found.end() - 1] + 1
 
 
 def singular(word: str) -> str:
@@ -79,7 +101,7 @@ def singular(word: str) -> str:
     return word
 
 
-def _tokens(texts: list[str], tokenizer: PreTrainedTokenizerBase | None) -> list[list[str]]:
+def _tokens(texts: list[str], tokenizer: "PreTrainedTokenizerBase | None") -> list[list[str]]:
     if tokenizer is None:
         settings = {"stopwords": "english", "return_ids": False, "show_progress": False}
         return list(bm25s.tokenize(texts, stemmer=lambda words: [singular(word) for word in words], **settings))

@@ -49,7 +49,12 @@ class TermShare:
     @property
     def label(self) -> str:
         """The token, in parentheses if the model has added it."""
-        return f"({self.token})" if self.in_text is False else self.token
+        return f"({self.token})" if self.is_added else self.token
+
+    @property
+    def is_added(self) -> bool:
+        """Whether the document has a weight for it though its text does not hold it."""
+        return self.in_text is False and self.document_weight != 0
 
 
 def term_shares(

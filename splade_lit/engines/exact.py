@@ -123,6 +123,11 @@ class ExactIndex:
         """Fingerprint of the model that made the vectors."""
         return self._header.model
 
+    @property
+    def segments(self) -> Sequence[Segment]:
+        """What has been added, an addition each."""
+        return self._segments
+
     def add(self, ids: Sequence[str], vectors: csr_array, texts: Sequence[str] | None = None) -> None:
         """Add documents, float32 `[documents, vocab]`; those whose ids are there already take their places."""
         self._change(ids, vectors, texts)

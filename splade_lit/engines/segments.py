@@ -83,11 +83,16 @@ class Segment:
                 place += 1
         return np.array(found, np.int64)
 
-    def weight(self, row: int, dim: int) -> float:
-        """The weight of a dim of a document."""
+    def posting(self, row: int, dim: int) -> int | None:
+        """The place of a posting, None where a document has no such dim."""
         start, end = int(self.starts[dim]), int(self.starts[dim + 1])
         place = start + int(np.searchsorted(self.documents[start:end], np.uint32(row)))
-        return float(self.values[place]) if place < end and self.documents[place] == row else 0.0
+        return place if place < end and self.documents[place] == row else None
+
+    def weight(self, row: int, dim: int) -> float:
+        """The weight of a dim of a document; 0 where it has none."""
+        place = self.posting(row, dim)
+        return 0.0 if place is None else float(self.values[place])
 
     def scores(
         self, rows: Int64[np.ndarray, " rows"], dims: np.ndarray, weights: Float32[np.ndarray, " dims"]
@@ -110,6 +115,11 @@ class Segment:
         start = int(self._text_ends[row - 1]) if row else 0
         return bytes(self._texts[start : int(self._text_ends[row])]).decode("utf-8", "surrogatepass")
 
+    def ids_and_texts(self) -> tuple[list[str], list[str]]:
+        """Ids and texts of all documents that are not deleted; texts are empty if none are kept."""
+        rows = np.flatnonzero(~self.deleted).tolist()
+        return [self.id(row) for row in rows], [self.text(row) or "" for row in rows]
+
     def left(self) -> Part:
         """All documents that are not deleted."""
         shape = (self.num_documents, len(self.starts) - 1)
@@ -126,6 +136,10 @@ class Segment:
         for dim, weight in zip(dims.tolist(), weights, strict=True):
             start, end = int(self.starts[dim]), int(self.starts[dim + 1])
             scores[self.documents[start:end]] += weight * self.values[start:end]
+        return self.best(scores, k, left_out)
+
+    def best(self, scores: Float32[np.ndarray, " documents"], k: int, left_out: np.ndarray | None) -> list[Hit]:
+        """The k documents with the best scores above 0, best first; scores of what is left out become 0."""
         if left_out is not None:
             scores[left_out] = 0
         rows = np.flatnonzero(scores > 0)

@@ -1,0 +1,419 @@
+"""The server of the page, over HTTP: answers are the index's own, and what is not to be answered is refused."""
+
+import http.client
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode, urlsplit
+
+import pytest
+from command_runs import call, environment
+from served import HOSTILE, TEXTS, make_collection, serving, shown
+
+from splade_lit import load_query_side, serve
+from splade_lit.core.bm25 import read_words, word_weights
+from splade_lit.data.tasks import RetrievalTask, load_task
+from splade_lit.encoder.explain import TermShare
+from splade_lit.encoder.rows import keep_largest
+from splade_lit.engines.exact import ExactIndex
+from splade_lit.engines.index import Hit
+from splade_lit.evaluation.bm25 import bm25_result
+from splade_lit.evaluation.metrics import rank_metrics
+from splade_lit.evaluation.results import TaskResult, evaluate_vectors
+from splade_lit.web.server import Served, open_answers
+from splade_lit.web.snippets import Place, excerpt
+
+QUERIES = ["song of the king", "the river", "heart disease", "water of a country", "city", "zebra ?", "a cell"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("collection")
+
+
+@pytest.fixture(scope="module")
+def encoder(folder, tiny_tokenizer):
+    return make_collection(folder, tiny_tokenizer)
+
+
+@pytest.fixture(scope="module")
+def answers(folder, encoder):
+    made = open_answers(
+        Served([str(folder / "index")], with_bm25=True, task=str(folder / "task"), model=str(folder / "model of index"))
+    )
+    while not all(made.judged.is_complete(number) for number in range(2)):
+        time.sleep(0.01)
+    return made
+
+
+@pytest.fixture(scope="module")
+def address(answers) -> Iterator[str]:
+    with serving(answers, ("my.name",)) as address:
+        yield address
+
+
+def fetch(address: str, target: str, method: str = "GET", body: bytes | None = None, **headers: str) -> tuple[Any, ...]:
+    """Status, headers and content of an answer."""
+    connection = http.client.HTTPConnection(urlsplit(address).netloc, timeout=60)
+    connection.request(method, target, body, headers)
+    answer = connection.getresponse()
+    content = answer.read()
+    connection.close()
+    return answer.status, {name.lower(): value for name, value in answer.getheaders()}, content
+
+
+def ask(address: str, path: str, **parameters: object) -> Any:
+    status, _, content = fetch(address, f"{path}?{urlencode(parameters)}")
+    assert status == 200, content
+    return json.loads(content)
+
+
+def found(answer: Any) -> list[Hit]:
+    return [Hit(hit["id"], hit["score"]) for hit in answer["hits"]]
+
+
+@pytest.fixture(scope="module")
+def index(folder, encoder) -> ExactIndex:
+    return ExactIndex(folder / "index")
+
+
+@pytest.fixture(scope="module")
+def side(folder, encoder):
+    return load_query_side(folder / "model of index")
+
+
+def test_hits_and_terms_are_those_of_index_and_model(address, index, side, encoder):
+    for query in QUERIES:
+        answer = ask(address, "/api/search", query=query, top=20)
+        (expected,) = index.search(side.encode(query), 20)
+        assert found(answer) == [Hit(shown(id), score) for id, score in expected]
+        assert {term["token"]: term["weight"] for term in answer["query_terms"]} == side.terms(query)
+        for hit, (id, score) in zip(answer["hits"], expected, strict=True):
+            assert (hit["rank"], hit["whole_rank"]) == (expected.index((id, score)) + 1, None)
+            shares = [term for term in encoder.explain(query, shown(TEXTS[id])) if term.share]
+            assert [term["share"] for term in hit["terms"]] == pytest.approx([t.share for t in shares], rel=1e-4)
+            assert [term["in_text"] for term in hit["terms"]] == [term.in_text for term in shares]
+            part = hit["excerpt"]
+            assert part["text"] in shown(TEXTS[id])
+            for mark in part["marks"]:
+                token = hit["terms"][mark["term"]]["token"].removeprefix("##")
+                assert part["text"][mark["start"] : mark["end"]].lower() == token
+
+
+def test_a_cap_is_that_of_an_index_of_cut_documents(address, index, side, tmp_path):
+    (part,) = (segment.left() for segment in index.segments)
+    for cap in (3, 10):
+        cut = ExactIndex.build(
+            tmp_path / str(cap), lambda cap=cap: [(part[0], keep_largest(part[1], cap), None)], index.vocab_size
+        )
+        for query in QUERIES:
+            vector = side.encode(query)
+            answer = ask(address, "/api/search", query=query, cap=cap)
+            assert found(answer) == [Hit(shown(id), score) for id, score in cut.search(vector, 10)[0]]
+            whole = [shown(id) for id, _ in index.search(vector, 100)[0]]
+            assert [hit["whole_rank"] for hit in answer["hits"]] == [whole.index(h["id"]) + 1 for h in answer["hits"]]
+            assert {one["id"] for one in answer["left"]} == set(whole[:10]) - {hit["id"] for hit in answer["hits"]}
+            for hit in answer["hits"]:
+                assert sum(term["share"] for term in hit["terms"]) == pytest.approx(hit["score"], rel=1e-5)
+
+
+def of_matching(task: RetrievalTask, result: TaskResult) -> float:
+    """nDCG@10 where documents that share no term with a query are not found."""
+    matched = {query: {id: score for id, score in hits.items() if score} for query, hits in result.run.items()}
+    return rank_metrics(matched, task.qrels, task.graded).means["ndcg@10"]
+
+
+def test_figures_of_caps_are_those_of_evaluation(address, index, side, folder, answers):
+    task = load_task(str(folder / "task"))[0]
+    (ids, vectors, _) = index.segments[0].left()
+    queries = side.encode(list(task.queries.values()))
+    curve = ask(address, "/api/pruning")
+    assert curve["is_complete"]
+    assert [point["cap"] for point in curve["points"]][-1] is None
+    for point in curve["points"]:
+        cut = keep_largest(vectors, point["cap"])
+        result = evaluate_vectors(task, list(task.queries), queries, ids, cut)
+        assert point["ndcg"] == pytest.approx(of_matching(task, result), abs=1e-9)
+        assert point["active_dims"] == pytest.approx(result.metrics["corpus_active_dims"])
+        assert (point["num_postings"], point["num_bytes"]) == (cut.nnz, 8 * cut.nnz)
+    (bm25,) = ask(address, "/api/pruning", system=1)["points"]
+    everything = replace(task, corpus={id: shown(text) for id, text in TEXTS.items()})
+    assert bm25["ndcg"] == pytest.approx(of_matching(task, bm25_result(everything)), abs=1e-9)
+    answer = ask(address, "/api/search", query="song of the king")
+    per_query = evaluate_vectors(task, list(task.queries), queries, ids, vectors).rank_metrics.per_query["ndcg@10"]
+    assert answer["ndcg"] == pytest.approx(per_query[0])
+    assert {hit["id"]: hit["grade"] for hit in answer["hits"] if hit["grade"]}.items() <= {"d0": 1, "d24": 2}.items()
+    assert ask(address, "/api/search", query="of the king")["ndcg"] is None
+
+
+def test_a_document_in_full(address, index, side, encoder):
+    query = "song of the king"
+    for id, text in TEXTS.items():
+        if "\udce9" in id:
+            continue
+        got = ask(address, "/api/document", id=id, query=query)
+        assert (got["id"], got["text"]) == (id, text)
+        read = side.tokenisation.read_document(text)
+        assert got["read_until"] == max((span[1] for span in read.spans if span), default=0)
+        every = range(index.vocab_size)
+        expected = dict(zip(side.tokens(every), index.weights(id, every), strict=True))
+        assert {dim["token"]: dim["weight"] for dim in got["dims"]} == {t: w for t, w in expected.items() if w}
+        assert got["num_dims"] == len(got["dims"])
+        explained = {term.token: term for term in encoder.explain(query, text)}
+        for term in got["terms"]:
+            same: TermShare = explained[term["token"]]
+            raised = same.raised_by and same.raised_by._asdict()
+            assert (term["in_text"], term["raised_by"]) == (same.in_text, raised)
+        for mark in got["marks"]:
+            assert text[mark["start"] : mark["end"]].lower() == got["terms"][mark["term"]]["token"].removeprefix("##")
+    capped = ask(address, "/api/document", id="d0", query=query, cap=4)
+    assert (len(capped["dims"]), capped["num_dims"]) == (4, 4)
+    assert fetch(address, "/api/document?id=nothing")[0] == 404
+
+
+def test_bm25_beside_it(address):
+    weights, numbers = word_weights("here", list(TEXTS.values()))
+    for query, words in (("songs of the king", ["song", "king"]), ("rivers", ["river"])):
+        answer = ask(address, "/api/search", query=query, system=1, top=20)
+        columns = [numbers[word] for word in words]
+        scores = dict(zip(map(shown, TEXTS), weights[:, columns].sum(axis=1), strict=True))
+        expected = sorted(((id, s) for id, s in scores.items() if s > 0), key=lambda hit: (-hit[1], hit[0]))[:20]
+        assert [hit.id for hit in found(answer)] == [id for id, _ in expected]
+        assert [hit.score for hit in found(answer)] == pytest.approx([score for _, score in expected], rel=1e-5)
+        for hit in answer["hits"]:
+            assert {term["token"] for term in hit["terms"]} <= set(words)
+            assert all(term["in_text"] for term in hit["terms"])
+            for mark in hit["excerpt"]["marks"]:
+                word = hit["terms"][mark["term"]]["token"]
+                assert hit["excerpt"]["text"][mark["start"] : mark["end"]].lower().startswith(word)
+    assert ask(address, "/api/document", id="d0", query="song", system=1)["dims"]
+
+
+@pytest.mark.parametrize("text", [*TEXTS.values(), "The THE ÉTATS 's queries it_is don't 12 İstanbul", ""])
+def test_words_are_those_of_bm25(text):
+    words = list(read_words(text))
+    _, numbers = word_weights("here", [text, "one"])
+    assert {word for word, _, _ in words} - {"one"} == numbers.keys() - {"one"}
+    for word, start, end in words:
+        assert text[start:end].lower().startswith(word[:1]) or "İ" in text
+
+
+def test_200_requests_at_once_are_answered_right(address, index, side):
+    jobs = [(QUERIES[number % len(QUERIES)], (None, 3, 10, 25)[number % 4], number % 3) for number in range(200)]
+
+    def one(job: tuple[str, int | None, int]) -> Any:
+        query, cap, kind = job
+        parameters = {"query": query} | ({} if cap is None else {"cap": cap})
+        if kind == 2:
+            return ask(address, "/api/document", id="d24", **parameters)
+        return ask(address, "/api/search", system=kind, **parameters)
+
+    alone = {job: one(job) for job in set(jobs)}
+    with ThreadPoolExecutor(200) as pool:
+        together = list(pool.map(one, jobs))
+    for job, answer in zip(jobs, together, strict=True):
+        expected = alone[job]
+        assert answer | {"search_ms": 0} == expected | {"search_ms": 0}
+        if job[2] == 0 and job[1] is None:
+            (hits,) = index.search(side.encode(job[0]), 10)
+            assert found(answer) == [Hit(shown(id), score) for id, score in hits]
+
+
+def test_every_answer_has_the_headers_that_keep_browsers_safe(address):
+    for target in (
+        "/",
+        "/api",
+        "/page.css",
+        "/page.js",
+        "/openapi.json",
+        "/api/site",
+        "/nothing",
+        "/api/search",
+        "/icon.svg",
+    ):
+        _, headers, _ = fetch(address, target)
+        policy = headers["content-security-policy"]
+        assert "unsafe" not in policy
+        assert "default-src 'none'" in policy
+        assert "script-src 'self'" in policy
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["x-frame-options"] == "DENY"
+        assert headers["referrer-policy"] == "no-referrer"
+        assert "server" not in headers
+        assert "access-control-allow-origin" not in headers
+    assert fetch(address, "/", "HEAD")[0] == 200
+
+
+def test_pages_load_nothing_from_elsewhere_and_have_no_script_of_their_own():
+    for path in Path(serve.__file__).parent.joinpath("web", "page").iterdir():
+        text = path.read_text()
+        assert "innerHTML" not in text
+        assert "://" not in text.replace("http://www.w3.org/2000/svg", "")
+        if path.suffix == ".html":
+            assert " style=" not in text
+            assert " on" not in "".join(part.split(">")[0] for part in text.split("<")[1:]).replace(" on=", "")
+
+
+@pytest.mark.parametrize(
+    ("target", "settings", "status", "what"),
+    [
+        ("/api/search?query=" + "a" * 2001, {}, 422, "query: String should have at most 2000 characters."),
+        ("/api/search", {}, 422, "query: Field required."),
+        ("/api/search?query=a&top=101", {}, 422, "top: Input should be less than or equal to 100."),
+        ("/api/search?query=a&top=0", {}, 422, "top: Input should be greater than or equal to 1."),
+        ("/api/search?query=a&cap=0", {}, 422, "cap: Input should be greater than or equal to 1."),
+        ("/api/search?query=a&cap=x", {}, 422, "cap: Input should be a valid integer"),
+        ("/api/search?query=a&system=2", {}, 404, "There is no system 2; there are 2, from 0."),
+        ("/api/search?query=a&system=-1", {}, 422, "system: Input should be"),
+        ("/api/document?id=" + "a" * 2001, {}, 422, "id: String should have at most 2000 characters."),
+        ("/api/search?query=" + "a" * 17_000, {}, 414, "longer than 16384 bytes"),
+        ("/nothing", {}, 404, "Not Found"),
+        ("/../../etc/passwd", {}, 404, "Not Found"),
+        ("/docs", {}, 404, "Not Found"),
+        ("/api/search?query=a", {"method": "POST"}, 405, "Only GET is answered here."),
+        ("/api/search?query=a", {"body": b"x" * 10}, 413, "Requests have no body here."),
+        ("/", {"Host": "evil.example"}, 421, "This server has another name"),
+        ("/", {"Host": "evil.example:8000"}, 421, "This server has another name"),
+        ("/", {"Host": "localhost.evil.example"}, 421, "This server has another name"),
+        ("/", {"Host": "127.0.0.1.evil.example"}, 421, "This server has another name"),
+        ("/", {"Host": ""}, 421, "This server has another name"),
+        ("/api/site", {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "cors"}, 403, "Pages of other sites"),
+    ],
+)
+def test_what_is_not_to_be_answered_is_refused(address, target, settings, status, what):
+    got, _, content = fetch(address, target, **settings)
+    assert (got, what in json.loads(content)["detail"]) == (status, True), content
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost", "LOCALHOST:1", "127.0.0.1", "127.0.0.1:99", "[::1]:80", "[::1]", "my.name", "My.Name.:80"]
+)
+def test_names_of_this_server_are_answered(address, host):
+    assert fetch(address, "/", Host=host)[0] == 200
+
+
+@pytest.mark.parametrize(
+    "query", [*HOSTILE.values(), "%00", "' OR 1=1 --", "\ud800", "a" * 2000, "😀" * 500, " ", "\n\t", ""]
+)
+def test_any_query_is_answered(address, query):
+    target = "/api/search?" + urlencode({"query": query[:2000]}, errors="surrogatepass")
+    for system in "01":
+        status, _, content = fetch(address, f"{target}&system={system}")
+        assert status == 200, content
+        assert len(json.loads(content)["hits"]) <= 10
+
+
+def test_the_api_is_described(address):
+    told = json.loads(fetch(address, "/openapi.json")[2])
+    assert list(told["paths"]) == ["/api/site", "/api/search", "/api/document", "/api/pruning"]
+    assert {"Answer", "Document", "PruningCurve", "Site", "Problem"} <= told["components"]["schemas"].keys()
+    site = ask(address, "/api/site")
+    assert [(one["name"], one["kind"], one["num_documents"]) for one in site["systems"]] == [
+        ("index", "index", len(TEXTS)),
+        ("BM25", "bm25", len(TEXTS)),
+    ]
+    assert (site["task"], site["num_queries"]) == ("task", 3)
+
+
+def test_excerpts_show_the_best_terms_and_whole_words():
+    text = "word " * 100 + "song of the king " + "word " * 100
+    terms = [
+        TermShare(1, "king", 2.0, 1.0, True),
+        TermShare(2, "song", 1.0, 1.0, True),
+        TermShare(3, "word", 0.1, 1.0, True),
+    ]
+    places = [Place(0, 4, 2), Place(500, 504, 1), Place(512, 516, 0)]
+    start, end = excerpt(text, places, terms, 60)
+    assert "song of the king" in text[start:end]
+    assert end - start <= 60
+    assert (text[start - 1], text[end]) == (" ", " ")
+    assert excerpt("x" * 500, [], [], 60) == (0, 60)
+    assert excerpt("short", [], [], 60) == (0, 5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (["--index", "nothing"], "nothing holds no index"),
+        (["--index", "INDEX", "--index", "OTHER", "--with", "bm25"], "Two systems fit beside each other"),
+        (["--index", "INDEX", "--index", "OTHER", "--index", "OTHER"], "Two systems fit beside each other"),
+        (["--index", "INDEX", "--port", "70000"], "--port is 70000; it must be 65535 at most."),
+        (["--index", "INDEX", "--host", "192.0.2.1"], "192.0.2.1, port 0:"),
+        (["--index", "INDEX", "--task", "nothing"], "neither a folder nor a known task"),
+        (["--index", "INDEX", "--port", "TAKEN"], "address already in use; give another --port"),
+        ([], "the following arguments are required: --index"),
+    ],
+)
+def test_what_cannot_be_served_is_told(folder, encoder, address, arguments, what):
+    places = {"INDEX": folder / "index", "OTHER": folder / "other", "TAKEN": urlsplit(address).port}
+    given = [places.get(word, word) for word in arguments]
+    outcome = call(serve.main, *given, *([] if "--port" in arguments else ["--port", 0]))
+    assert (outcome.code, what in outcome.errors[0]) == (2, True), outcome.err
+
+
+def test_a_task_of_another_corpus_and_an_index_without_texts_are_told(folder, encoder, index, tmp_path):
+    (tmp_path / "task" / "qrels").mkdir(parents=True)
+    (tmp_path / "task" / "corpus.jsonl").write_text('{"_id": "z", "text": "song"}\n')
+    (tmp_path / "task" / "queries.jsonl").write_text('{"_id": "q", "text": "song"}\n')
+    (tmp_path / "task" / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq\tz\t1\n")
+    told = call(serve.main, "--index", folder / "index", "--task", tmp_path / "task", "--port", 0)
+    assert "no judgement names a document of index" in told.errors[0]
+    ids, vectors, _ = index.segments[0].left()
+    ExactIndex.build(tmp_path / "bare", lambda: [(ids, vectors, None)], index.vocab_size)
+    assert "has no query side" in call(serve.main, "--index", tmp_path / "bare", "--port", 0).errors[0]
+
+
+def test_it_starts_without_torch_says_where_it_is_and_ends_at_once_with_ctrl_c(folder, encoder):
+    code = f"""
+import sys
+from splade_lit.web import server
+run = server.uvicorn.Server.run
+def told(*arguments, **settings):
+    print(sorted({{"torch", "transformers", "datasets", "numba", "bm25s"}} & sys.modules.keys()), flush=True)
+    run(*arguments, **settings)
+server.uvicorn.Server.run = told
+from splade_lit.command_line.exit_codes import run_command
+from splade_lit.serve import main
+run_command(main, ["--index", {str(folder / "index")!r}, "--port", "0"])
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    try:
+        lines = [process.stdout.readline() for _ in range(3)]
+        assert lines[0] == f"index: {len(TEXTS)} documents\n"
+        assert lines[1].endswith("  (Ctrl-C ends it)\n")
+        assert lines[2] == "[]\n"
+        address = lines[1].split()[0]
+        with socket.create_connection(("127.0.0.1", urlsplit(address).port)):  # one that says nothing holds nobody up
+            assert ask(address, "/api/search", query="song")["hits"]
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert (process.returncode, out, err) == (130, "", "")
+
+
+def test_others_than_this_machine_are_warned_of(folder, encoder, monkeypatch, caplog):
+    from splade_lit.web import server
+
+    monkeypatch.setattr(server.uvicorn.Server, "run", lambda *arguments, **settings: None)
+    outcome = call(serve.main, "--index", folder / "index", "--port", 0, "--host", "0.0.0.0")
+    assert outcome.code == 0, outcome.err
+    assert "0.0.0.0 is reached from other machines" in caplog.text
+    caplog.clear()
+    assert call(serve.main, "--index", folder / "index", "--port", 0).code == 0
+    assert "other machines" not in caplog.text
