@@ -276,7 +276,7 @@ def test_hostile_texts_are_shown_as_they_are(visit, width):
     if width == 360:
         page.get_by_role("button", name="BM25", exact=True).click()
     for id, text in HOSTILE.items():
-        search(page, text[:400])
+        search(page, text if len(text) < 400 else f"{text[:300]} {text[-20:]}")
         assert page.evaluate(FITS)
         found = [name for name in hits(page, 1) if " ".join(name.split()) == " ".join(shown(id).split())]
         if not found or "\udce9" in id:  # no address can name it
