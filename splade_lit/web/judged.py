@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from splade_lit.core.errors import UserError
 from splade_lit.data.tasks import RetrievalTask
@@ -77,7 +77,7 @@ class JudgedQueries:
         except Exception:
             logger.exception("nDCG@10 could not be measured")
 
-    def _ndcg(self, found: dict[str, Sequence[Hit]]) -> float:
+    def _ndcg(self, found: Mapping[str, Sequence[Hit]]) -> float:
         left_out = self.task.left_out
         run = {
             query: {id: score for id, score in hits if not (query in left_out and id == query)}

@@ -46,7 +46,8 @@ def bound(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=1024)
     except OSError as error:
-        what = os.strerror(error.errno) if (error.errno or 0) > 0 else error.strerror or str(error)
+        # The text of `create_server` names the address once more; unknown names have numbers below 0.
+        what = os.strerror(error.errno) if error.errno is not None and error.errno > 0 else str(error.strerror or error)
         raise UserError(
             f"{host}, port {port}: {what.lower()}; give another --port, or --host of this machine."
         ) from None
