@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from cluster_stand_in import Cluster, serve
 from command_runs import call, command, read_json
+from export_world import QUERIES, make_export_world, vectors_of
 from scipy.sparse import csr_array, random_array
 from tokenizers import Tokenizer
 
@@ -31,8 +32,6 @@ ENGINES = {
     "elasticsearch": Cluster("elasticsearch", "9.5.1"),
     "elasticsearch-rank-features": Cluster("elasticsearch", "8.11.0"),
 }
-TEXTS = ["the song of the musical.", "river and water " * 9, "heart disease", "a cell protein", "king (and) queen!"] * 3
-QUERIES = {"q1": "song of the king.", "q2": "water", "q3": "the heart, a protein"}
 
 
 def vectors(rows: int, seed: int, few_values: bool = False) -> csr_array:
@@ -246,8 +245,6 @@ def test_names_and_weights_are_refused_as_by_real_clusters():
 @pytest.fixture(scope="module")
 def world(tmp_path_factory, tiny_tokenizer, make_masked_lm) -> Path:
     """A folder with a model, a corpus, queries, and vectors of the corpus."""
-    from test_exports import make_export_world
-
     return make_export_world(tmp_path_factory.mktemp("clusters"), tiny_tokenizer, make_masked_lm)
 
 
@@ -273,8 +270,6 @@ def hits_of(answer) -> list[Hit]:
 @pytest.mark.parametrize("product", ["opensearch", "elasticsearch"])
 @pytest.mark.parametrize("rounds", [False, True])
 def test_files_of_an_export_find_what_the_exact_index_finds(world, tmp_path, product, field, rounds):
-    from test_exports import vectors_of
-
     given = ("--model", world / "model", "--vectors", world / "vectors", "--queries-file", world / "queries.jsonl")
     made = call(export.main, product, *given, "--field", field, "--output", tmp_path / "out")
     assert made.code == 0, made.err
@@ -296,8 +291,6 @@ def test_files_of_an_export_find_what_the_exact_index_finds(world, tmp_path, pro
 
 
 def test_the_cluster_looks_queries_up_itself(world, tmp_path):
-    from test_exports import vectors_of
-
     given = ("--model", world / "model", "--vectors", world / "vectors")
     made = call(export.main, "opensearch", *given, "--doc-only", "--output", tmp_path / "out")
     assert made.code == 0, made.err
