@@ -1,6 +1,7 @@
 """OpenSearch and Elasticsearch behind the one interface: their real clients, over HTTP, to a stand-in that computes."""
 
 import json
+import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -181,6 +182,14 @@ def test_a_server_that_does_not_answer_is_told(engine, tmp_path):
         build(engine, gone, tmp_path / "index", vectors(4, 1), list("abcd"))
     with pytest.raises(UserError, match="give its address with --url"):
         engine_class(engine).build(tmp_path / "index", lambda: [], VOCAB)
+
+
+@pytest.mark.parametrize(("engine", "package"), [("opensearch", "opensearchpy"), ("elasticsearch", "elasticsearch")])
+def test_missing_packages_are_told(engine, package, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    gone = Cluster("nothing", "0", url="http://127.0.0.1:9")
+    with pytest.raises(UserError, match=f"needs {package}; pip install .splade-lit.{engine}"):
+        build(engine, gone, tmp_path / "index", vectors(4, 1), list("abcd"))
 
 
 def test_ids_that_the_engines_refuse_are_told(tmp_path):
