@@ -223,7 +223,7 @@ def test_the_readme_runs(bundles, tmp_path):
     assert '"who is "' in text
 
 
-def test_the_command_with_8_bit_weights(bundles, tmp_path, monkeypatch):
+def test_the_command_with_8_bit_weights(bundles, tmp_path, monkeypatch, caplog):
     encoder, folder, _ = bundles["bert"]
     monkeypatch.setattr(onnx, "_write_graph", lambda _, path, values: shutil.copy(folder / MODEL, path))  # takes long
     shutil.copytree(folder.parent / "bert", tmp_path / "my_run" / "model")
@@ -231,6 +231,7 @@ def test_the_command_with_8_bit_weights(bundles, tmp_path, monkeypatch):
     arguments = ["bundle", tmp_path / "my_run" / "model", "--output", tmp_path / "bundle", "--int8", *lifted]
     outcome = call(export.main, *arguments)
     assert outcome.code == 0, outcome.err
+    assert "1 token has a query weight below 0, which engines do not take by name" in caplog.text
     made = json.loads((tmp_path / "bundle" / "bundle.json").read_text())
     assert outcome.out.startswith(f"bundle: {tmp_path / 'bundle'}  files {len(made['files']) + 1}  ")
     assert (made["name"], made["model"]) == ("my_run", INT8_MODEL)

@@ -15,6 +15,7 @@ The folder is written whole or not at all, once its own Python client has given 
 import hashlib
 import importlib.util
 import json
+import logging
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -57,6 +58,8 @@ _TEXTS = (
     " \t\r\n  spaces\u00a0and\u3000tabs ",
     "one " * 3000,
 )
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,9 @@ def write_bundle(encoder: AsymmetricSparseEncoder, folder: Path, layout: SavedLa
         raise UserError(
             f"The bundle cannot be written to {folder} ({error.strerror}); free space or choose another folder."
         ) from error
+    if negative := int((encoder.idf_weights < 0).sum()):
+        tokens = "1 token has a query weight" if negative == 1 else f"{negative:,} tokens have query weights"
+        logger.warning("%s below 0, which engines do not take by name; `terms` of the clients leaves them out.", tokens)
     return bundle
 
 
