@@ -332,7 +332,7 @@ def _draw_figure(found: Sequence[Figures], path: Path) -> None:
         sizes = [one.documents for one in of_engine]
         (line,) = axes.plot(sizes, [one.p50 for one in of_engine], marker="o", label=f"{engine}, median")
         axes.plot(
-            sizes, [one.p99 for one in of_engine], ":", marker=".", color=line.get_color(), label=f"{engine}, p99"
+            sizes, [one.p99 for one in of_engine], ":", marker=".", color=line.get_color(), label=f"{engine}, 99 of 100"
         )
     axes.set(xscale="log", yscale="log", xlabel="documents", ylabel="milliseconds a query")
     axes.grid(alpha=0.3)
