@@ -44,8 +44,9 @@ def test_a_table_of_a_small_task(encoder, tmp_path):
     (task / "qrels").mkdir(parents=True)
     lines = [json.dumps({"_id": f"d{number}", "text": text}) for number, text in enumerate(TEXTS)]
     (task / "corpus.jsonl").write_text("\n".join(lines))
-    (task / "queries.jsonl").write_text('{"_id": "q1", "text": "song king"}\n{"_id": "q2", "text": "water"}\n')
-    (task / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td5\t1\nq2\td1\t1\n")
+    (task / "queries.jsonl").write_text(json.dumps({"_id": "q1", "text": " ".join(TEXTS)}))
+    judged = "".join(f"q1\td{number}\t1\n" for number in range(4))  # a random model finds some of them
+    (task / "qrels" / "test.tsv").write_text(f"query-id\tcorpus-id\tscore\n{judged}")
     vectors = tmp_path / "vectors"
     made = call(encode.main, "--model", tmp_path / "model", "--corpus", task, "--output", vectors)
     assert made.code == 0, made.err
