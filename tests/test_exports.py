@@ -212,6 +212,7 @@ def test_negative_weights_of_queries_are_left_out_and_told(world, tmp_path, capl
         (["vectors", "--vectors", "VECTORS"], "give --model, or --index"),
         (["vectors", "--index", "nothing"], "holds no index"),
         (["vectors", "--index", "nothing", "--vectors", "VECTORS"], "leave out --vectors"),
+        (["vectors", "--index", "OTHER"], "is an index of seismic, and an exact one is needed"),
         (["ciff", "--model", "MODEL", "--vectors", "VECTORS", "--tasks", "none"], "'none' is neither"),
         (["ciff", "--model", "MODEL", "--vectors", "VECTORS", "--scale", "1e30"], "give a smaller --scale"),
         (["opensearch", "--doc-only", "--names", "dims", "--model", "MODEL"], "leave out --field sparse_vector"),
@@ -219,7 +220,9 @@ def test_negative_weights_of_queries_are_left_out_and_told(world, tmp_path, capl
     ],
 )
 def test_what_cannot_be_exported_is_told(world, tmp_path, arguments, what):
-    places = {"MODEL": world / "model", "VECTORS": world / "vectors"}
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "index.json").write_text('{"engine": "seismic"}')
+    places = {"MODEL": world / "model", "VECTORS": world / "vectors", "OTHER": tmp_path / "other"}
     told = call(export.main, *(places.get(word, word) for word in arguments), "--output", tmp_path / "out")
     assert (told.code, len(told.errors)) == (2, 1), told.err
     assert what in told.errors[0]

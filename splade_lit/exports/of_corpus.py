@@ -21,8 +21,9 @@ from splade_lit.engines.documents import (
     indexed_documents,
     stored_documents,
 )
-from splade_lit.engines.exact import ExactIndex
+from splade_lit.engines.exact import ENGINE, ExactIndex
 from splade_lit.engines.features import FeatureNames
+from splade_lit.engines.index import read_index_json
 from splade_lit.exports.anserini import anserini_lines, topic_lines
 from splade_lit.exports.ciff import write_ciff
 from splade_lit.exports.clusters import FILES, ClusterExport, as_stored
@@ -98,6 +99,9 @@ class Export:
             return None
         if others := [f"--{name}" for name in ("corpus", "vectors") if getattr(settings, name) is not None]:
             raise UserError(f"An index has documents and texts; leave out {' and '.join(others)}.")
+        engine = read_index_json(settings.index).get("engine")
+        if engine != ENGINE:
+            raise UserError(f"{settings.index} is an index of {engine}, and an exact one is needed; or give --vectors.")
         return ExactIndex(settings.index)
 
     @staticmethod
