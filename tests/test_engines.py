@@ -1,5 +1,7 @@
 """Every engine behind the one interface: hits, changes and filters as of the exact index, builds that are whole."""
 
+import gzip
+import json
 import os
 import subprocess
 import sys
@@ -13,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_array, random_array
 from servers import qdrant_stand_in
+from tokenizers import BertWordPieceTokenizer
 
 from splade_lit.core.errors import UserError
 from splade_lit.engines.exact import ExactIndex
@@ -96,6 +99,36 @@ def check_same(made: Index, exact: Index, queries: csr_array, ids: Sequence[str]
     assert [made.weights(id, range(VOCAB)) for id in ids] == [exact.weights(id, range(VOCAB)) for id in ids]
     with pytest.raises(UserError, match="Queries have 31 dims, documents 30"):
         made.search(csr_array((1, 31), dtype=np.float32), 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["qdrant", "pgvector"])
+def test_hits_on_real_texts_are_those_of_the_exact_index(build, engine, shared_data):
+    """NFCorpus in WordPieces: documents weigh the logarithm of a count, queries the IDF that OpenSearch has."""
+    names = (shared_data / "bert-uncased" / "vocab.txt").read_text().splitlines()
+    cut = BertWordPieceTokenizer(str(shared_data / "bert-uncased" / "vocab.txt"))
+    idf = json.loads((shared_data / "bert-uncased" / "idf.json").read_text())
+    table = np.array([idf.get(name, 0) for name in names], np.float32)
+
+    def read(name: str) -> tuple[list[str], csr_array]:
+        with gzip.open(shared_data / "beir" / "nfcorpus" / f"{name}.jsonl.gz", "rt") as lines:
+            rows = [json.loads(line) for line in lines][:2000]
+        found = [cut.encode(row["text"], add_special_tokens=False).ids for row in rows]
+        starts = np.cumsum([0, *map(len, found)])
+        made = csr_array(
+            (np.ones(starts[-1]), np.concatenate(found).astype(int), starts), shape=(len(rows), len(names))
+        )
+        made.sum_duplicates()
+        return [row["_id"] for row in rows], made
+
+    ids, documents = read("corpus")
+    documents.data = np.log1p(documents.data).astype(np.float32)
+    queries = read("queries")[1][:200]
+    queries.data = table[queries.indices]
+    exact = build("exact", parts(ids, documents, 900), len(names), folder="exact")
+    made = build(engine, parts(ids, documents, 900), len(names))
+    same_hits(made.search(queries, 100), exact.search(queries, 100))
+    made.close()
 
 
 @settings(max_examples=15, deadline=None)
