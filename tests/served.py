@@ -1,10 +1,14 @@
 """A small collection with hostile texts, its index, and a server of it in a thread."""
 
+import http.client
+import json
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode, urlsplit
 
 import torch
 from conftest import tiny_masked_lm
@@ -83,3 +87,20 @@ def serving(answers: Answers, hosts: tuple[str, ...] = ()) -> Iterator[str]:
         finally:
             server.should_exit = True
             thread.join()
+
+
+def fetch(address: str, target: str, method: str = "GET", body: bytes | None = None, **headers: str) -> tuple[Any, ...]:
+    """Status, headers and content of an answer."""
+    connection = http.client.HTTPConnection(urlsplit(address).netloc, timeout=60)
+    connection.request(method, target, body, headers)
+    answer = connection.getresponse()
+    content = answer.read()
+    connection.close()
+    return answer.status, {name.lower(): value for name, value in answer.getheaders()}, content
+
+
+def ask(address: str, path: str, **parameters: object) -> Any:
+    """What the API answers."""
+    status, _, content = fetch(address, f"{path}?{urlencode(parameters)}")
+    assert status == 200, content
+    return json.loads(content)

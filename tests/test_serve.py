@@ -1,7 +1,7 @@
 """The server of the page, over HTTP: answers are the index's own, and what is not to be answered is refused."""
 
-import http.client
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -10,13 +10,14 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlsplit
 
 import pytest
 from command_runs import call, environment
-from served import HOSTILE, TEXTS, make_collection, serving, shown
+from served import TEXTS, ask, fetch, make_collection, serving, shown
 
 from splade_lit import load_query_side, serve
 from splade_lit.core.bm25 import read_words, word_weights
@@ -58,22 +59,6 @@ def answers(folder, encoder):
 def address(answers) -> Iterator[str]:
     with serving(answers, ("my.name",)) as address:
         yield address
-
-
-def fetch(address: str, target: str, method: str = "GET", body: bytes | None = None, **headers: str) -> tuple[Any, ...]:
-    """Status, headers and content of an answer."""
-    connection = http.client.HTTPConnection(urlsplit(address).netloc, timeout=60)
-    connection.request(method, target, body, headers)
-    answer = connection.getresponse()
-    content = answer.read()
-    connection.close()
-    return answer.status, {name.lower(): value for name, value in answer.getheaders()}, content
-
-
-def ask(address: str, path: str, **parameters: object) -> Any:
-    status, _, content = fetch(address, f"{path}?{urlencode(parameters)}")
-    assert status == 200, content
-    return json.loads(content)
 
 
 def found(answer: Any) -> list[Hit]:
@@ -227,90 +212,6 @@ def test_200_requests_at_once_are_answered_right(address, index, side):
             assert found(answer) == [Hit(shown(id), score) for id, score in hits]
 
 
-def test_every_answer_has_the_headers_that_keep_browsers_safe(address):
-    for target in (
-        "/",
-        "/api",
-        "/page.css",
-        "/page.js",
-        "/openapi.json",
-        "/api/site",
-        "/nothing",
-        "/api/search",
-        "/icon.svg",
-    ):
-        _, headers, _ = fetch(address, target)
-        policy = headers["content-security-policy"]
-        assert "unsafe" not in policy
-        assert "default-src 'none'" in policy
-        assert "script-src 'self'" in policy
-        assert headers["x-content-type-options"] == "nosniff"
-        assert headers["x-frame-options"] == "DENY"
-        assert headers["referrer-policy"] == "no-referrer"
-        assert "server" not in headers
-        assert "access-control-allow-origin" not in headers
-    assert fetch(address, "/", "HEAD")[0] == 200
-
-
-def test_pages_load_nothing_from_elsewhere_and_have_no_script_of_their_own():
-    for path in Path(serve.__file__).parent.joinpath("web", "page").iterdir():
-        text = path.read_text()
-        assert "innerHTML" not in text
-        assert "://" not in text.replace("http://www.w3.org/2000/svg", "")
-        if path.suffix == ".html":
-            assert " style=" not in text
-            assert " on" not in "".join(part.split(">")[0] for part in text.split("<")[1:]).replace(" on=", "")
-
-
-@pytest.mark.parametrize(
-    ("target", "settings", "status", "what"),
-    [
-        ("/api/search?query=" + "a" * 2001, {}, 422, "query: String should have at most 2000 characters."),
-        ("/api/search", {}, 422, "query: Field required."),
-        ("/api/search?query=a&top=101", {}, 422, "top: Input should be less than or equal to 100."),
-        ("/api/search?query=a&top=0", {}, 422, "top: Input should be greater than or equal to 1."),
-        ("/api/search?query=a&cap=0", {}, 422, "cap: Input should be greater than or equal to 1."),
-        ("/api/search?query=a&cap=x", {}, 422, "cap: Input should be a valid integer"),
-        ("/api/search?query=a&system=2", {}, 404, "There is no system 2; there are 2, from 0."),
-        ("/api/search?query=a&system=-1", {}, 422, "system: Input should be"),
-        ("/api/document?id=" + "a" * 2001, {}, 422, "id: String should have at most 2000 characters."),
-        ("/api/search?query=" + "a" * 17_000, {}, 414, "longer than 16384 bytes"),
-        ("/nothing", {}, 404, "Not Found"),
-        ("/../../etc/passwd", {}, 404, "Not Found"),
-        ("/docs", {}, 404, "Not Found"),
-        ("/api/search?query=a", {"method": "POST"}, 405, "Only GET is answered here."),
-        ("/api/search?query=a", {"body": b"x" * 10}, 413, "Requests have no body here."),
-        ("/", {"Host": "evil.example"}, 421, "This server has another name"),
-        ("/", {"Host": "evil.example:8000"}, 421, "This server has another name"),
-        ("/", {"Host": "localhost.evil.example"}, 421, "This server has another name"),
-        ("/", {"Host": "127.0.0.1.evil.example"}, 421, "This server has another name"),
-        ("/", {"Host": ""}, 421, "This server has another name"),
-        ("/api/site", {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "cors"}, 403, "Pages of other sites"),
-    ],
-)
-def test_what_is_not_to_be_answered_is_refused(address, target, settings, status, what):
-    got, _, content = fetch(address, target, **settings)
-    assert (got, what in json.loads(content)["detail"]) == (status, True), content
-
-
-@pytest.mark.parametrize(
-    "host", ["localhost", "LOCALHOST:1", "127.0.0.1", "127.0.0.1:99", "[::1]:80", "[::1]", "my.name", "My.Name.:80"]
-)
-def test_names_of_this_server_are_answered(address, host):
-    assert fetch(address, "/", Host=host)[0] == 200
-
-
-@pytest.mark.parametrize(
-    "query", [*HOSTILE.values(), "%00", "' OR 1=1 --", "\ud800", "a" * 2000, "😀" * 500, " ", "\n\t", ""]
-)
-def test_any_query_is_answered(address, query):
-    target = "/api/search?" + urlencode({"query": query[:2000]}, errors="surrogatepass")
-    for system in "01":
-        status, _, content = fetch(address, f"{target}&system={system}")
-        assert status == 200, content
-        assert len(json.loads(content)["hits"]) <= 10
-
-
 def test_the_api_is_described(address):
     told = json.loads(fetch(address, "/openapi.json")[2])
     assert list(told["paths"]) == ["/api/site", "/api/search", "/api/document", "/api/pruning"]
@@ -359,14 +260,20 @@ def test_what_cannot_be_served_is_told(folder, encoder, address, arguments, what
     assert (outcome.code, what in outcome.errors[0]) == (2, True), outcome.err
 
 
-def test_a_task_of_another_corpus_and_an_index_without_texts_are_told(folder, encoder, index, tmp_path):
+def test_what_does_not_belong_together_is_told(folder, encoder, index, tmp_path):
     (tmp_path / "task" / "qrels").mkdir(parents=True)
     (tmp_path / "task" / "corpus.jsonl").write_text('{"_id": "z", "text": "song"}\n')
     (tmp_path / "task" / "queries.jsonl").write_text('{"_id": "q", "text": "song"}\n')
     (tmp_path / "task" / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq\tz\t1\n")
     told = call(serve.main, "--index", folder / "index", "--task", tmp_path / "task", "--port", 0)
     assert "no judgement names a document of index" in told.errors[0]
-    ids, vectors, _ = index.segments[0].left()
+    ids, vectors, texts = index.segments[0].left()
+    parts = [(ids, vectors, texts)]
+    copy = partial(shutil.copytree, index.query_folder, dirs_exist_ok=True)
+    ExactIndex.build(tmp_path / "theirs", lambda: parts, index.vocab_size, copy, model="another")
+    model = folder / "model of index"
+    told = call(serve.main, "--index", tmp_path / "theirs", "--model", model, "--port", 0)
+    assert f"{tmp_path / 'theirs'} was not made with {model}" in told.errors[0]
     ExactIndex.build(tmp_path / "bare", lambda: [(ids, vectors, None)], index.vocab_size)
     assert "has no query side" in call(serve.main, "--index", tmp_path / "bare", "--port", 0).errors[0]
 

@@ -311,8 +311,7 @@ def test_no_hits_and_unknown_words_and_a_server_that_is_gone_are_told(visit):
     visit.problems[:] = [one for one in visit.problems if "ERR_FAILED" not in one]
 
 
-@pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("width", [360, 800, 1280])
+@pytest.mark.parametrize(("width", "dark"), [(360, False), (800, True), (1280, False), (360, True)])
 def test_nothing_sticks_out_and_colours_can_be_read(visit, width, dark):
     page = visit("/?q=" + quote(QUERY), width=width, dark=dark)
     page.wait_for_selector(".hit")

@@ -19,8 +19,9 @@ class CappedIndex:
     """Searches as an index of `keep_largest(vectors, cap)` would, to the last bit, for any cap.
 
     The rank of each posting within its document, 0 for the largest weight, is computed once; from then on a cap is a
-    comparison. Ranks take 2 bytes a posting in memory, beside the 8 that are mapped from the disk, and 300 MB more at
-    most while they are made. Those from 65,535 on count as one: no cap reaches them.
+    comparison. Ranks take 2 bytes a posting in memory, beside the 8 that are mapped from the disk; making those of 12
+    million postings takes 1.7 CPU seconds, and some 200 MB for that while. Ranks from 65,535 on count as one: no cap
+    reaches them.
 
     Args:
         index: the index as it is now; later changes of it are not seen.

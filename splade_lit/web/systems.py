@@ -4,6 +4,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from splade_lit.encoder.model import AsymmetricSparseEncoder
 
 _POSTING_BYTES = 8  # a document and a weight
+_KEPT_READS, _KEPT_CHARACTERS = 1000, 20_000  # some tens of megabytes
 _STEPS = (4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096)
 
 
@@ -118,6 +120,8 @@ class IndexSystem(System):
         self._capped = CappedIndex(self._index) if isinstance(self._index, ExactIndex) else None
         self.can_prune, self.knows_tokens = self._capped is not None, encoder is not None
         self.num_documents = self._index.stats().num_documents
+        # As a query is typed the same documents come again and again; cutting them into tokens takes most of the time.
+        self._kept_reads = lru_cache(_KEPT_READS)(self._queries.tokenisation.read_document)
         self._encoding = threading.Lock()
         # Clients of servers are for one thread at a time.
         self._asking: AbstractContextManager[object] = threading.Lock() if self._capped is None else nullcontext()
@@ -163,7 +167,8 @@ class IndexSystem(System):
 
     @override
     def read(self, text: str) -> ReadText:
-        return self._queries.tokenisation.read_document(text)
+        short = len(text) <= _KEPT_CHARACTERS
+        return self._kept_reads(text) if short else self._queries.tokenisation.read_document(text)
 
     @override
     def raised_by(self, text: str, dims: np.ndarray) -> list[ReadToken | None] | None:

@@ -1,0 +1,104 @@
+"""What the server of the page refuses, and what it tells browsers to refuse."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlencode
+
+import pytest
+from served import HOSTILE, fetch, make_collection, serving
+
+from splade_lit import serve
+from splade_lit.web.server import Served, open_answers
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory, tiny_tokenizer) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("collection")
+    make_collection(folder, tiny_tokenizer)
+    with serving(open_answers(Served([str(folder / "index")], with_bm25=True)), ("my.name",)) as address:
+        yield address
+
+
+def test_every_answer_has_the_headers_that_keep_browsers_safe(address):
+    for target in (
+        "/",
+        "/api",
+        "/page.css",
+        "/page.js",
+        "/openapi.json",
+        "/api/site",
+        "/nothing",
+        "/api/search",
+        "/icon.svg",
+    ):
+        _, headers, _ = fetch(address, target)
+        policy = headers["content-security-policy"]
+        assert "unsafe" not in policy
+        assert "default-src 'none'" in policy
+        assert "script-src 'self'" in policy
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["x-frame-options"] == "DENY"
+        assert headers["referrer-policy"] == "no-referrer"
+        assert "server" not in headers
+        assert "access-control-allow-origin" not in headers
+    assert fetch(address, "/", "HEAD")[0] == 200
+
+
+def test_pages_load_nothing_from_elsewhere_and_have_no_script_of_their_own():
+    for path in Path(serve.__file__).parent.joinpath("web", "page").iterdir():
+        text = path.read_text()
+        assert "innerHTML" not in text
+        assert "://" not in text.replace("http://www.w3.org/2000/svg", "")
+        if path.suffix == ".html":
+            assert " style=" not in text
+            assert " on" not in "".join(part.split(">")[0] for part in text.split("<")[1:]).replace(" on=", "")
+
+
+@pytest.mark.parametrize(
+    ("target", "settings", "status", "what"),
+    [
+        ("/api/search?query=" + "a" * 2001, {}, 422, "query: String should have at most 2000 characters."),
+        ("/api/search", {}, 422, "query: Field required."),
+        ("/api/search?query=a&top=101", {}, 422, "top: Input should be less than or equal to 100."),
+        ("/api/search?query=a&top=0", {}, 422, "top: Input should be greater than or equal to 1."),
+        ("/api/search?query=a&cap=0", {}, 422, "cap: Input should be greater than or equal to 1."),
+        ("/api/search?query=a&cap=x", {}, 422, "cap: Input should be a valid integer"),
+        ("/api/search?query=a&system=2", {}, 404, "There is no system 2; there are 2, from 0."),
+        ("/api/search?query=a&system=-1", {}, 422, "system: Input should be"),
+        ("/api/document?id=" + "a" * 2001, {}, 422, "id: String should have at most 2000 characters."),
+        ("/api/search?query=" + "a" * 17_000, {}, 414, "longer than 16384 bytes"),
+        ("/nothing", {}, 404, "Not Found"),
+        ("/../../etc/passwd", {}, 404, "Not Found"),
+        ("/docs", {}, 404, "Not Found"),
+        ("/api/search?query=a", {"method": "POST"}, 405, "Only GET is answered here."),
+        ("/api/search?query=a", {"body": b"x" * 10}, 413, "Requests have no body here."),
+        ("/", {"Host": "evil.example"}, 421, "This server has another name"),
+        ("/", {"Host": "evil.example:8000"}, 421, "This server has another name"),
+        ("/", {"Host": "localhost.evil.example"}, 421, "This server has another name"),
+        ("/", {"Host": "127.0.0.1.evil.example"}, 421, "This server has another name"),
+        ("/", {"Host": ""}, 421, "This server has another name"),
+        ("/api/site", {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "cors"}, 403, "Pages of other sites"),
+    ],
+)
+def test_what_is_not_to_be_answered_is_refused(address, target, settings, status, what):
+    got, _, content = fetch(address, target, **settings)
+    assert (got, what in json.loads(content)["detail"]) == (status, True), content
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost", "LOCALHOST:1", "127.0.0.1", "127.0.0.1:99", "[::1]:80", "[::1]", "my.name", "My.Name.:80"]
+)
+def test_names_of_this_server_are_answered(address, host):
+    assert fetch(address, "/", Host=host)[0] == 200
+
+
+@pytest.mark.parametrize(
+    "query", [*HOSTILE.values(), "%00", "' OR 1=1 --", "\ud800", "a" * 2000, "😀" * 500, " ", "\n\t", ""]
+)
+def test_any_query_is_answered(address, query):
+    target = "/api/search?" + urlencode({"query": query[:2000]}, errors="surrogatepass")
+    for system in "01":
+        status, _, content = fetch(address, f"{target}&system={system}")
+        assert status == 200, content
+        assert len(json.loads(content)["hits"]) <= 10
