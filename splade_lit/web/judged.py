@@ -76,6 +76,7 @@ class JudgedQueries:
                     self._is_complete[number] = not cap_first
         except Exception:
             logger.exception("nDCG@10 could not be measured")
+            self._is_complete = [True] * len(self._systems)  # nobody need wait for it
 
     def _ndcg(self, found: Mapping[str, Sequence[Hit]]) -> float:
         left_out = self.task.left_out
