@@ -61,14 +61,13 @@ export class Pruning {
     const count = this.steps.length;
     byId("cap").style.width = `calc(${100 * (count - 1) / count}% + 1rem)`;
     byId("cap").style.marginInlineStart = `calc(${50 / count}% - .5rem)`;
-    byId("figures").replaceChildren(...this.curves.flatMap((curve, number) => this.figures(curve, number)));
+    byId("figures").replaceChildren(...this.curves.map((curve, number) => this.figures(curve, number)));
   }
 
   figures(curve, number) {
     const now = this.point(curve, this.cap), all = curve.points.at(-1), second = number ? " second" : "";
-    const name = this.systems.length > 1 ? ` ${this.systems[number].name}` : "";
     const row = (key, label, value, before) => [
-      element("dt", {}, key && element("span", { class: `key ${key}` }), label + name),
+      element("dt", {}, key && element("span", { class: `key ${key}` }), label),
       element("dd", {}, value), element("dd", {}, this.cap === null ? "" : `of ${before}`)];
     const rows = [
       row(number ? "" : "block", "postings", bytes(now.num_bytes), bytes(all.num_bytes)),
@@ -77,7 +76,8 @@ export class Pruning {
       const shown = point => point.ndcg === null ? "…" : decimal(point.ndcg, 3);
       rows.push(row(`line${second}`, "nDCG@10", shown(now), shown(all)));
     }
-    return rows.flat();
+    return element("section", { "aria-label": this.systems[number].name },
+      this.systems.length > 1 && element("h2", {}, this.systems[number].name), element("dl", {}, ...rows.flat()));
   }
 
   // Bars: size of the posting lists. Lines: nDCG@10, from 0. Each step stands above its place on the slider.
