@@ -205,6 +205,71 @@ def test_negative_weights_of_queries_are_left_out_and_told(world, tmp_path, capl
         assert "-" not in (tmp_path / format / "query.json").read_text()
 
 
+def test_files_that_no_export_has_written_stay(world, tmp_path):
+    """Beside nothing, beside an export of another format, and where they are read."""
+    folder, asked = tmp_path / "mine", "q 1\tsong\n"
+    folder.mkdir()
+    (folder / "queries.tsv").write_text(asked)
+    given = ("--model", world / "model", "--vectors", world / "vectors", "--output", folder)
+    told = call(export.main, "ciff", *given)
+    assert (told.code, "is in use and holds queries.tsv" in told.errors[0]) == (2, True)
+    (folder / "export.json").write_text('{"format": "anserini"}')
+    told = call(export.main, "ciff", *given)
+    assert (told.code, "is in use and holds queries.tsv" in told.errors[0]) == (2, True)
+    (folder / "export.json").write_text('{"format": "ciff"}')
+    told = call(export.main, "ciff", *given, "--queries-file", folder / "queries.tsv")
+    assert (told.code, "queries.tsv is what is read" in told.errors[0]) == (2, True)
+    assert (folder / "queries.tsv").read_text() == asked
+
+
+def test_an_export_that_was_stopped_is_begun_again(world, tmp_path, monkeypatch):
+    given = ("--model", world / "model", "--vectors", world / "vectors", "--output", tmp_path / "out")
+    with monkeypatch.context() as changes:
+        changes.setattr("splade_lit.exports.output.OutputFolder.finish", lambda *_: (_ for _ in ()).throw(KeyError()))
+        with pytest.raises(KeyError):
+            call(export.main, "vectors", *given)
+    assert not (tmp_path / "out" / "export.json").exists()
+    assert call(export.main, "ciff", *given).code == 2
+    assert call(export.main, "vectors", *given).code == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} <= {"documents-00000.jsonl", "export.json", ".lock"}
+
+
+def test_an_index_of_another_model_is_told(world, tmp_path):
+    made = ("--model", world / "model", "--vectors", world / "vectors", "--output", tmp_path / "index")
+    assert call(index.main, *made).code == 0
+    model = AsymmetricSparseEncoder.load(world / "model")
+    model.document.decoder.bias.data += 0.1
+    model.save(tmp_path / "other")
+    arguments = ("vectors", "--index", tmp_path / "index", "--output", tmp_path / "out")
+    told = call(export.main, *arguments, "--model", tmp_path / "other")
+    assert (told.code, "was made with another model" in told.errors[0]) == (2, True)
+    assert call(export.main, *arguments, "--model", world / "model").code == 0
+
+
+@pytest.mark.parametrize(
+    ("query", "what"),
+    [
+        ({"_id": "a\tb\nc", "text": "song"}, r"The id 'a\tb\nc' has white space, which a file of topics cannot hold"),
+        ({"_id": "q", "text": None}, "line 2: a query needs _id and text, both strings"),
+        ({"_id": None, "text": "song"}, "line 2: a query needs _id and text, both strings"),
+    ],
+)
+def test_queries_that_topics_cannot_hold_are_told_at_once(world, tmp_path, query, what):
+    asked = [{"_id": 7, "text": "song"}, query]
+    (tmp_path / "asked.jsonl").write_text("\n".join(map(json.dumps, asked)))
+    given = ("--model", world / "model", "--vectors", world / "vectors", "--queries-file", tmp_path / "asked.jsonl")
+    told = call(export.main, "anserini", *given, "--output", tmp_path / "out")
+    assert (told.code, what in told.errors[0]) == (2, True), told.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_ids_of_queries_that_are_no_unicode_are_mended(world, tmp_path):
+    (tmp_path / "asked.jsonl").write_text(r'{"_id": "q\ud800", "text": "song"}')
+    given = ("--model", world / "model", "--vectors", world / "vectors", "--queries-file", tmp_path / "asked.jsonl")
+    assert call(export.main, "anserini", *given, "--output", tmp_path / "out").code == 0
+    assert (tmp_path / "out" / "queries.tsv").read_text().startswith("q\ufffd\tsong")
+
+
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [

@@ -11,6 +11,8 @@ from splade_lit.core.text import Mender, open_text
 def read_queries(path: Path) -> Iterator[tuple[str, str]]:
     """Id and text of each query of a jsonl file with `_id` and `text`, or a tsv file without a line of names.
 
+    A whole number is an id too, but no text.
+
     Raises:
         UserError: there is no such file, or a line is of another form.
     """
@@ -23,10 +25,12 @@ def read_queries(path: Path) -> Iterator[tuple[str, str]]:
                 if is_json:
                     record = json.loads(line)
                     id, text = record["_id"], record["text"]
+                    if type(id) not in (str, int) or not isinstance(text, str):
+                        raise TypeError("ids and texts are strings")
                 else:
                     id, text = line.rstrip("\r\n").split("\t")[:2]
             except (ValueError, KeyError, TypeError, RecursionError) as error:
-                needed = "_id and text" if is_json else "an id, a tab and a text"
+                needed = "_id and text, both strings" if is_json else "an id, a tab and a text"
                 raise UserError(f"{path}, line {number}: a query needs {needed}.") from error
-            yield str(id), mend(str(text))
+            yield mend(str(id)), mend(text)
     mend.report(path)

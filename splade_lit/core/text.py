@@ -156,10 +156,10 @@ def trec_run_text(run: Mapping[str, Mapping[str, float]]) -> str:
     )
 
 
-def check_trec_ids(ids: Iterable[str]) -> None:
-    """Raise a UserError if a TREC run cannot hold an id: empty, with white space, or a byte order mark first."""
+def check_trec_ids(ids: Iterable[str], file: str = "a TREC run") -> None:
+    """Raise a UserError if a TREC run (or `file`) cannot hold an id: empty, with white space, byte order mark first."""
     if bad := next((id for id in ids if id.split() != [id] or id.startswith("\ufeff")), None):
-        raise UserError(f"The id {bad!r} has white space, which a TREC run cannot hold; change it or leave --runs out.")
+        raise UserError(f"The id {bad!r} has white space, which {file} cannot hold; change it or do without that file.")
 
 
 def check_ids(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from splade_lit.core.errors import UserError
 from splade_lit.core.files import check_writable
 from splade_lit.core.queries import read_queries
+from splade_lit.core.text import check_trec_ids
 from splade_lit.encoder.layout import document_side_fingerprint, find_saved
 from splade_lit.encoder.query_side import QuerySide, load_query_side
 from splade_lit.engines.cluster_bodies import Product
@@ -51,15 +52,17 @@ class Export:
     Args:
         settings: of the command.
         files: what names the files of the format have.
+        topics: whether queries are written as lines of id, tab and tokens.
 
     Raises:
-        UserError: there is no such model, corpus, index, task or file of queries, they do not belong together, or the
-            folder is in use or cannot be written.
+        UserError: there is no such model, corpus, index, task or file of queries, they do not belong together, the ids
+            of queries have white space where topics cannot hold it, or the folder is in use or cannot be written.
     """
 
-    def __init__(self, settings: Namespace, files: str) -> None:
+    def __init__(self, settings: Namespace, files: str, topics: bool = False) -> None:
         check_writable(folder=settings.output)
-        self.settings, self.output = settings, OutputFolder(settings.output, files)
+        read = [Path(path) for path in (settings.queries_file, settings.corpus) if path]
+        self.settings, self.output = settings, OutputFolder(settings.output, settings.format, files, read)
         index = self._index(settings)
         source: str | Path | None = settings.model or (index.query_folder if index else None)
         if source is None:
@@ -68,12 +71,19 @@ class Export:
             )
         self.side: QuerySide = load_query_side(source, revision=settings.revision)
         self.queries = list(read_queries(settings.queries_file)) if settings.queries_file else None
+        if topics:
+            check_trec_ids((id for id, _ in self.queries or ()), "a file of topics")
         self.tasks = self._tasks(settings)
         self._documents: Callable[[], Documents]
+        model = document_side_fingerprint(find_saved(settings.model, settings.revision)) if settings.model else None
         if index is not None:
+            if model is not None and index.model not in (None, model):
+                raise UserError(
+                    f"{settings.index} was made with another model; give the same one, or leave out --model."
+                )
             self._documents = partial(indexed_documents, index)
             return
-        model = document_side_fingerprint(find_saved(settings.model, settings.revision))
+        assert model is not None, "there is a source"
         corpus = CorpusSource(settings.corpus, settings.text_column) if settings.corpus else None
         if settings.vectors is not None:
             stored = stored_documents(settings.vectors, model, corpus)
@@ -127,10 +137,10 @@ class Export:
             return FeatureNames.of_dims(documents.vocab_size)
         return FeatureNames.of_query_side(self.side, documents.vocab_size, escaped)
 
-    def done(self, format: str, record: object, line: str) -> None:
+    def done(self, record: object, line: str) -> None:
         """Write the last file, and print a line on what there is."""
-        self.output.finish(format, record)
-        print(f"{format}: {self.settings.output}  {line}")
+        self.output.finish(record)
+        print(f"{self.output.format}: {self.settings.output}  {line}")
 
     def report_loss(
         self,
@@ -164,7 +174,7 @@ class Export:
 
 def export_ciff(settings: Namespace) -> None:
     """Write a Common Index File, and queries with whole numbers beside it."""
-    export = Export(settings, r"index\.ciff|queries\.tsv")
+    export = Export(settings, r"index\.ciff|queries\.tsv", topics=True)
     with export.output as output:
         documents = export.documents()
         names = export.names(documents)
@@ -175,7 +185,7 @@ def export_ciff(settings: Namespace) -> None:
         shutil.rmtree(scratch)
         _write_topics(export, names)
         counts = f"documents {record.documents:,}  posting lists {record.terms:,}  postings {record.postings:,}"
-        export.done("ciff", record, f"{counts}  scale {record.scale:.6g}  largest impact {record.largest:,}")
+        export.done(record, f"{counts}  scale {record.scale:.6g}  largest impact {record.largest:,}")
         if record.largest >= 2**settings.bits:
             most = 2**settings.bits - 1
             logger.warning("Impacts above %d do not fit %d bits; some readers cut them.", most, settings.bits)
@@ -185,7 +195,7 @@ def export_ciff(settings: Namespace) -> None:
 
 def export_anserini(settings: Namespace) -> None:
     """Write a JsonVectorCollection, and topics."""
-    export = Export(settings, rf"documents/{_LINES}|queries\.tsv")
+    export = Export(settings, rf"documents/{_LINES}|queries\.tsv", topics=True)
     with export.output as output:
         documents = export.documents()
         names, counts = export.names(documents), Counts()
@@ -194,7 +204,7 @@ def export_anserini(settings: Namespace) -> None:
         write_documents(output, "documents/documents", lines, documents.num_documents)
         _write_topics(export, names)
         record = LinesRecord(counts.documents, counts.postings, counts.vanished, settings.scale)
-        export.done("anserini", record, f"{_counts(record)}  scale {settings.scale:g}")
+        export.done(record, f"{_counts(record)}  scale {settings.scale:g}")
         _tell_vanished(counts.vanished)
         export.report_loss(documents, *_scaled(settings.scale, settings.query_scale))
 
@@ -212,7 +222,7 @@ def export_vespa(settings: Namespace) -> None:
         weights = query_weights(settings.query, export.side, names)
         output.write_json("query.json", vespa_query(weights, settings.scale, _EXAMPLE_HITS))
         record = LinesRecord(counts.documents, counts.postings, counts.vanished, settings.scale)
-        export.done("vespa", record, _counts(record))
+        export.done(record, _counts(record))
 
 
 def export_vectors(settings: Namespace) -> None:
@@ -229,7 +239,7 @@ def export_vectors(settings: Namespace) -> None:
         if export.queries is not None:
             output.write_lines("queries.jsonl", query_lines(export.queries, export.side, asked))
         record = LinesRecord(counts.documents, counts.postings)
-        export.done("vectors", record, _counts(record))
+        export.done(record, _counts(record))
 
 
 def export_cluster(product: Product, settings: Namespace) -> None:
@@ -249,7 +259,7 @@ def export_cluster(product: Product, settings: Namespace) -> None:
         most_bytes = settings.bulk_megabytes * 1_000_000
         record = form.write(output, documents, export.queries, settings.query, most_bytes)
         counts = f"documents {record.documents:,}  postings {record.postings:,}  files {len(record.files)}"
-        export.done(product, record, f"{counts}  field {record.field}")
+        export.done(record, f"{counts}  field {record.field}")
         ceiling = record.ceilings.ingest if record.ceilings else None
         stored = partial(as_stored, product, settings.field, ceiling=ceiling)
         export.report_loss(documents, stored, lambda queries: queries)

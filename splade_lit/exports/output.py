@@ -4,17 +4,18 @@ import json
 import re
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any, Self
 
 from splade_lit.core.errors import UserError
-from splade_lit.core.files import hold_folder, replace_text, whole_file
+from splade_lit.core.files import check_not_read, hold_folder, replace_text, whole_file
 from splade_lit.core.progress import WorkProgress
 
 RECORD = "export.json"
+_MARK = ".export"  # the format, in a folder that an export has begun to write into
 VECTORS = ".vectors"
 """Vectors of a corpus that is encoded first; they stay where the command is stopped."""
 _DOCUMENTS_A_FILE = 100_000
@@ -35,19 +36,32 @@ class OutputFolder:
 
     Args:
         folder: a new or an empty one, or one that an export of the same format has written to.
+        format: its name.
         names: what names of files, or `folder/file`, the format has.
+        read: what is read, and so must not be one of the files there.
 
     Raises:
-        UserError: something else is in it, or it cannot be written.
+        UserError: something else is in it, one of these files is read, or it cannot be written.
     """
 
-    def __init__(self, folder: Path, names: str) -> None:
-        self.folder, self._names = folder, re.compile(names)
+    def __init__(self, folder: Path, format: str, names: str, read: Iterable[Path] = ()) -> None:
+        self.folder, self.format, self._names = folder, format, re.compile(names)
         if folder.exists() and not folder.is_dir():
             raise UserError(f"{folder} is a file; give the name of a folder.")
-        for name in self._there():
-            if name != RECORD and not self._names.fullmatch(name):
+        is_ours = self._is_ours()
+        for name in sorted(self._there(), key=lambda name: name == RECORD):
+            if not is_ours or (name != RECORD and not self._names.fullmatch(name)):
                 raise UserError(f"{folder} is in use and holds {name}; give a new or an empty folder.")
+            check_not_read(folder / name, read)
+
+    def _is_ours(self) -> bool:
+        """Whether an export of this format is there, or one that was stopped."""
+        with suppress(OSError, ValueError, RecursionError, TypeError, KeyError):
+            if json.loads((self.folder / RECORD).read_text(encoding="utf-8"))["format"] == self.format:
+                return True
+        with suppress(OSError, ValueError):
+            return (self.folder / _MARK).read_text(encoding="utf-8") == self.format
+        return False
 
     def _there(self) -> list[str]:
         paths = self.folder.rglob("*") if self.folder.is_dir() else ()
@@ -57,6 +71,7 @@ class OutputFolder:
     def __enter__(self) -> Self:
         """Remove what an earlier export has left."""
         self._held = hold_folder(self.folder)
+        replace_text(self.folder / _MARK, self.format)
         for name in [RECORD, *self._there()]:
             (self.folder / name).unlink(missing_ok=True)
         return self
@@ -65,6 +80,7 @@ class OutputFolder:
         """Remove what is needed while writing only, unless the same command will go on with it; let others write."""
         if kind is None:
             shutil.rmtree(self.folder / VECTORS, ignore_errors=True)
+            (self.folder / _MARK).unlink(missing_ok=True)
         self._held.release()
 
     @contextmanager
@@ -90,9 +106,9 @@ class OutputFolder:
         """Write a JSON file."""
         replace_text(self.folder / name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
-    def finish(self, format: str, record: Any) -> None:
+    def finish(self, record: Any) -> None:
         """Write export.json: the format and the fields of a dataclass."""
-        self.write_json(RECORD, {"format": format} | asdict(record))
+        self.write_json(RECORD, {"format": self.format} | asdict(record))
 
 
 def compact(value: Any) -> str:
