@@ -11,8 +11,10 @@ until that is whole, so that the same command goes on where it was stopped. With
 `--engine` says who searches, `--url` on which server; `docs/engines.md` has them side by side.
 """
 
+import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +23,7 @@ import xxhash
 from splade_lit.command_line.arguments import CommandParser
 from splade_lit.command_line.exit_codes import run_command
 from splade_lit.core.errors import UserError
-from splade_lit.core.files import check_writable
+from splade_lit.core.files import check_writable, hold_folder
 from splade_lit.engines.names import ENGINES, SERVERS, engine_class
 
 if TYPE_CHECKING:
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 
 _VECTORS = ".vectors"
 _BUILDS = ("engine", "url", "name", "tasks")
+
+logger = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -71,19 +75,21 @@ def _build(settings: "argparse.Namespace", fingerprint: str) -> None:
     def copy_query(folder: Path) -> None:
         copy_query_side(settings.model, folder, settings.revision)
 
-    documents = _documents(settings, fingerprint)
-    parts = documents.parts
-    index = engine.build(settings.output, parts, documents.vocab_size, copy_query, model=fingerprint, server=server)
-    if tasks:
-        from splade_lit.encoder.query_side import load_query_side
-        from splade_lit.engines.quality import engine_quality
+    with _documents(settings, fingerprint) as documents:
+        parts, size = documents.parts, documents.vocab_size
+        with _losses_told() as told:
+            index = engine.build(settings.output, parts, size, copy_query, model=fingerprint, server=server)
+        if told and not tasks:
+            logger.warning("What rounded weights cost in nDCG@10 was not measured; give --tasks to know.")
+        if tasks:
+            from splade_lit.encoder.query_side import load_query_side
+            from splade_lit.engines.quality import engine_quality
 
-        queries = load_query_side(settings.model, revision=settings.revision)
-        for task in tasks:
-            found = engine_quality(index, parts, task, queries)
-            change = found.through_index - found.exact
-            print(f"{task.name} nDCG@10: {found.through_index:.4f}, exact {found.exact:.4f} ({change:+.4f})")
-    _remove_vectors(settings.output)
+            queries = load_query_side(settings.model, revision=settings.revision)
+            for task in tasks:
+                found = engine_quality(index, parts, task, queries)
+                change = found.through_index - found.exact
+                print(f"{task.name} nDCG@10: {found.through_index:.4f}, exact {found.exact:.4f} ({change:+.4f})")
     _print_stats(settings.output, index)
     index.close()
 
@@ -93,9 +99,9 @@ def _add(settings: "argparse.Namespace", fingerprint: str) -> None:
     if index.model not in (None, fingerprint):
         raise UserError(f"{settings.output} was made with another model; add documents with the same one.")
     index.delete([])  # engines that cannot change an index say so, before anything is encoded
-    for ids, vectors, texts in _documents(settings, fingerprint).parts():
-        index.add(ids, vectors, texts)
-    _remove_vectors(settings.output)
+    with _documents(settings, fingerprint) as documents:
+        for ids, vectors, texts in documents.parts():
+            index.add(ids, vectors, texts)
     _print_stats(settings.output, index)
     index.close()
 
@@ -146,23 +152,54 @@ def _print_stats(folder: Path, index: "Index") -> None:
     print(f"index: {folder}  documents {stats.num_documents:,}  {', '.join(said)}".rstrip())
 
 
-def _documents(settings: "argparse.Namespace", fingerprint: str) -> "Documents":
-    """The documents, encoded first where there are no vectors."""
+@contextmanager
+def _losses_told() -> Iterator[list[logging.LogRecord]]:
+    """The warnings of an engine that weights did not fit it, as they come."""
+    told: list[logging.LogRecord] = []
+
+    def hear(record: logging.LogRecord) -> bool:
+        told.append(record)
+        return True
+
+    of_limits = logging.getLogger("splade_lit.engines.limits")
+    of_limits.addFilter(hear)
+    try:
+        yield told
+    finally:
+        of_limits.removeFilter(hear)
+
+
+@contextmanager
+def _documents(settings: "argparse.Namespace", fingerprint: str) -> "Iterator[Documents]":
+    """The documents, encoded first where there are no vectors; what was encoded goes away once the index is whole."""
     from splade_lit.engines.documents import CorpusSource, encoded_documents, stored_documents
 
     corpus = CorpusSource(settings.corpus, settings.text_column) if settings.corpus else None
     if settings.vectors is not None or corpus is None:
-        return stored_documents(settings.vectors, fingerprint, corpus)
+        yield stored_documents(settings.vectors, fingerprint, corpus)
+        _remove_left(settings.output)
+        return
     # Of this corpus: what a build of another one has left when it was stopped is not taken for it.
     of_corpus = f"{settings.corpus} {settings.text_column} {fingerprint}"
     scratch = settings.output / f"{_VECTORS}_{xxhash.xxh3_64_hexdigest(of_corpus.encode())}"
-    return encoded_documents(settings.model, settings.revision, settings.device, corpus, fingerprint, scratch)
+    documents = encoded_documents(settings.model, settings.revision, settings.device, corpus, fingerprint, scratch)
+    held = hold_folder(scratch)
+    try:
+        yield documents
+        shutil.rmtree(scratch, ignore_errors=True)
+    finally:
+        held.release()
+    _remove_left(settings.output)
 
 
-def _remove_vectors(folder: Path) -> None:
-    """Remove what was encoded on the way to an index that is whole now."""
+def _remove_left(folder: Path) -> None:
+    """Remove what others have encoded that were stopped, and not what another process is at."""
     for path in folder.glob(f"{_VECTORS}_*"):
-        shutil.rmtree(path, ignore_errors=True)
+        with suppress(UserError):
+            held = hold_folder(path)
+            if held.is_locked:
+                shutil.rmtree(path, ignore_errors=True)
+            held.release()
 
 
 def _parser() -> CommandParser:

@@ -323,13 +323,16 @@ def test_the_cluster_looks_queries_up_itself(world, tmp_path):
 
 
 @both
-def test_the_commands_build_search_and_change(world, engine, cluster, tmp_path):
+def test_the_commands_build_search_and_change(world, engine, cluster, tmp_path, caplog):
     exact, made = tmp_path / "exact", tmp_path / "index"
     given = ("--model", world / "model", "--vectors", world / "vectors", "--corpus", world / "docs.jsonl")
     assert call(index.main, *given, "--output", exact).code == 0
+    unmeasured = "What rounded weights cost in nDCG@10 was not measured; give --tasks to know."
+    assert unmeasured not in caplog.messages
     built = call(index.main, *given, "--engine", engine, "--url", cluster.url, "--output", made)
     assert built.code == 0, built.err
     assert built.last_line == f"index: {made}  documents 15  4,096 bytes"
+    assert caplog.messages.count(unmeasured) == 1
     found = [call(search.main, "--index", folder, "the river", "song.") for folder in (exact, made)]
     assert found[1].code == 0, found[1].err
     ranks = [[line.split()[0] for line in one.out.splitlines() if line.strip()[:1].isdigit()] for one in found]

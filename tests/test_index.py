@@ -20,6 +20,7 @@ from scipy.sparse import csr_array, random_array
 
 from splade_lit import encode, evaluate, index, search
 from splade_lit.core.errors import UserError
+from splade_lit.core.files import check_free, hold_folder
 from splade_lit.engines import exact
 from splade_lit.engines.exact import ExactIndex
 from splade_lit.engines.index import Hit
@@ -219,6 +220,31 @@ def test_the_commands_find_what_search_finds(model, corpus, tmp_path, stored):
         assert "the" not in found.err
     shutil.copytree(tmp_path / "index", tmp_path / "moved")
     assert call(search.main, "--index", tmp_path / "moved", "water").out.count("\n") > 3
+
+
+def test_vectors_that_another_process_is_at_stay(model, corpus, tmp_path, monkeypatch):
+    output, at_work = tmp_path / "index", []
+    assert call(index.main, "--model", model, "--corpus", corpus, "--output", output).code == 0
+    for name in (".vectors_theirs", ".vectors_left"):
+        (output / name).mkdir()
+        (output / name / "shard-00000.npz").touch()
+    held = hold_folder(output / ".vectors_theirs")
+    add = ExactIndex.add
+
+    def add_and_look(self, *documents: Any) -> None:
+        (ours,) = set(output.glob(".vectors_*")) - {output / ".vectors_theirs", output / ".vectors_left"}
+        with pytest.raises(UserError, match="is being written by another process"):
+            check_free(ours)
+        at_work.append(ours)
+        add(self, *documents)
+
+    monkeypatch.setattr(ExactIndex, "add", add_and_look)
+    added = call(index.main, "--model", model, "--corpus", corpus, "--add", "--output", output)
+    assert added.code == 0, added.err
+    assert at_work
+    assert [path.name for path in output.glob(".vectors_*")] == [".vectors_theirs"]
+    assert (output / ".vectors_theirs" / "shard-00000.npz").exists()
+    held.release()
 
 
 def test_output_is_that_of_search_in_a_corpus(model, corpus, tmp_path):
