@@ -5,10 +5,7 @@ that a document's weights are the ones that it is scored by.
 """
 
 import json
-import logging
-import time
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
@@ -31,8 +28,9 @@ from splade_lit.engines.cluster_bodies import (
     index_body,
     query_body,
 )
+from splade_lit.engines.connection import Connection
 from splade_lit.engines.features import FeatureNames
-from splade_lit.engines.index import Hit, IndexStats, NameTakenError, Parts, Server
+from splade_lit.engines.index import Hit, IndexStats, Parts, Server
 from splade_lit.engines.index_folder import Header, build_whole, check_folder
 from splade_lit.engines.limits import EngineLimits, LimitGuard, check_queries
 from splade_lit.engines.segments import best_hits
@@ -41,107 +39,8 @@ from splade_lit.engines.ties import dot, settled
 MANTISSA_BITS = 8
 """Behind the leading one: Lucene's features have 9 significant bits."""
 _MOST_DOCUMENTS, _MOST_BYTES = 500, 8_000_000  # of a request
-_TRIES = 6  # of documents that a busy cluster puts off
 _CEILINGS = "ceilings.json"
 _DEFAULT_SEARCH_CEILING = 16.0
-
-logger = logging.getLogger(__name__)
-
-
-class Connection:
-    """An index of a cluster behind the client of its maker; UserErrors say what the cluster does not do.
-
-    Args:
-        client: of opensearch-py or elasticsearch.
-        server: where, and the name of the index.
-        errors: the exceptions of the client.
-    """
-
-    def __init__(self, client: Any, server: Server, errors: tuple[type[Exception], ...]) -> None:
-        self.client, self.name, self.url, self._errors = client, server.name, server.url, errors
-        with self.plain_errors():
-            number = client.info()["version"]["number"]
-        self.version = tuple(int(part) for part in number.split("-")[0].split(".")[:2])
-
-    @contextmanager
-    def plain_errors(self) -> Iterator[None]:
-        """Turn what the client raises into UserErrors."""
-        try:
-            yield
-        except self._errors as error:
-            raise UserError(f"{self.url} does not do what is asked: {first_line(error)}.") from error
-
-    def exists(self) -> bool:
-        """Whether the index is there."""
-        with self.plain_errors():
-            return bool(self.client.indices.exists(index=self.name))
-
-    def create(self, body: dict[str, Any]) -> None:
-        """Make the index; a UserError if there is one of this name."""
-        if self.exists():
-            raise NameTakenError(self.url, "an index", self.name)
-        with self.plain_errors():
-            self.client.indices.create(index=self.name, body=body)
-
-    def drop(self) -> None:
-        """Remove the index, if it is there."""
-        if self.exists():
-            with self.plain_errors():
-                self.client.indices.delete(index=self.name)
-
-    def refresh(self) -> None:
-        """Have all documents found from now on."""
-        with self.plain_errors():
-            self.client.indices.refresh(index=self.name)
-
-    def send(self, actions: Sequence[dict[str, Any]], sources: Sequence[dict[str, Any] | None]) -> list[dict[str, Any]]:
-        """Do actions on documents; what has become of each. Those that a busy cluster puts off are sent again."""
-        done: list[dict[str, Any]] = [{} for _ in actions]
-        waiting = list(range(len(actions)))
-        for attempt in range(_TRIES):
-            lines = [line for row in waiting for line in (actions[row], sources[row]) if line is not None]
-            with self.plain_errors():
-                answer = self.client.bulk(index=self.name, body=lines)
-            for row, item in zip(waiting, answer["items"], strict=True):
-                ((_, done[row]),) = item.items()
-            waiting = [row for row in waiting if done[row]["status"] == 429]
-            if not waiting:
-                return done
-            time.sleep(0.1 * 2**attempt)
-        raise UserError(f"{self.url} is too busy to take documents; try again later.")
-
-    def search(self, body: dict[str, Any], **parameters: Any) -> list[Hit]:
-        """The hits of a query."""
-        with self.plain_errors():
-            answer = self.client.search(index=self.name, body=body, **parameters)
-        if answer["timed_out"] or answer["_shards"]["failed"]:
-            raise UserError(f"{self.url} has answered for a part of the index only; try again.")
-        return [Hit(hit["_id"], hit["_score"]) for hit in answer["hits"]["hits"]]
-
-    def sources(self, ids: Sequence[str], field: str) -> dict[str, Any]:
-        """A field of documents by id, as far as they are there and have it."""
-        if not ids:
-            return {}
-        asked = [{"_id": id, "_source": [field]} for id in ids]
-        with self.plain_errors():
-            answer = self.client.mget(index=self.name, body={"docs": asked})
-        found = ((item["_id"], item["_source"]) for item in answer["docs"] if item.get("found"))
-        return {id: source[field] for id, source in found if field in source}
-
-    def count(self) -> int:
-        """How many documents there are."""
-        with self.plain_errors():
-            return int(self.client.count(index=self.name)["count"])
-
-    def num_bytes(self) -> int:
-        """What the index takes, without copies."""
-        with self.plain_errors():
-            stats = self.client.indices.stats(index=self.name, metric="store")
-        return int(stats["_all"]["primaries"]["store"]["size_in_bytes"])
-
-    def close(self) -> None:
-        """Let go of connections."""
-        self.client.close()
 
 
 class ClusterIndex:
@@ -193,12 +92,12 @@ class ClusterIndex:
         """See `Index.build`; documents become an index of the cluster."""
         guard = cls._guard(vocab_size)
         cls.check(Path(folder), server)
+        ceilings = cls._measured_ceilings(parts, copy_query)
 
         def write(place: Path, there: Server | None) -> None:
             assert there is not None
             connection = cls.connect(there)
             try:
-                ceilings = cls._measured_ceilings(parts, copy_query)
                 if ceilings:
                     content = {"ingest": ceilings.ingest, "search": ceilings.search}
                     (place / _CEILINGS).write_text(json.dumps(content))
@@ -207,7 +106,17 @@ class ClusterIndex:
             finally:
                 connection.close()
 
-        build_whole(Path(folder), cls.engine, vocab_size, write, cls._drop, copy_query, model, server)
+        build_whole(
+            Path(folder),
+            cls.engine,
+            vocab_size,
+            write,
+            cls._drop,
+            copy_query,
+            model,
+            server,
+            check_free=cls._check_free,
+        )
         guard.report()
         return cls(folder)
 
@@ -231,17 +140,27 @@ class ClusterIndex:
         return index_body(cls.product, cls.field, ceilings)
 
     @classmethod
+    def _check_free(cls, server: Server) -> None:
+        connection = cls.connect(server)
+        try:
+            connection.check_free()
+        finally:
+            connection.close()
+
+    @classmethod
     def _drop(cls, server: Server) -> None:
         connection = cls.connect(server)
-        connection.drop()
-        connection.close()
+        try:
+            connection.drop()
+        finally:
+            connection.close()
 
     @classmethod
     def check(cls, folder: Path, server: Server | None) -> None:
         """See `Index.check`."""
         if server is None:
             raise UserError(f"{cls.engine} is a server; give its address with --url.")
-        check_folder(folder, cls.engine)
+        check_folder(folder, cls.engine, server)
         connection = cls.connect(server)
         try:
             cls._check_version(connection)

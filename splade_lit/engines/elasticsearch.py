@@ -7,8 +7,9 @@ ELASTICSEARCH_CA_CERTS, a file of certificates, for a server whose own one is no
 import os
 from typing import Any, ClassVar
 
-from splade_lit.engines.cluster import ClusterIndex, Connection
+from splade_lit.engines.cluster import ClusterIndex
 from splade_lit.engines.cluster_bodies import Ceilings, Field, index_body
+from splade_lit.engines.connection import Connection
 from splade_lit.engines.index import Server
 from splade_lit.engines.names import require
 

@@ -21,6 +21,7 @@ Parts = Callable[[], Iterable[Part]]
 """Gives documents a part at a time, the same at each call."""
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,54}")  # with the number of a build
+_MOST_LETTERS = 50  # without it
 _PASSWORD = re.compile(r"^[a-z0-9+]+://[^/@]*:[^/@]+@|[?&]password=", re.IGNORECASE)
 
 
@@ -68,6 +69,11 @@ class Server:
                 f"{self.name!r} is no name for a server: give lower-case letters, digits and _, 50 at most, a letter "
                 "first, with --name."
             )
+
+    def check_room(self) -> None:
+        """Raise a UserError if the name leaves no room for the number of a build."""
+        if len(self.name) > _MOST_LETTERS:
+            raise UserError(f"{self.name!r} is too long; give a name of {_MOST_LETTERS} letters at most, with --name.")
 
 
 class NameTakenError(UserError):

@@ -5,7 +5,7 @@ index.json      engine, dims, model, where the documents are; replaced last
 0000.query/     the query side of the model, if the index was made with one
 
 Each build has the next number, in the folder and in the name of what it makes on a server. What no index.json names is
-left from a build that was stopped, and goes away with the next one.
+left from a build that was stopped, and goes away with the next one that reaches its server.
 """
 
 import json
@@ -77,6 +77,7 @@ def build_whole(
     copy_query: Callable[[Path], None] | None = None,
     model: str | None = None,
     server: Server | None = None,
+    check_free: Callable[[Server], None] = lambda there: None,
 ) -> None:
     """Build an index in a folder; what is in it, or left from builds that were stopped, then gives way.
 
@@ -89,30 +90,35 @@ def build_whole(
         copy_query: writes the query side of the model to a folder.
         model: fingerprint of the model.
         server: where the documents go.
+        check_free: raises a NameTakenError if the server has something of a name already.
 
     Raises:
         UserError: another process writes there, the folder holds something else, or it cannot be written.
-        NameTakenError: `write` has raised it, as the server has something of this name already.
+        NameTakenError: the server has something of this name already.
     """
-    check_folder(folder, engine)
+    check_folder(folder, engine, server)
     held = hold_folder(folder)
     try:
-        before = Header.read(folder, engine) if (folder / INDEX_JSON).exists() else None
-        _remove_all_but(folder, {before.name, before.query} if before else set(), drop)
+        kept = _kept(folder, engine)
+        _remove_all_but(folder, kept, drop)
         name = next_name(folder)
         query = f"{name}.query" if copy_query else None
         place = folder / name
         place.mkdir()
         there = Server(server.url, f"{server.name}_{name}") if server else None
-        if there:  # first, so that a build that is stopped is found
-            replace_text(place / _SERVER_JSON, json.dumps(asdict(there)))
         try:
+            if there:
+                check_free(there)  # before the name is written down: the next build drops what it finds of it
+                replace_text(place / _SERVER_JSON, json.dumps(asdict(there)))  # so that a stopped build is found
             write(place, there)
+            if copy_query:
+                copy_query(folder / f"{name}.query")
         except NameTakenError:
-            shutil.rmtree(place)  # else the next build would take what is there for the rest of this one, and drop it
+            shutil.rmtree(place)
             raise
-        if copy_query:
-            copy_query(folder / f"{name}.query")
+        except UserError:
+            _remove_all_but(folder, kept, drop)
+            raise
         write_header(folder, Header(engine, FORMAT, vocab_size, name, query, model, there))
         _remove_all_but(folder, {name, query}, drop)
     except OSError as error:
@@ -121,16 +127,28 @@ def build_whole(
         held.release()
 
 
-def check_folder(folder: Path, engine: str) -> None:
-    """Raise a UserError if a folder holds something else than an index of this engine, or a part of one."""
+def check_folder(folder: Path, engine: str, server: Server | None = None) -> None:
+    """Raise a UserError if a folder holds something else than an index of this engine, or a part of one.
+
+    So it does if a name on a server leaves no room for the number of a build. A damaged index gives way like a whole
+    one if all else there has names of ours.
+    """
+    if server:
+        server.check_room()
     if not folder.exists():
         return
     if not folder.is_dir():
         raise UserError(f"{folder} is a file; give the name of a folder.")
     names = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
     ours = all(name == INDEX_JSON or OURS.fullmatch(name) for name in names)
-    there = read_index_json(folder).get("engine") if ours and INDEX_JSON in names else engine
-    if ours and there != engine and isinstance(there, str) and "format" in read_index_json(folder):
+    content: dict[str, Any] = {"engine": engine}
+    if ours and INDEX_JSON in names:
+        try:
+            content = read_index_json(folder)
+        except UserError:
+            ours = len(names) > 1  # a damaged file alone could be anybody's
+    there = content.get("engine")
+    if ours and there != engine and isinstance(there, str) and "format" in content:
         raise UserError(f"{folder} holds an index of the engine {there}; give a new folder for one of {engine}.")
     if not ours or there != engine:
         raise UserError(f"{folder} is in use and holds no index; give a new or an empty folder.")
@@ -154,6 +172,17 @@ def remove_files(folder: Path, keep: set[str | None]) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
+def _kept(folder: Path, engine: str) -> set[str | None]:
+    """What must stay until a build is whole: what index.json names, or everything if it cannot be read."""
+    if not (folder / INDEX_JSON).exists():
+        return set()
+    try:
+        header = Header.read(folder, engine)
+    except UserError:
+        return {path.name for path in folder.iterdir()}
+    return {header.name, header.query}
+
+
 def _remove_all_but(folder: Path, keep: set[str | None], drop: Callable[[Server], None]) -> None:
     for path in sorted(folder.iterdir()):
         if not OURS.fullmatch(path.name) or path.name in keep or not (path / _SERVER_JSON).is_file():
@@ -162,5 +191,6 @@ def _remove_all_but(folder: Path, keep: set[str | None], drop: Callable[[Server]
             server = Server(**json.loads((path / _SERVER_JSON).read_text(encoding="utf-8")))
             drop(server)
         except (OSError, ValueError, TypeError, UserError) as error:
-            logger.warning("%s: what an earlier build left on its server stays there: %s", path, error)
+            logger.warning("%s: what a build left on its server stays there until the next one: %s", path, error)
+            keep = {*keep, path.name}
     remove_files(folder, keep)

@@ -6,8 +6,9 @@ certificates, for a server whose own one is not known otherwise.
 
 import os
 
-from splade_lit.engines.cluster import ClusterIndex, Connection, SeismicSearch
+from splade_lit.engines.cluster import ClusterIndex, SeismicSearch
 from splade_lit.engines.cluster_bodies import MAX_SEISMIC_VOCAB_SIZE
+from splade_lit.engines.connection import Connection
 from splade_lit.engines.index import Server
 from splade_lit.engines.names import require
 

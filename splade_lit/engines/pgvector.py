@@ -75,14 +75,14 @@ class PgvectorIndex:
             finally:
                 table.close()
 
-        build_whole(Path(folder), ENGINE, vocab_size, write, _drop, copy_query, model, server)
+        build_whole(Path(folder), ENGINE, vocab_size, write, _drop, copy_query, model, server, check_free=_check_free)
         guard.report()
         return cls(folder)
 
     @classmethod
     def check(cls, folder: Path, server: Server | None) -> None:
         """See `Index.check`."""
-        check_folder(folder, ENGINE)
+        check_folder(folder, ENGINE, server)
         if server is None:
             _check_local()
         else:
@@ -180,14 +180,21 @@ class _Table:
     def exists(self) -> bool:
         return self._rows("SELECT to_regclass(%s) IS NOT NULL", (f'"{self.name}"',))[0][0]
 
-    def create(self, parts: Parts, guard: LimitGuard) -> None:
-        """Make the table and fill it, all or nothing."""
+    def check_free(self) -> None:
         if self.exists():
             raise NameTakenError(self.place, "a table", self.name)
+
+    def create(self, parts: Parts, guard: LimitGuard) -> None:
+        """Make the table and fill it, all or nothing."""
+        self.check_free()
         columns = f"""CREATE TABLE {{}} (id text COLLATE "C" PRIMARY KEY, vector sparsevec({self._vocab_size}) NOT NULL,
             active_dims integer NOT NULL, text text)"""
+        errors = require("psycopg", "pgvector").errors
         with self._plain_errors(), self._connection.transaction():
-            self._connection.execute(self._sql(columns).format(self._named))
+            try:
+                self._connection.execute(self._sql(columns).format(self._named))
+            except (errors.DuplicateTable, errors.UniqueViolation) as error:  # somebody has made it meanwhile
+                raise NameTakenError(self.place, "a table", self.name) from error
             with WorkProgress("indexing", "documents", None) as progress:
                 for ids, vectors, texts in parts():
                     self._copy(ids, guard.fit(ids, vectors), texts)
@@ -273,6 +280,14 @@ class _Table:
             ) from error
         except (psycopg.Error, ValueError) as error:
             raise UserError(f"{self.place}: PostgreSQL refuses that ({first_line(error)}).") from error
+
+
+def _check_free(server: Server) -> None:
+    table = _Table.of(Path(), server, 1)
+    try:
+        table.check_free()
+    finally:
+        table.close()
 
 
 def _drop(server: Server) -> None:

@@ -20,7 +20,14 @@ from splade_lit.encoder.rows import split_rows
 from splade_lit.engines.index import Hit, IndexStats, Parts, Server
 from splade_lit.engines.index_folder import Header, build_whole, check_folder
 from splade_lit.engines.limits import EngineLimits, LimitGuard, check_queries
-from splade_lit.engines.qdrant_points import ClientPoints, EdgePoints, Points, drop_collection, open_client
+from splade_lit.engines.qdrant_points import (
+    ClientPoints,
+    EdgePoints,
+    Points,
+    check_collection_free,
+    drop_collection,
+    open_client,
+)
 from splade_lit.engines.ties import MORE, dot, settled
 
 ENGINE = "qdrant"
@@ -74,7 +81,17 @@ class QdrantIndex:
             finally:
                 points.close()
 
-        build_whole(Path(folder), ENGINE, vocab_size, write, drop_collection, copy_query, model, server)
+        build_whole(
+            Path(folder),
+            ENGINE,
+            vocab_size,
+            write,
+            drop_collection,
+            copy_query,
+            model,
+            server,
+            check_free=check_collection_free,
+        )
         guard.report()
         return cls(folder)
 
@@ -91,7 +108,7 @@ class QdrantIndex:
     @classmethod
     def check(cls, folder: Path, server: Server | None) -> None:
         """See `Index.check`."""
-        check_folder(folder, ENGINE)
+        check_folder(folder, ENGINE, server)
         if server is None:
             EdgePoints.check()
         else:

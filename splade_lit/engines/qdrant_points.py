@@ -90,12 +90,23 @@ class ClientPoints:
         models = points._models
         index = models.SparseIndexParams(on_disk=False, datatype=models.Datatype.FLOAT32)
         with _plain_errors(server.url):
+            cls.check_free(client, server)
+            try:
+                client.create_collection(
+                    server.name, {}, sparse_vectors_config={_VECTOR: models.SparseVectorParams(index=index)}
+                )
+            except Exception as error:
+                if "already exists" in str(error):  # somebody has made it meanwhile
+                    raise NameTakenError(server.url, "a collection", server.name) from error
+                raise
+        return points
+
+    @staticmethod
+    def check_free(client: Any, server: Server) -> None:
+        """Raise a NameTakenError if there is a collection of this name."""
+        with _plain_errors(server.url):
             if client.collection_exists(server.name):
                 raise NameTakenError(server.url, "a collection", server.name)
-            client.create_collection(
-                server.name, {}, sparse_vectors_config={_VECTOR: models.SparseVectorParams(index=index)}
-            )
-        return points
 
     @classmethod
     def open(cls, client: Any, server: Server) -> "ClientPoints":
@@ -173,6 +184,15 @@ class ClientPoints:
     def close(self) -> None:
         """See `Points`."""
         self._client.close()
+
+
+def check_collection_free(server: Server) -> None:
+    """Raise a NameTakenError if a server has a collection of this name."""
+    client = open_client(server.url)
+    try:
+        ClientPoints.check_free(client, server)
+    finally:
+        client.close()
 
 
 def drop_collection(server: Server) -> None:

@@ -1,0 +1,153 @@
+"""What builds leave in a folder and on a server, and what is somebody else's there."""
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cluster_stand_in import Cluster, Refusal, serve
+from servers import qdrant_stand_in
+from test_engines import VOCAB, vectors
+
+from splade_lit.core.errors import UserError
+from splade_lit.engines.connection import Connection
+from splade_lit.engines.index import Index, Server
+from splade_lit.engines.names import engine_class
+from splade_lit.engines.open_index import open_index
+from splade_lit.engines.qdrant import QdrantIndex
+from splade_lit.engines.qdrant_points import ClientPoints
+
+pytest.importorskip("opensearchpy")
+
+IDS = ["a", "b"]
+
+
+def build(folder: Path, cluster: Cluster, engine: str = "opensearch", name: str = "docs") -> Index:
+    parts = [(IDS, vectors(2, 1), None)]
+    return engine_class(engine).build(folder, lambda: parts, VOCAB, server=Server(cluster.url, name))
+
+
+class LateCluster(Cluster):
+    """Somebody else makes an index between the question whether a name is free and the next request."""
+
+    def answer(self, method: str, path: str, parameters: dict[str, str], body: str) -> object:
+        if method == "HEAD" and path == "/docs_0000":
+            raise Refusal("no such index", 404)
+        return super().answer(method, path, parameters, body)
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    with serve(Cluster("opensearch", "3.3.0")) as running:
+        yield running
+
+
+def stopped(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("engine", ["opensearch", "opensearch-seismic"])
+def test_a_build_that_is_stopped_takes_nothing_of_somebody_else(engine, cluster, tmp_path):
+    build(tmp_path / "first", cluster).close()
+    theirs = cluster.indexes["docs_0000"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Connection, "create", stopped)
+        patch.setattr(engine_class(engine), "_measured_ceilings", classmethod(stopped))
+        with pytest.raises((KeyboardInterrupt, UserError)):
+            build(tmp_path / "second", cluster, engine)
+    with pytest.raises(UserError, match="has an index docs_0000 that is not of this folder"):
+        build(tmp_path / "second", cluster, engine)
+    assert cluster.indexes["docs_0000"] is theirs
+
+
+def test_an_index_that_is_made_meanwhile_is_somebody_elses(tmp_path):
+    with serve(LateCluster("opensearch", "3.3.0")) as cluster:
+        cluster._create("docs_0000", {"mappings": {"properties": {"vector": {"type": "rank_features"}}}})
+        theirs = cluster.indexes["docs_0000"]
+        for _ in range(2):
+            with pytest.raises(UserError, match="that is not of this folder"):
+                build(tmp_path / "index", cluster)
+            assert cluster.indexes["docs_0000"] is theirs
+            assert not (tmp_path / "index" / "0000").exists()
+
+
+def test_a_collection_of_somebody_else_stays(tmp_path):
+    with qdrant_stand_in() as server:
+        arguments = (lambda: [(IDS, vectors(2, 1), None)], VOCAB)
+        place = Server(server.url, "docs")
+        QdrantIndex.build(tmp_path / "first", *arguments, server=place).close()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ClientPoints, "create", stopped)
+            with pytest.raises((KeyboardInterrupt, UserError)):
+                QdrantIndex.build(tmp_path / "second", *arguments, server=place)
+        with pytest.raises(UserError, match="that is not of this folder"):
+            QdrantIndex.build(tmp_path / "second", *arguments, server=place)
+        made = open_index(tmp_path / "first")
+        assert made.stats().num_documents == 2
+        made.close()
+
+
+def test_what_a_build_has_written_goes_away_once_its_server_is_there(cluster, tmp_path, caplog):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Connection, "send", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            build(tmp_path / "index", cluster)
+    assert list(cluster.indexes) == ["docs_0000"]
+
+    def away(*_: object) -> None:
+        raise UserError("it is away")
+
+    for _ in range(2):
+        with pytest.MonkeyPatch.context() as patch, caplog.at_level(logging.WARNING):
+            patch.setattr(Connection, "drop", away)
+            build(tmp_path / "index", cluster).close()
+    assert any("stays there until the next one: it is away" in message for message in caplog.messages)
+    assert len(cluster.indexes) == 3
+    build(tmp_path / "index", cluster).close()
+    assert list(cluster.indexes) == ["docs_0003"]
+
+
+def test_a_build_that_fails_leaves_nothing(cluster, tmp_path):
+    build(tmp_path / "index", cluster).close()
+
+    def fails() -> Iterator[tuple]:
+        yield IDS, vectors(2, 1), None
+        raise UserError("the corpus is gone")
+
+    with pytest.raises(UserError, match="the corpus is gone"):
+        engine_class("opensearch").build(tmp_path / "index", fails, VOCAB, server=Server(cluster.url, "docs"))
+    assert list(cluster.indexes) == ["docs_0000"]
+    open_index(tmp_path / "index").close()
+
+
+@pytest.mark.parametrize("engine", ["exact", "opensearch"])
+@pytest.mark.parametrize("damage", ["cut", "newer"])
+def test_a_damaged_index_is_built_again(engine, damage, cluster, tmp_path):
+    def made() -> Index:
+        if engine == "opensearch":
+            return build(tmp_path / "index", cluster)
+        return engine_class("exact").build(tmp_path / "index", lambda: [(IDS, vectors(2, 1), None)], VOCAB)
+
+    made().close()
+    header = tmp_path / "index" / "index.json"
+    content = json.loads(header.read_text())
+    header.write_text(header.read_text()[:20] if damage == "cut" else json.dumps(content | {"format": 99}))
+    with pytest.raises(UserError, match=r"build .*again"):
+        open_index(tmp_path / "index")
+    made().close()
+    assert open_index(tmp_path / "index").stats().num_documents == 2
+    assert len([path for path in (tmp_path / "index").iterdir() if not path.name.startswith(".")]) == 2
+    assert list(cluster.indexes) in ([], ["docs_0001"])
+
+
+def test_a_damaged_file_alone_could_be_anybodys(tmp_path):
+    (tmp_path / "index.json").write_text("{")
+    with pytest.raises(UserError, match="is in use and holds no index"):
+        engine_class("exact").build(tmp_path, lambda: [], VOCAB)
+
+
+def test_a_name_without_room_for_a_number_is_told_before_anything_is_read(cluster, tmp_path):
+    build(tmp_path / "index", cluster, name="n" * 50).close()
+    with pytest.raises(UserError, match="give a name of 50 letters at most"):
+        engine_class("opensearch").check(tmp_path / "other", Server(cluster.url, "n" * 51))
