@@ -151,3 +151,32 @@ def test_a_name_without_room_for_a_number_is_told_before_anything_is_read(cluste
     build(tmp_path / "index", cluster, name="n" * 50).close()
     with pytest.raises(UserError, match="give a name of 50 letters at most"):
         engine_class("opensearch").check(tmp_path / "other", Server(cluster.url, "n" * 51))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://me:secret@host",
+        "https://token@host",
+        "http://host:6333?api_key=secret",
+        "postgresql://me:se%2Fcret@host/db",
+        "postgresql://host/db?sslmode=require&sslpassword=secret",
+        "postgresql://host/db?p%61ssword=secret",
+        "http://host/?access_token=secret",
+    ],
+)
+def test_secrets_in_addresses_are_refused(url):
+    with pytest.raises(UserError, match="holds a password or a key"):
+        Server(url, "docs")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://me@host/db?passfile=/home/me/.pgpass&sslkey=/home/me/key.pem&keepalives=1",
+        "postgresql://me@/postgres?host=%2Ftmp%2Fsockets",
+        "https://host:9200/a/path",
+    ],
+)
+def test_addresses_without_secrets_are_taken(url):
+    assert Server(url, "docs").url == url

@@ -5,7 +5,8 @@ that a document's weights are the ones that it is scored by.
 """
 
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
@@ -14,6 +15,7 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from splade_lit.core.errors import UserError, first_line
+from splade_lit.core.files import hold_folder
 from splade_lit.core.progress import WorkProgress
 from splade_lit.core.text import warn_once
 from splade_lit.encoder.rows import split_rows
@@ -74,9 +76,11 @@ class ClusterIndex:
         ceilings = self.folder / self._header.name / _CEILINGS
         self._ceilings = Ceilings(**json.loads(ceilings.read_text())) if ceilings.is_file() else None
         self._connection = self.connect(self._header.server)
+        self._check_there()
+
+    def _check_there(self) -> None:
         if not self._connection.exists():
-            server = self._header.server
-            raise UserError(f"{server.url} has no index {server.name}; build it again.")
+            raise UserError(f"{self._connection.url} has no index {self._connection.name}; build it again.")
 
     @classmethod
     def build(
@@ -180,18 +184,35 @@ class ClusterIndex:
     def add(self, ids: Sequence[str], vectors: csr_array, texts: Sequence[str] | None = None) -> None:
         """Add documents, float32 `[documents, vocab]`; those whose ids are there already take their places."""
         guard = self._guard(self.vocab_size)
-        _send(self._connection, "index", ids, guard.fit(ids, vectors), texts)
-        self._connection.refresh()
+        with self._change():
+            _send(self._connection, "index", ids, guard.fit(ids, vectors), texts)
         guard.report()
 
     def delete(self, ids: Collection[str]) -> int:
         """Delete documents; how many were there."""
         chosen, count = sorted(set(ids)), 0
-        for start in range(0, len(chosen), _MOST_DOCUMENTS):
-            actions = [{"delete": {"_id": id}} for id in chosen[start : start + _MOST_DOCUMENTS]]
-            count += sum(item["status"] == 200 for item in self._connection.send(actions, [None] * len(actions)))
-        self._connection.refresh()
+        with self._change():
+            for start in range(0, len(chosen), _MOST_DOCUMENTS):
+                some = chosen[start : start + _MOST_DOCUMENTS]
+                done = self._connection.send([{"delete": {"_id": id}} for id in some], [None] * len(some))
+                for id, item in zip(some, done, strict=True):
+                    if item["status"] not in (200, 404):
+                        raise UserError(f"{self._connection.url} does not delete {id!r}: {_reason(item)}.")
+                    count += item["status"] == 200
         return count
+
+    @contextmanager
+    def _change(self) -> Iterator[None]:
+        """Change documents while no build does: sent to an index that is no more, they would make another one."""
+        held = hold_folder(self.folder)
+        try:
+            if Header.read(self.folder, self.engine) != self._header:
+                raise UserError(f"{self.folder} has been built again meanwhile; open it again for changes.")
+            self._check_there()
+            yield
+            self._connection.refresh()
+        finally:
+            held.release()
 
     def search(self, queries: csr_array, k: int, only: Collection[str] | None = None) -> list[list[Hit]]:
         """The best k documents of each query, `[queries, vocab]`, best first, and of equal scores the lower id first.
@@ -307,8 +328,7 @@ def _send(
             if item["status"] == 409:
                 raise UserError(f"Two documents have the id {line[action]['_id']!r}; make ids unique.")
             if item["status"] >= 300:
-                reason = first_line(Exception(item.get("error", {}).get("reason", "no reason")))
-                raise UserError(f"{connection.url} refuses the document {line[action]['_id']!r}: {reason}.")
+                raise UserError(f"{connection.url} refuses the document {line[action]['_id']!r}: {_reason(item)}.")
         on_batch(len(actions))
         actions.clear()
         sources.clear()
@@ -322,3 +342,8 @@ def _send(
         sources.append(source)
         size += length
     flush()
+
+
+def _reason(item: dict[str, Any]) -> str:
+    """Why a cluster has not done something."""
+    return first_line(Exception(item.get("error", {}).get("reason", "no reason")))

@@ -1,7 +1,7 @@
 """An index of a cluster behind opensearch-py or elasticsearch, which take the same calls."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,6 +9,7 @@ from splade_lit.core.errors import UserError, first_line
 from splade_lit.engines.index import Hit, NameTakenError, Server
 
 _TRIES = 6  # of documents that a busy cluster puts off
+_EXAMPLE = "http://localhost:9200"
 _TAKEN = "resource_already_exists"
 
 
@@ -16,16 +17,25 @@ class Connection:
     """An index of a cluster behind the client of its maker; UserErrors say what the cluster does not do.
 
     Args:
-        client: of opensearch-py or elasticsearch.
+        make_client: makes a client of opensearch-py or elasticsearch.
         server: where, and the name of the index.
         errors: the exceptions of the client.
+
+    Raises:
+        UserError: this is no address of such a cluster, or it does not answer.
     """
 
-    def __init__(self, client: Any, server: Server, errors: tuple[type[Exception], ...]) -> None:
-        self.client, self.name, self.url, self._errors = client, server.name, server.url, errors
-        with self.plain_errors():
-            number = client.info()["version"]["number"]
-        self.version = tuple(int(part) for part in number.split("-")[0].split(".")[:2])
+    def __init__(self, make_client: Callable[[], Any], server: Server, errors: tuple[type[Exception], ...]) -> None:
+        self.name, self.url, self._errors = server.name, server.url, errors
+        try:
+            with self.plain_errors():
+                self.client = make_client()
+                number = self.client.info()["version"]["number"]
+            self.version = tuple(int(part) for part in number.split("-")[0].split(".")[:2])
+        except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+            raise UserError(
+                f"{self.url} is no address of a cluster ({first_line(error)}); give one such as {_EXAMPLE}."
+            ) from error
 
     @contextmanager
     def plain_errors(self) -> Iterator[None]:

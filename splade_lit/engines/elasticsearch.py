@@ -31,10 +31,14 @@ def connect(server: Server) -> Connection:
     elif user:
         settings["basic_auth"] = (user, os.environ.get("ELASTICSEARCH_PASSWORD", ""))
     given = {name: value for name, value in settings.items() if value is not None}
-    client = elasticsearch.Elasticsearch(
-        server.url, request_timeout=_SECONDS, max_retries=0, http_compress=True, **given
-    )
-    return Connection(client, server, (elasticsearch.ApiError, elasticsearch.TransportError))
+
+    def make_client() -> Any:
+        return elasticsearch.Elasticsearch(
+            server.url, request_timeout=_SECONDS, max_retries=0, http_compress=True, **given
+        )
+
+    errors = (elasticsearch.ApiError, elasticsearch.TransportError)
+    return Connection(make_client, server, errors)
 
 
 class ElasticsearchIndex(ClusterIndex):

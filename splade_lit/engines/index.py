@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self
+from urllib.parse import unquote
 
 from scipy.sparse import csr_array
 
@@ -22,7 +23,11 @@ Parts = Callable[[], Iterable[Part]]
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,54}")  # with the number of a build
 _MOST_LETTERS = 50  # without it
-_PASSWORD = re.compile(r"^[a-z0-9+]+://[^/@]*:[^/@]+@|[?&]password=", re.IGNORECASE)
+# In front of an @, where HTTP has nothing but secrets, or in a setting; libpq has two that are names of files.
+_PASSWORD = re.compile(
+    r"^[a-z0-9+]+://[^/@]*:[^/@]+@|^https?://[^/?#]*@|[?&](?!passfile=|sslkey=)[^=&#]*(?:pass|key|token|secret)",
+    re.IGNORECASE,
+)
 
 
 class Hit(NamedTuple):
@@ -54,7 +59,7 @@ class Server:
     """Where a server keeps documents.
 
     Attributes:
-        url: its address, without a password.
+        url: its address, without a password or a key.
         name: of the collection, table or index there; each build adds its number.
     """
 
@@ -62,8 +67,10 @@ class Server:
     name: str
 
     def __post_init__(self) -> None:
-        if _PASSWORD.search(self.url):
-            raise UserError("--url holds a password, which index.json would show; docs/engines.md says where it goes.")
+        if any(map(_PASSWORD.search, (self.url, unquote(self.url)))):
+            raise UserError(
+                "--url holds a password or a key, which index.json would show; docs/engines.md says where it goes."
+            )
         if not _NAME.fullmatch(self.name):
             raise UserError(
                 f"{self.name!r} is no name for a server: give lower-case letters, digits and _, 50 at most, a letter "

@@ -5,6 +5,7 @@ certificates, for a server whose own one is not known otherwise.
 """
 
 import os
+from typing import Any
 
 from splade_lit.engines.cluster import ClusterIndex, SeismicSearch
 from splade_lit.engines.cluster_bodies import MAX_SEISMIC_VOCAB_SIZE
@@ -23,15 +24,19 @@ def connect(server: Server) -> Connection:
     """
     opensearch = require("opensearchpy", "opensearch")
     user = os.environ.get("OPENSEARCH_USER")
-    client = opensearch.OpenSearch(
-        hosts=[server.url],
-        http_auth=(user, os.environ.get("OPENSEARCH_PASSWORD", "")) if user else None,
-        ca_certs=os.environ.get("OPENSEARCH_CA_CERTS"),
-        timeout=_SECONDS,
-        max_retries=0,
-        http_compress=True,
-    )
-    return Connection(client, server, (opensearch.exceptions.OpenSearchException,))
+
+    def make_client() -> Any:
+        return opensearch.OpenSearch(
+            hosts=[server.url],
+            http_auth=(user, os.environ.get("OPENSEARCH_PASSWORD", "")) if user else None,
+            ca_certs=os.environ.get("OPENSEARCH_CA_CERTS"),
+            timeout=_SECONDS,
+            max_retries=0,
+            http_compress=True,
+        )
+
+    errors = (opensearch.exceptions.OpenSearchException, opensearch.exceptions.ImproperlyConfigured)
+    return Connection(make_client, server, errors)
 
 
 class OpenSearchIndex(ClusterIndex):
