@@ -1,13 +1,14 @@
 """The server of the page, over HTTP: answers are the index's own, and what is not to be answered is refused."""
 
 import json
+import math
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -29,6 +30,9 @@ from splade_lit.engines.index import Hit
 from splade_lit.evaluation.bm25 import bm25_result
 from splade_lit.evaluation.metrics import rank_metrics
 from splade_lit.evaluation.results import TaskResult, evaluate_vectors
+from splade_lit.web.answers import Answers
+from splade_lit.web.bm25 import Bm25System
+from splade_lit.web.judged import JudgedQueries
 from splade_lit.web.server import Served, open_answers
 from splade_lit.web.snippets import Place, excerpt
 
@@ -147,7 +151,8 @@ def test_a_document_in_full(address, index, side, encoder):
         got = ask(address, "/api/document", id=id, query=query)
         assert (got["id"], got["text"]) == (id, text)
         read = side.tokenisation.read_document(text)
-        assert got["read_until"] == max((span[1] for span in read.spans if span), default=0)
+        last = max((span[1] for span in read.spans if span), default=0)
+        assert (got["read_from"], got["read_until"]) == (0, last if len(read.ids) == 48 else None)
         every = range(index.vocab_size)
         expected = dict(zip(side.tokens(every), index.weights(id, every), strict=True))
         assert {dim["token"]: dim["weight"] for dim in got["dims"]} == {t: w for t, w in expected.items() if w}
@@ -160,8 +165,37 @@ def test_a_document_in_full(address, index, side, encoder):
         for mark in got["marks"]:
             assert text[mark["start"] : mark["end"]].lower() == got["terms"][mark["term"]]["token"].removeprefix("##")
     capped = ask(address, "/api/document", id="d0", query=query, cap=4)
+    long = ask(address, "/api/document", id="d24", query=query)
+    assert 0 < long["read_until"] < len(long["text"])
     assert (len(capped["dims"]), capped["num_dims"]) == (4, 4)
     assert fetch(address, "/api/document?id=nothing")[0] == 404
+
+
+def test_where_reading_begins_is_told(folder, encoder, tmp_path):
+    shutil.copytree(folder / "index", tmp_path / "index")
+    for settings in (tmp_path / "index").rglob("tokenizer_config.json"):
+        settings.write_text(json.dumps(json.loads(settings.read_text()) | {"truncation_side": "left"}))
+    answers = open_answers(Served([str(tmp_path / "index")]))
+    document = answers.document("d24", "song", 0, None)
+    assert document.read_until is None
+    assert 0 < document.read_from <= min(mark.start for mark in document.marks)
+    whole = answers.document("d0", "song", 0, None)
+    assert (whole.read_from, whole.read_until) == (0, None)
+
+
+def test_queries_of_a_task_as_they_are_typed():
+    corpus = {f"{number:02}": "song of a king" for number in range(12)} | {"12": "river"}
+    queries = {"00": " song of a king\n", "q2": "r" * 2001, "q3": "river "}
+    task = RetrievalTask(
+        "task", corpus, queries, {"00": {"10": 1}, "q2": {"01": 1}, "q3": {"12": 1}}, leave_out_queries=True
+    )
+    bm25 = Bm25System(list(corpus), list(corpus.values()), "here")
+    answers = Answers([bm25], JudgedQueries(task, [bm25]))
+    assert set(answers.site.queries) == {"song of a king", "river"}
+    answer = answers.search("song of a king", 0, 10, None)
+    assert [hit.id for hit in answer.hits] == list(corpus)[:10]
+    assert answer.ndcg == pytest.approx(1 / math.log2(11))  # tenth, as the query's own document does not count
+    assert answers.search(" river", 0, 10, None).hits[0].grade == 1
 
 
 def test_bm25_beside_it(address):
@@ -179,7 +213,9 @@ def test_bm25_beside_it(address):
             for mark in hit["excerpt"]["marks"]:
                 word = hit["terms"][mark["term"]]["token"]
                 assert hit["excerpt"]["text"][mark["start"] : mark["end"]].lower().startswith(word)
-    assert ask(address, "/api/document", id="d0", query="song", system=1)["dims"]
+    document = ask(address, "/api/document", id="d24", query="song", system=1)
+    assert document["dims"]
+    assert document["read_until"] is None  # it reads whole texts
 
 
 @pytest.mark.parametrize("text", [*TEXTS.values(), "The THE ÉTATS 's queries it_is don't 12 İstanbul", ""])
@@ -222,6 +258,22 @@ def test_the_api_is_described(address):
         ("BM25", "bm25", len(TEXTS)),
     ]
     assert (site["task"], site["num_queries"]) == ("task", 3)
+    schemas = told["components"]["schemas"]
+    assert ("raised_by" in schemas["Term"]["properties"], "raised_by" in schemas["RaisedTerm"]["properties"]) == (0, 1)
+
+
+class Counted(Sequence[Place]):
+    """Places that count how often they are looked at."""
+
+    def __init__(self, places: list[Place]) -> None:
+        self.places, self.looks = places, 0
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, place: Any) -> Any:
+        self.looks += 1
+        return self.places[place]
 
 
 def test_excerpts_show_the_best_terms_and_whole_words():
@@ -236,6 +288,17 @@ def test_excerpts_show_the_best_terms_and_whole_words():
     assert "song of the king" in text[start:end]
     assert end - start <= 60
     assert (text[start - 1], text[end]) == (" ", " ")
+    many = [Place(start, start + 2, 2) for start in range(0, 3000, 3)] + [Place(3000, 3004, 0), Place(3004, 3008, 1)]
+    for length in (60, 300, 3000):
+        starts = [0, *(max(place.start - 40, 0) for place in many[:200])]
+        worth = [
+            sum(terms[n].share for n in {at.term for at in many if start <= at.start and at.end <= start + length})
+            for start in starts
+        ]
+        places = Counted(many)
+        shown = excerpt("ab " * 1100, places, terms, length)
+        assert shown[0] - starts[worth.index(max(worth))] in range(3)  # whole words
+        assert places.looks < 10 * len(many)  # not each place from each start
     assert excerpt("x" * 500, [], [], 60) == (0, 60)
     assert excerpt("short", [], [], 60) == (0, 5)
 

@@ -1,15 +1,24 @@
 """What the server of the page refuses, and what it tells browsers to refuse."""
 
 import json
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlencode
 
+import numpy as np
 import pytest
 from served import HOSTILE, fetch, make_collection, serving
 
 from splade_lit import serve
+from splade_lit.core.tokenisation import ReadText
+from splade_lit.web import app, systems
+from splade_lit.web.answers import Answers
+from splade_lit.web.bm25 import Bm25System
 from splade_lit.web.server import Served, open_answers
+from splade_lit.web.systems import KeptReads
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +76,7 @@ def test_pages_load_nothing_from_elsewhere_and_have_no_script_of_their_own():
         ("/api/search?query=a&system=2", {}, 404, "There is no system 2; there are 2, from 0."),
         ("/api/search?query=a&system=-1", {}, 422, "system: Input should be"),
         ("/api/document?id=" + "a" * 2001, {}, 422, "id: String should have at most 2000 characters."),
-        ("/api/search?query=" + "a" * 17_000, {}, 414, "longer than 16384 bytes"),
+        ("/api/search?query=" + "a" * 50_000, {}, 414, "longer than 49152 bytes"),
         ("/nothing", {}, 404, "Not Found"),
         ("/../../etc/passwd", {}, 404, "Not Found"),
         ("/docs", {}, 404, "Not Found"),
@@ -94,7 +103,7 @@ def test_names_of_this_server_are_answered(address, host):
 
 
 @pytest.mark.parametrize(
-    "query", [*HOSTILE.values(), "%00", "' OR 1=1 --", "\ud800", "a" * 2000, "😀" * 500, " ", "\n\t", ""]
+    "query", [*HOSTILE.values(), "%00", "' OR 1=1 --", "\ud800", "a" * 2000, "中" * 2000, "😀" * 2000, " ", "\n\t", ""]
 )
 def test_any_query_is_answered(address, query):
     target = "/api/search?" + urlencode({"query": query[:2000]}, errors="surrogatepass")
@@ -102,3 +111,63 @@ def test_any_query_is_answered(address, query):
         status, _, content = fetch(address, f"{target}&system={system}")
         assert status == 200, content
         assert len(json.loads(content)["hits"]) <= 10
+
+
+def test_the_longest_query_and_id_are_taken(address):
+    target = "/api/document?" + urlencode({"query": "😀" * 2000, "id": "😀" * 2000, "cap": 100})
+    assert fetch(address, target)[0] == 404
+
+
+def test_answers_that_are_given_up_keep_their_threads(monkeypatch):
+    end, lock, begun = threading.Event(), threading.Lock(), []
+
+    class Slow(Answers):
+        def search(self, *arguments: Any) -> Any:
+            with lock:
+                begun.append(arguments)
+            end.wait()
+            return super().search(*arguments)
+
+    monkeypatch.setattr(app, "_SECONDS", 0.2)
+    monkeypatch.setattr(app.os, "cpu_count", lambda: 1)
+    bm25 = Bm25System(["a", "b"], ["song of a king", "river"], "here")
+    with serving(Slow([bm25])) as address:
+        try:
+            for _ in range(2):
+                with ThreadPoolExecutor(5) as pool:
+                    told = list(pool.map(fetch, [address] * 5, ["/api/search?query=song"] * 5))
+                assert {status for status, _, _ in told} == {503}
+            assert len(begun) == 3
+        finally:
+            end.set()
+        monkeypatch.setattr(app, "_SECONDS", 30.0)
+        assert json.loads(fetch(address, "/api/search?query=song")[2])["hits"][0]["id"] == "a"
+
+
+def test_long_texts_of_many_places_are_read_in_part():
+    texts = ["aa song " * 100_000 + "king", "song of a king"]
+    bm25 = Bm25System(["long", "short"], texts, "here")
+    answers = Answers([bm25])
+    found = answers.search("aa song king", 0, 10, None)
+    hit = next(hit for hit in found.hits if hit.id == "long")
+    assert {term.token: term.in_text for term in hit.terms} == {"aa": True, "song": True, "king": True}
+    assert hit.excerpt.text.startswith("aa song")
+    document = answers.document("long", "king", 0, None)
+    assert (document.is_whole, len(document.text), document.marks) == (False, 200_000, [])
+    assert {dim.in_text for dim in document.dims} == {True}
+
+
+def test_what_was_read_is_kept_up_to_a_size(monkeypatch):
+    monkeypatch.setattr(systems, "_KEPT_TOKENS", 100)
+    kept, texts = KeptReads(), []
+
+    def read(text: str) -> ReadText:
+        texts.append(text)
+        return ReadText(np.zeros(40, np.int32), [None] * 40)
+
+    for text in ("a", "b", "a", "c", "a", "b"):
+        kept.get(text, read)
+    assert texts == ["a", "b", "c", "b"]
+    kept.get("long " * 10_000, read)
+    kept.get("long " * 10_000, read)
+    assert len(texts) == 6

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from splade_lit.core.text import Mender
+from splade_lit.core.tokenisation import ReadText
 from splade_lit.encoder.explain import ReadToken, TermShare, term_shares
 from splade_lit.web import records
 from splade_lit.web.snippets import Place, excerpt, places
-from splade_lit.web.systems import System
+from splade_lit.web.systems import MAX_TEXT_CHARACTERS, System
 
 if TYPE_CHECKING:
     from splade_lit.web.judged import JudgedQueries
@@ -22,7 +23,6 @@ MAX_ID_CHARACTERS = 2000
 MAX_TOP = 100
 _WHOLE_DEPTH = 100  # ranks without a cap that are looked at
 _EXCERPT_CHARACTERS = 300
-_MAX_TEXT_CHARACTERS = 200_000
 _MAX_DIMS = 1000
 _EXAMPLES = 300
 
@@ -46,7 +46,7 @@ class Answers:
         return records.Site(
             systems=[self._facts(number) for number in range(len(self.systems))],
             task=judged.task.name if judged else None,
-            queries=judged.queries[:_EXAMPLES] if judged else [],
+            queries=[one for one in judged.queries if len(one) <= MAX_QUERY_CHARACTERS][:_EXAMPLES] if judged else [],
             num_queries=len(judged.queries) if judged else 0,
             max_query_characters=MAX_QUERY_CHARACTERS,
             max_top=MAX_TOP,
@@ -71,7 +71,9 @@ class Answers:
         cap = cap if system.can_prune else None
         begun = time.perf_counter()
         vector = system.encode(query)
-        found = system.search(vector, top, cap)
+        # One more where the query's own document does not count.
+        ranking = system.search(vector, top + bool(self.judged and self.judged.leaves_out(query)), cap)
+        found = ranking[:top]
         took = time.perf_counter() - begun
         whole = found if cap is None else system.search(vector, max(_WHOLE_DEPTH, top))
         ranks = {hit.id: rank for rank, hit in enumerate(whole, start=1)}
@@ -83,7 +85,7 @@ class Answers:
             text = system.text(hit.id)
             read = None if text is None else system.read(text)
             weights = system.weights(hit.id, vector.indices.tolist(), cap)
-            shares = term_shares(vector, weights, tokens, None if read is None else read.ids)
+            shares = term_shares(vector, weights, tokens, _held(system, read, vector.indices))
             terms = [term for term in shares if term.share]
             marks = [] if read is None else places(read, terms)
             hits.append(
@@ -110,7 +112,7 @@ class Answers:
                 for hit in whole[:top]
                 if hit.id not in there
             ],
-            ndcg=self.judged.ndcg_of(query, found) if self.judged and top >= 10 else None,
+            ndcg=self.judged.ndcg_of(query, ranking) if self.judged and top >= 10 else None,
         )
 
     def document(self, id: str, query: str, number: int, cap: int | None) -> records.Document | None:
@@ -122,17 +124,17 @@ class Answers:
             return None
         vector = system.encode(query)
         read = None if text is None else system.read(text)
-        held = None if read is None else set(read.ids.tolist())
+        held = _held(system, read, row.indices)
         order = np.argsort(-row.data, kind="stable")[:_MAX_DIMS]
         dims = row.indices[order]
         asked = np.concatenate([dims, vector.indices]).astype(np.int64)
         raised = system.raised_by(text, asked) if text is not None and len(asked) else None
         raised = raised or [None] * len(asked)
         weights = row.toarray()[0, vector.indices]
-        shares = term_shares(
-            vector, weights, system.tokens(vector.indices), None if read is None else read.ids, raised[len(dims) :]
-        )
-        shown = "" if text is None else text[:_MAX_TEXT_CHARACTERS]
+        shares = term_shares(vector, weights, system.tokens(vector.indices), held, raised[len(dims) :])
+        there = None if held is None else set(held.tolist())
+        start, end = (0, None) if text is None else system.read_part(text)
+        shown = "" if text is None else text[:MAX_TEXT_CHARACTERS]
         marks = [] if read is None else [place for place in places(read, shares) if place.end <= len(shown)]
         found = zip(dims.tolist(), system.tokens(dims), row.data[order].tolist(), raised, strict=False)
         return records.Document(
@@ -140,13 +142,14 @@ class Answers:
             system=number,
             text=None if text is None else _clean(shown),
             is_whole=text is None or len(shown) == len(text),
-            read_until=None if read is None else max((span[1] for span in read.spans if span), default=0),
+            read_from=start,
+            read_until=end,
             score=sum(term.share for term in shares),
             marks=[records.Mark(**place._asdict()) for place in marks],
-            terms=[_term(term) for term in shares],
+            terms=[records.RaisedTerm(**_term(term).model_dump(), raised_by=_token(term.raised_by)) for term in shares],
             dims=[
                 records.Dim(
-                    token=token, weight=weight, in_text=None if held is None else dim in held, raised_by=_token(one)
+                    token=token, weight=weight, in_text=None if there is None else dim in there, raised_by=_token(one)
                 )
                 for dim, token, weight, one in found
             ],
@@ -172,6 +175,13 @@ class Answers:
         return records.PruningCurve(points=points, is_complete=judged is None or judged.is_complete(number))
 
 
+def _held(system: System, read: ReadText | None, active: np.ndarray) -> np.ndarray | None:
+    """The dims that a text holds: for BM25 all that are active, also beyond what is read of a long text."""
+    if system.kind == "bm25":
+        return active
+    return None if read is None else read.ids
+
+
 def _excerpt(text: str, found: Sequence[Place], terms: Sequence[TermShare]) -> records.Excerpt:
     start, end = excerpt(text, found, terms, _EXCERPT_CHARACTERS)
     marks = [
@@ -189,7 +199,6 @@ def _term(term: TermShare) -> records.Term:
         document_weight=term.document_weight,
         share=term.share,
         in_text=term.in_text,
-        raised_by=_token(term.raised_by),
     )
 
 

@@ -1,13 +1,13 @@
 """The page and its JSON API."""
 
+import asyncio
 import os
 from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-import anyio
-import anyio.to_thread
 from fastapi import FastAPI, HTTPException, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
@@ -49,12 +49,13 @@ def make_app(answers: Answers, hosts: Collection[str] = ()) -> Guard:
     )
     app.router.routes += _file_routes()
     # As many as there are cores are busy at a time, and others wait in turn: more would only hold one another up.
-    limiter = anyio.CapacityLimiter((os.cpu_count() or 1) + 2)
+    # An answer that is given up keeps its place until its thread ends.
+    threads = ThreadPoolExecutor((os.cpu_count() or 1) + 2)
 
     async def in_thread(function: Callable[..., T], *arguments: Any) -> T:
         try:
-            with anyio.fail_after(_SECONDS):
-                return await anyio.to_thread.run_sync(function, *arguments, abandon_on_cancel=True, limiter=limiter)
+            answer = asyncio.get_running_loop().run_in_executor(threads, function, *arguments)
+            return await asyncio.wait_for(answer, _SECONDS)
         except TimeoutError:
             raise HTTPException(503, f"The answer takes longer than {_SECONDS:.0f} s; try again.") from None
 

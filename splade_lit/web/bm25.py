@@ -11,7 +11,7 @@ from splade_lit.core.bm25 import read_words, word_counts, word_weights
 from splade_lit.core.tokenisation import ReadText
 from splade_lit.engines.index import Hit
 from splade_lit.evaluation.exact_search import SearchIndex, string_order
-from splade_lit.web.systems import System
+from splade_lit.web.systems import MAX_TEXT_CHARACTERS, KeptReads, System
 
 
 class Bm25System(System):
@@ -35,6 +35,7 @@ class Bm25System(System):
         self._weights, self._numbers = word_weights(source, self._texts)
         self._search = SearchIndex(self._weights, string_order(self._ids))
         self._search.search(self._weights[[0]], 1)  # compiles the loops
+        self._reads = KeptReads()
 
     @cached_property
     def _words(self) -> list[str]:
@@ -70,6 +71,9 @@ class Bm25System(System):
 
     @override
     def read(self, text: str) -> ReadText:
+        return self._reads.get(text[:MAX_TEXT_CHARACTERS], self._read)
+
+    def _read(self, text: str) -> ReadText:
         words = [(self._numbers[word], (start, end)) for word, start, end in read_words(text) if word in self._numbers]
         return ReadText(np.array([number for number, _ in words], np.int32), [span for _, span in words])
 

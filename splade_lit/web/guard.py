@@ -10,7 +10,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 AsgiApp = Callable[[Message, Receive, Send], Awaitable[None]]
 
-MAX_TARGET_BYTES = 16_384  # of path and query; a query of 2,000 characters has 4 escaped bytes each at most
+MAX_TARGET_BYTES = 49_152  # of path and query: a query and an id of 2,000 characters each, of 12 bytes once escaped
 
 # Scripts and styles come from this server alone, none of them from the text of a page, and texts are never made markup.
 _POLICY = "; ".join(

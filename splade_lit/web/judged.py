@@ -28,7 +28,8 @@ class JudgedQueries:
 
     def __init__(self, task: RetrievalTask, systems: Sequence[System]) -> None:
         self.task, self._systems = task, tuple(systems)
-        self._ids = {text: id for id, text in reversed(task.queries.items())}
+        self._ids = {text.strip(): id for id, text in reversed(task.queries.items())}
+        self._left_out = task.left_out
         self._figures: dict[tuple[int, int | None], float] = {}  # written by one thread, read by all
         self._is_complete = [False] * len(systems)
         relevant = [id for query in task.queries for id, grade in task.qrels.get(query, {}).items() if grade > 0]
@@ -45,12 +46,16 @@ class JudgedQueries:
 
     def grades(self, query: str) -> dict[str, int]:
         """The grades of documents for a query of the task, by its text; none for any other."""
-        id = self._ids.get(query)
+        id = self._ids.get(query.strip())
         return {} if id is None else self.task.qrels.get(id, {})
+
+    def leaves_out(self, query: str) -> bool:
+        """Whether the query's own document is among those that are searched, and does not count."""
+        return self._ids.get(query.strip()) in self._left_out
 
     def ndcg_of(self, query: str, hits: Sequence[Hit]) -> float | None:
         """nDCG@10 of the hits of one query; None if it is not of the task."""
-        id = self._ids.get(query)
+        id = self._ids.get(query.strip())
         return None if id is None else self._ndcg({id: hits})
 
     def ndcg(self, system: int, cap: int | None) -> float | None:
@@ -79,9 +84,8 @@ class JudgedQueries:
             self._is_complete = [True] * len(self._systems)  # nobody need wait for it
 
     def _ndcg(self, found: Mapping[str, Sequence[Hit]]) -> float:
-        left_out = self.task.left_out
         run = {
-            query: {id: score for id, score in hits if not (query in left_out and id == query)}
+            query: {id: score for id, score in hits if not (query in self._left_out and id == query)}
             for query, hits in found.items()
         }
         return float(rank_metrics(run, self.task.qrels, self.task.graded).means["ndcg@10"])

@@ -19,6 +19,11 @@ class Term(BaseModel):
     document_weight: float
     share: float = Field(description="the product of both weights, a part of the score")
     in_text: bool | None = Field(description="whether the text holds it; if not, the model added it; null if unknown")
+
+
+class RaisedTerm(Term):
+    """A term, and where the document has it from."""
+
     raised_by: RaisingToken | None = Field(description="the token of the document that made its weight, if known")
 
 
@@ -96,10 +101,11 @@ class Document(BaseModel):
     system: int
     text: str | None
     is_whole: bool = Field(description="false where the text is longer than what is sent")
-    read_until: int | None = Field(description="the character before which the model stops reading")
+    read_from: int = Field(description="the character from which the model reads")
+    read_until: int | None = Field(description="the character before which it stops reading; null: it reads on")
     score: float
     marks: list[Mark]
-    terms: list[Term] = Field(description="all terms of the query, the largest share first")
+    terms: list[RaisedTerm] = Field(description="all terms of the query, the largest share first")
     dims: list[Dim] = Field(description="active dims, the largest weight first")
     num_dims: int = Field(description="how many there are")
 

@@ -141,7 +141,7 @@ def make_server(answers: Answers, hosts: Sequence[str] = ()) -> uvicorn.Server:
         server_header=False,
         proxy_headers=False,
         limit_concurrency=1000,
-        h11_max_incomplete_event_size=32_768,
+        h11_max_incomplete_event_size=65_536,
         timeout_keep_alive=10,
         timeout_graceful_shutdown=1,
     )

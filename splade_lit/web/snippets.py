@@ -1,5 +1,6 @@
 """Where in a text the terms of a query stand, and which part of a long text shows most of them."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -38,15 +39,28 @@ def excerpt(text: str, found: Sequence[Place], terms: Sequence[TermShare], lengt
     if len(text) <= length:
         return 0, len(text)
 
-    def worth(start: int) -> float:
-        shown = {place.term for place in found if start <= place.start and place.end <= start + length}
-        return sum(terms[number].share for number in shown)
-
-    starts = [0, *(max(place.start - _BEFORE, 0) for place in found[:_MOST_STARTS])]
-    start = min(max(starts, key=worth), len(text) - length)  # the first of those that are equal
+    start = min(_best_start(found, terms, length), len(text) - length)
     end = start + length
     if start and not text[start - 1].isspace():
         start += next((n for n, character in enumerate(text[start : start + _BEFORE], 1) if character.isspace()), 0)
     if end < len(text) and not text[end].isspace():
         end -= next((n for n, character in enumerate(text[end - 1 : end - _BEFORE : -1], 1) if character.isspace()), 0)
     return start, end
+
+
+def _best_start(found: Sequence[Place], terms: Sequence[TermShare], length: int) -> int:
+    """Where the part of a text begins that has the terms of most worth: the first of those that are equal."""
+    shown: Counter[int] = Counter()  # places of each term in the part
+    first = last = best_start = 0
+    most = -1.0
+    for start in (0, *(max(place.start - _BEFORE, 0) for place in found[:_MOST_STARTS])):  # ascending
+        while last < len(found) and found[last].end <= start + length:
+            shown[found[last].term] += 1
+            last += 1
+        while first < last and found[first].start < start:
+            shown[found[first].term] -= 1
+            first += 1
+        worth = sum(terms[number].share for number, count in shown.items() if count)
+        if worth > most:
+            most, best_start = worth, start
+    return best_start

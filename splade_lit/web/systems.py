@@ -2,9 +2,8 @@
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,8 +24,39 @@ if TYPE_CHECKING:
     from splade_lit.encoder.model import AsymmetricSparseEncoder
 
 _POSTING_BYTES = 8  # a document and a weight
-_KEPT_READS, _KEPT_CHARACTERS = 1000, 20_000  # some tens of megabytes
+MAX_TEXT_CHARACTERS = 200_000  # that are read of a text and shown
+_KEPT_TOKENS = 1 << 19  # some tens of megabytes
 _STEPS = (4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096)
+
+
+class KeptReads:
+    """What was read of texts lately: as a query is typed the same documents come again and again."""
+
+    def __init__(self) -> None:
+        self._reads: dict[str, ReadText] = {}  # the latest are the last
+        self._size, self._changing = 0, threading.Lock()
+
+    def get(self, text: str, read: Callable[[str], ReadText]) -> ReadText:
+        """What `read` gives for a text."""
+        with self._changing:
+            kept = self._reads.pop(text, None)
+            if kept is not None:
+                self._reads[text] = kept
+                return kept
+        made = read(text)
+        with self._changing:
+            if text not in self._reads:
+                self._reads[text] = made
+                self._size += _size(text, made)
+            while self._size > _KEPT_TOKENS:
+                first = next(iter(self._reads))
+                self._size -= _size(first, self._reads.pop(first))
+        return made
+
+
+def _size(text: str, read: ReadText) -> int:
+    """Memory that a text and its tokens take, in that of one token, some hundred bytes."""
+    return 1 + len(read.spans) + len(text) // 64
 
 
 class System(ABC):
@@ -78,6 +108,10 @@ class System(ABC):
     def read(self, text: str) -> ReadText:
         """What of a text is read, and where it stands."""
 
+    def read_part(self, text: str) -> tuple[int, int | None]:
+        """From which character of a text it is read, and before which reading stops; None where it does not."""
+        return 0, None
+
     def raised_by(self, text: str, dims: np.ndarray) -> list[ReadToken | None] | None:
         """The token of a text that raised each of these dims; None if that is not known."""
         return None
@@ -120,8 +154,7 @@ class IndexSystem(System):
         self._capped = CappedIndex(self._index) if isinstance(self._index, ExactIndex) else None
         self.can_prune, self.knows_tokens = self._capped is not None, encoder is not None
         self.num_documents = self._index.stats().num_documents
-        # As a query is typed the same documents come again and again; cutting them into tokens takes most of the time.
-        self._kept_reads = lru_cache(_KEPT_READS)(self._queries.tokenisation.read_document)
+        self._reads = KeptReads()
         self._encoding = threading.Lock()
         # Clients of servers are for one thread at a time.
         self._asking: AbstractContextManager[object] = threading.Lock() if self._capped is None else nullcontext()
@@ -167,8 +200,20 @@ class IndexSystem(System):
 
     @override
     def read(self, text: str) -> ReadText:
-        short = len(text) <= _KEPT_CHARACTERS
-        return self._kept_reads(text) if short else self._queries.tokenisation.read_document(text)
+        tokenisation = self._queries.tokenisation
+        if tokenisation.tokenizer.truncation_side == "right":
+            text = text[:MAX_TEXT_CHARACTERS]
+        return self._reads.get(text, tokenisation.read_document)
+
+    @override
+    def read_part(self, text: str) -> tuple[int, int | None]:
+        read, tokenisation = self.read(text), self._queries.tokenisation
+        if len(read.ids) < tokenisation.max_document_tokens:
+            return 0, None
+        spans = [span for span in read.spans if span]
+        if tokenisation.tokenizer.truncation_side == "right":
+            return 0, max((end for _, end in spans), default=0)
+        return min((start for start, _ in spans), default=len(text)), None
 
     @override
     def raised_by(self, text: str, dims: np.ndarray) -> list[ReadToken | None] | None:

@@ -75,11 +75,14 @@ export class Reading {
   text(found) {
     if (found.text === null) return element("div", { class: "soft" }, "The index holds no texts.");
     const kind = term => this.colours.of(found.terms[term].token), at = places(found.text);
-    const end = at(found.read_until ?? found.text.length);
-    const read = found.text.slice(0, end), rest = found.text.slice(end).trim();
-    this.read = element("div", { class: "text", dir: "auto" }, ...marked(read, found.marks, kind));
-    this.at = at;
-    return element("div", { tabindex: 0, "aria-label": "Text of the document" }, this.read,
+    const start = at(found.read_from), end = at(found.read_until ?? Infinity), from = found.read_from;
+    const before = found.text.slice(0, start).trim(), read = found.text.slice(start, end), rest = found.text.slice(end).trim();
+    const marks = found.marks.map(mark => ({ ...mark, start: mark.start - from, end: mark.end - from }));
+    this.read = element("div", { class: "text", dir: "auto" }, ...marked(read, marks, kind));
+    this.at = number => at(number) - start;
+    return element("div", { tabindex: 0, "aria-label": "Text of the document" },
+      before && element("div", { class: "text unread", dir: "auto" }, before),
+      before && element("p", { class: "hint" }, "The model has read from here on."), before && element("hr"), this.read,
       rest && element("hr"), rest && element("p", { class: "hint" }, "The model has read up to here."),
       rest && element("div", { class: "text unread", dir: "auto" }, rest),
       !found.is_whole && element("p", { class: "hint" }, "The text goes on; it is too long to be shown whole."));
