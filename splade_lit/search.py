@@ -5,6 +5,7 @@
     python -m splade_lit.search --model runs/my_run/model --vectors vectors    (made by python -m splade_lit.encode)
     python -m splade_lit.search --index docs.index "fit a curve through points" (made by python -m splade_lit.index)
     python -m splade_lit.search --index docs.index --queries-file queries.jsonl --run found.trec --top 1000
+    python -m splade_lit.search --index docs.index --model runs/my_run/model --explain "fit a curve through points"
 
 Without a query on the command line, queries are read from standard input, a line each.
 """
@@ -23,8 +24,11 @@ if TYPE_CHECKING:
     import argparse
 
     import numpy as np
+    from rich.padding import Padding
     from scipy.sparse import csr_array
 
+    from splade_lit.encoder.explain import TermShare
+    from splade_lit.encoder.model import AsymmetricSparseEncoder
     from splade_lit.encoder.query_side import QuerySide
     from splade_lit.engines.index import Index
 
@@ -60,9 +64,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         corpus = load_corpus(settings.corpus, settings.text_column, limit=settings.limit)
     queries = load_query_side(settings.model, revision=settings.revision)
-    ids, documents = stored or (list(corpus), _encoded(settings, list(corpus.values())))
+    encoder = _encoder(settings) if settings.explain or not stored else None
+    ids, documents = stored or (list(corpus), _encoded(encoder, list(corpus.values())))
     index = SearchIndex(documents)
-    show = _Shows(queries, settings.terms)
+    show = _Shows(queries, settings.terms, settings.explain, encoder)
     for query in _queries(settings):
         vector = queries.encode(query)
         top = index.search(vector, settings.top)
@@ -75,12 +80,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _search_index(settings: "argparse.Namespace") -> None:
-    """Search an index; neither torch nor transformers is loaded."""
-    given = {
-        f"--{name}": getattr(settings, name) for name in ("model", "revision", "corpus", "vectors", "limit", "device")
-    }
-    if others := [name for name, value in given.items() if value is not None]:
+    """Search an index; neither torch nor transformers is loaded, unless a model is to explain the hits."""
+    names = ["corpus", "vectors", "limit", *([] if settings.explain else ["model", "revision", "device"])]
+    if others := [f"--{name}" for name in names if getattr(settings, name) is not None]:
         raise UserError(f"An index has all of it; leave out {' and '.join(others)}.")
+    if settings.explain and settings.run:
+        raise UserError("--explain is of hits that are printed; leave out --run, or --explain.")
     if settings.queries and settings.queries_file:
         raise UserError("Queries are given, and a file of queries, too; leave out one of them.")
     import numpy as np
@@ -96,7 +101,8 @@ def _search_index(settings: "argparse.Namespace") -> None:
     if settings.run:
         _write_run(settings, index, queries)
         return
-    show, only = _Shows(queries, settings.terms), _only(settings)
+    encoder = _encoder(settings, index) if settings.model else None
+    show, only = _Shows(queries, settings.terms, settings.explain, encoder), _only(settings)
     texts = (text for _, text in read_queries(settings.queries_file)) if settings.queries_file else _queries(settings)
     for query in texts:
         vector = queries.encode(query)
@@ -138,13 +144,19 @@ def _write_run(settings: "argparse.Namespace", index: "Index", queries: "QuerySi
 
 
 class _Shows:
-    """Prints queries and their hits, with the terms that made each score; those that the model added in parentheses."""
+    """Prints queries and their hits, with the terms that made each score; those that the model added in parentheses.
 
-    def __init__(self, queries: "QuerySide", terms: int) -> None:
+    To explain is to print a table of them, in which an encoder says what raised each.
+    """
+
+    def __init__(
+        self, queries: "QuerySide", terms: int, explain: bool, encoder: "AsymmetricSparseEncoder | None"
+    ) -> None:
         from rich.console import Console
         from rich.text import Text
 
         self._queries, self._terms, self._text = queries, terms, Text
+        self._explain, self._encoder = explain, encoder if explain else None
         self._console = Console(highlight=False)
 
     def query(self, text: str, num_hits: int) -> None:
@@ -160,19 +172,44 @@ class _Shows:
         if text:
             self._console.print(self._text(f"      {_snippet(text)}", style="dim"), soft_wrap=True)
         terms = self._matching_terms(query, weights, text)
-        self._console.print(self._text(f"      {terms}", style="green"), soft_wrap=True)
+        if self._explain:
+            self._console.print(self._table(terms))
+        else:
+            self._console.print(self._text(f"      {self._line(terms)}", style="green"), soft_wrap=True)
 
-    def _matching_terms(self, query: "csr_array", weights: "np.ndarray", text: str | None) -> str:
-        """What each shared term adds to the score, the largest first; all together are the score."""
+    def _matching_terms(self, query: "csr_array", weights: "np.ndarray", text: str | None) -> "list[TermShare]":
+        """The terms that query and document share, the largest share first; all together are the score."""
         from splade_lit.encoder.explain import term_shares
 
         read = self._queries.tokenisation.read_document(text).ids if text else None
-        found = term_shares(query, weights, self._queries.tokens(query.indices), read)
-        terms = [term for term in found if term.document_weight]
+        raised = self._encoder.raised_by(text, query.indices) if self._encoder and text else None
+        found = term_shares(query, weights, self._queries.tokens(query.indices), read, raised)
+        return [term for term in found if term.document_weight]
+
+    def _line(self, terms: "list[TermShare]") -> str:
         parts = [f"{term.label} {term.share:.3f}" for term in terms[: self._terms]]
         if rest := terms[self._terms :]:
             parts.append(f"{len(rest)} more {sum(term.share for term in rest):.3f}")
         return " + ".join(parts)
+
+    def _table(self, terms: "list[TermShare]") -> "Padding":
+        from rich.padding import Padding
+        from rich.table import Table
+
+        table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", style="green")
+        table.add_column("term", overflow="fold")
+        for name in ("query", "document", "product"):
+            table.add_column(name, justify="right", no_wrap=True)
+        for name in ["where", *(["raised by"] if self._encoder else [])]:
+            table.add_column(name, overflow="fold")
+        where = {None: "", True: "in text", False: "added"}
+        for term in terms[: self._terms]:
+            figures = [f"{value:.3f}" for value in (term.query_weight, term.document_weight, term.share)]
+            raised = [term.raised_by.token if term.raised_by else ""] if self._encoder else []
+            table.add_row(*map(self._text, [term.token, *figures, where[term.in_text], *raised]))
+        if rest := terms[self._terms :]:
+            table.add_row(f"{len(rest)} more", "", "", f"{sum(term.share for term in rest):.3f}")
+        return Padding(table, (0, 0, 0, 6))
 
 
 def _queries(settings: "argparse.Namespace") -> Iterator[str]:
@@ -184,12 +221,22 @@ def _queries(settings: "argparse.Namespace") -> Iterator[str]:
         yield query
 
 
-def _encoded(settings: "argparse.Namespace", texts: list[str]) -> "csr_array":
+def _encoder(settings: "argparse.Namespace", index: "Index | None" = None) -> "AsymmetricSparseEncoder":
+    """The model, which must be that of an index if one is given."""
     from splade_lit.command_line.devices import pick_device
+    from splade_lit.encoder.layout import document_side_fingerprint, find_saved
     from splade_lit.encoder.model import AsymmetricSparseEncoder
 
+    if index is not None:
+        model = document_side_fingerprint(find_saved(settings.model, settings.revision))
+        if index.model not in (None, model):
+            raise UserError(f"{settings.index} was made with another model; give the same one, or leave out --model.")
     device = pick_device(settings.device)
-    encoder = AsymmetricSparseEncoder.load(settings.model, revision=settings.revision, device=device)
+    return AsymmetricSparseEncoder.load(settings.model, revision=settings.revision, device=device)
+
+
+def _encoded(encoder: "AsymmetricSparseEncoder | None", texts: list[str]) -> "csr_array":
+    assert encoder is not None, "there are no vectors"
     return encoder.encode_document(texts, show_progress_bar=True, convert_to_csr=True)
 
 
@@ -247,6 +294,11 @@ def _parser() -> CommandParser:
     parser.add_argument("--limit", type=positive_int, help="search the first documents only, for a quick look")
     parser.add_argument("--top", type=positive_int, default=10, help="hits a query (%(default)s)")
     parser.add_argument("--terms", type=positive_int, default=8, help="matching terms shown a hit (%(default)s)")
+    parser.add_argument(
+        "--explain",
+        action="store_true",
+        help="show both weights of each term, whether it was added, and, with --model, which token raised it",
+    )
     parser.add_shared("--device")
     return parser
 

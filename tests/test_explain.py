@@ -1,6 +1,7 @@
 """Why a document is found: the texts that are read, the shares of a score, and the tokens that raised terms."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -89,14 +90,15 @@ def test_a_text_that_is_not_known_leaves_it_open():
     assert [term.label for term in term_shares(query, [0.5, 0.0], ["song", "film"])] == ["song", "film"]
 
 
-def test_search_has_terms_that_the_model_added_in_parentheses(encoder, tmp_path):
+def test_search_tells_terms_that_the_model_added_and_explains_hits(encoder, tmp_path):
     encoder.save(tmp_path / "model")
     (tmp_path / "docs.jsonl").write_text(
         "\n".join(json.dumps({"_id": f"d{number}", "text": text}) for number, text in enumerate(TEXTS[:2]))
     )
     shared = ("--model", tmp_path / "model", "--corpus", tmp_path / "docs.jsonl")
     query = "song king river"
-    direct = call(search.main, *shared, "--terms", 20, query)
+    shown = ("--terms", 20, query)
+    direct = call(search.main, *shared, *shown)
     assert direct.code == 0, direct.err
     for number, text in enumerate(TEXTS[:2]):
         line = direct.out.split(f"  d{number}\n")[1].splitlines()[1]
@@ -109,5 +111,23 @@ def test_search_has_terms_that_the_model_added_in_parentheses(encoder, tmp_path)
     bare = call(search.main, "--model", tmp_path / "model", "--vectors", tmp_path / "vectors", "--terms", 20, query)
     lines = [line for line in direct.out.splitlines() if line.strip() not in TEXTS]
     assert bare.out.splitlines() == [line.replace("(", "").replace(")", "") for line in lines]
+    explained = [
+        call(search.main, "--index", tmp_path / "index", "--model", tmp_path / "model", "--explain", *shown),
+        call(search.main, "--index", tmp_path / "index", "--explain", *shown),
+        call(search.main, *shared, "--explain", *shown),
+    ]
+    assert explained[2].out == explained[0].out
+    for number, text in enumerate(TEXTS[:2]):
+        expected = [term for term in encoder.explain(query, text) if term.document_weight]
+        for outcome, has_model in zip(explained, (True, False, True), strict=True):
+            assert outcome.code == 0, outcome.err
+            head, *lines = outcome.out.split(f"  d{number}\n")[1].splitlines()[1 : len(expected) + 2]
+            assert head.split() == ["term", "query", "document", "product", "where", *["raised", "by"] * has_model]
+            for term, line in zip(expected, lines, strict=True):
+                figures = [f"{value:.3f}" for value in (term.query_weight, term.document_weight, term.share)]
+                where = ["in", "text"] if term.in_text else ["added"]
+                assert line.split() == [term.token, *figures, *where, *[term.raised_by.token] * has_model]
+    more = call(search.main, *shared, "--explain", "--terms", 1, "--top", 1, "the song of a river").out.splitlines()[-1]
+    assert re.fullmatch(r" {6}\d+ more +[\d.]+ *", more)
     side = load_query_side(tmp_path / "model")
     assert side.tokenisation.read_document(TEXTS[0]).ids.tolist() == encoder.tokenisation.documents(TEXTS)[0].tolist()

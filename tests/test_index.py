@@ -296,15 +296,19 @@ def test_runs_are_those_of_evaluate(model, world, tmp_path):
         (["--index", "nothing", "song"], "nothing holds no index"),
         (["--index", "INDEX", "--model", "m", "song"], "An index has all of it; leave out --model"),
         (["--index", "INDEX", "--run", "r.trec"], "give --queries-file"),
+        (["--index", "INDEX", "--run", "r.trec", "--explain"], "leave out --run, or --explain"),
+        (["--index", "INDEX", "--model", "OTHER", "--explain", "song"], "was made with another model"),
         (["--run", "r.trec"], "go with --index"),
         (["song"], "give --model, or --index"),
         (["--index", "INDEX", "--queries-file", "bad.jsonl"], "bad.jsonl, line 2: a query needs _id and text"),
     ],
 )
-def test_what_cannot_be_searched_is_told(model, corpus, tmp_path, arguments, what):
+def test_what_cannot_be_searched_is_told(encoder, model, corpus, tmp_path, arguments, what):
     assert call(index.main, "--model", model, "--corpus", corpus, "--output", tmp_path / "index").code == 0
     (tmp_path / "bad.jsonl").write_text('{"_id": "q", "text": "song"}\n[1]\n')
-    places = {"INDEX": tmp_path / "index", "bad.jsonl": tmp_path / "bad.jsonl"}
+    encoder.document.decoder.bias.data += 0.1
+    encoder.save(tmp_path / "other")
+    places = {"INDEX": tmp_path / "index", "OTHER": tmp_path / "other", "bad.jsonl": tmp_path / "bad.jsonl"}
     outcome = call(search.main, *(places.get(word, word) for word in arguments))
     assert outcome.code == 2
     assert what in outcome.errors[0]
