@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from command_runs import call, environment
 
-from splade_lit import index, search
+from splade_lit import index, load_query_side, search
+from splade_lit.engines.open_index import open_index, search_texts
 
 ENGINES = ["exact", "qdrant", "pgvector", "seismic"]
 TEXTS = ["the song of the musical", "river and water", "heart disease", "a cell protein", "king and queen", "song king"]
@@ -44,6 +45,13 @@ def test_the_commands_build_change_and_search(world_of_one, engine, request):
     query = ("--index", folder / "index", "--top", 3, "song of the king")
     found = call(search.main, *query)
     assert "song king" in found.out, found.err
+    opened, texts = open_index(folder / "index"), ["song of the king", "water", ""]
+    vectors = load_query_side(folder / "model").encode(texts)
+    assert search_texts(opened, texts, 4) == opened.search(vectors, 4)
+    place = opened.query_folder.rename(folder / "away")  # it was loaded once
+    assert search_texts(opened, texts[1], 4, ["d1", "d3"]) == opened.search(vectors[[1]], 4, ["d1", "d3"])
+    place.rename(opened.query_folder)
+    opened.close()
     more = folder / "more.jsonl"
     more.write_text('{"_id": "d5", "text": "nothing"}\n{"_id": "d9", "text": "the song of the king"}\n')
     added = call(index.main, "--model", folder / "model", "--corpus", more, "--add", "--output", folder / "index")
