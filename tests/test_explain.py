@@ -8,6 +8,7 @@ import pytest
 import torch
 from command_runs import call
 from scipy.sparse import csr_array
+from test_query_side import other_tokenizer
 from transformers import AutoTokenizer
 
 from splade_lit import encode, index, load_query_side, search
@@ -29,10 +30,13 @@ TEXTS = [
 ]
 
 
-@pytest.mark.parametrize("settings", [{}, {"do_lower_case": False}, {"truncation_side": "left"}])
+@pytest.mark.parametrize("settings", [{}, {"do_lower_case": False}, {"truncation_side": "left"}, "roberta"])
 @pytest.mark.parametrize("prompt", ["", "passage: ", "so"])
-def test_a_document_is_read_as_the_model_reads_it(tiny_tokenizer_dir, settings, prompt):
-    tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer_dir, **settings)
+def test_a_document_is_read_as_the_model_reads_it(tiny_tokenizer_dir, tmp_path, settings, prompt):
+    if settings == "roberta":
+        tokenizer = other_tokenizer(settings, tiny_tokenizer_dir, tmp_path)
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer_dir, **settings)
     whole = Tokenisation(tokenizer, 16, 20, {"document": prompt})
     engine = EngineTokenizer(tokenizer.backend_tokenizer, tokenizer.truncation_side)
     alone = Tokenisation(engine, 16, 20, {"document": prompt})

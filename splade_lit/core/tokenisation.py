@@ -82,11 +82,11 @@ class Tokenisation:
                 break
             size *= 4
         encoding.truncate(room, direction=side)
+        # Taken before special tokens are added: some engines trim the places of others once more in doing so.
+        places, shift = iter(encoding.offsets), len(before)
         encoding = engine.post_process(encoding, add_special_tokens=True)
-        shift = len(before)
-        spans = [
-            (max(start - shift, 0), end - shift) if end > max(start, shift) else None for start, end in encoding.offsets
-        ]
+        of_tokens = [(0, 0) if special else next(places) for special in encoding.special_tokens_mask]
+        spans = [(max(start - shift, 0), end - shift) if end > max(start, shift) else None for start, end in of_tokens]
         return ReadText(np.array(encoding.ids, np.int32), spans)
 
     def query_lengths(self, texts: Sequence[str]) -> list[int]:
