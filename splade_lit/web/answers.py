@@ -157,21 +157,20 @@ class Answers:
         )
 
     def pruning(self, number: int) -> records.PruningCurve:
-        """What each cap leaves; nothing of a system that cannot prune."""
+        """What each cap leaves; of a system that cannot prune, what it has."""
         system, judged = self.systems[number], self.judged
         points = []
         for cap in [*system.caps(), None]:
             postings = system.num_postings(cap)
-            if postings is not None:
-                points.append(
-                    records.PruningPoint(
-                        cap=cap,
-                        active_dims=postings / max(system.num_documents, 1),
-                        num_postings=postings,
-                        num_bytes=system.posting_bytes(cap) or 0,
-                        ndcg=judged.ndcg(number, cap) if judged else None,
-                    )
+            points.append(
+                records.PruningPoint(
+                    cap=cap,
+                    active_dims=None if postings is None else postings / max(system.num_documents, 1),
+                    num_postings=postings,
+                    num_bytes=system.posting_bytes(cap),
+                    ndcg=judged.ndcg(number, cap) if judged else None,
                 )
+            )
         return records.PruningCurve(points=points, is_complete=judged is None or judged.is_complete(number))
 
 

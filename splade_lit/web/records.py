@@ -114,9 +114,9 @@ class PruningPoint(BaseModel):
     """What is left when each document keeps so many of its largest weights."""
 
     cap: int | None = Field(description="null: all weights")
-    active_dims: float = Field(description="mean number of weights of a document")
-    num_postings: int
-    num_bytes: int = Field(description="of posting lists, 8 bytes a weight")
+    active_dims: float | None = Field(description="mean number of weights of a document; null if they are not counted")
+    num_postings: int | None
+    num_bytes: int | None = Field(description="of posting lists, 8 bytes a weight")
     ndcg: float | None = Field(description="nDCG@10 on the task; null while it is measured, or without task")
 
 

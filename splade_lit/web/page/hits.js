@@ -64,10 +64,13 @@ function bar(hit, colours, best) {
 export function chip(term, colours) {
   const added = term.in_text === false && term.document_weight !== 0;
   return element("li", { class: `chip ${colours.of(term.token)}${added ? " added" : ""}`, title: describe(term) },
-    element("bdi", {}, added ? `(${term.token})` : term.token), element("b", {}, decimal(term.share)));
+    element("bdi", {}, added ? `(${term.token})` : term.token),
+    element("b", {}, decimal(term.share), element("span", { class: "unseen" }, `, ${weights(term)}`)));
 }
 
-function describe(term) {
+const describe = term => `${term.token}: ${weights(term)}`;
+
+function weights(term) {
   const from = term.in_text === null || !term.document_weight ? "" : term.in_text ? ", in the text" : ", added by the model";
-  return `${term.token}: query ${decimal(term.query_weight)} × document ${decimal(term.document_weight)} = ${decimal(term.share)}${from}`;
+  return `query ${decimal(term.query_weight)} × document ${decimal(term.document_weight)} = ${decimal(term.share)}${from}`;
 }

@@ -127,7 +127,7 @@ function drawColumn(column, beside, colours) {
   const { answer } = column;
   if (!answer) {
     column.took.textContent = "";
-    column.hits.replaceChildren();
+    replaceHits(column, []);
     column.below.replaceChildren(element("p", { class: "notice bad", role: "alert" }, column.problem, " ",
       element("button", { type: "button", onclick: () => send(0) }, "Try again")));
     return;
@@ -135,13 +135,25 @@ function drawColumn(column, beside, colours) {
   const best = Math.max(...answer.hits.map(hit => hit.score), 1e-9);
   const open = (hit, number) => () => reading.open(answer.hits, number, {
     query: answer.query, system: column.system, cap: answer.cap, colours,
-    closed: last => buttons(column)[last]?.focus(),
+    closed: (id, last) => focusHit(column, id, last),
   });
-  column.hits.replaceChildren(...answer.hits.map((hit, number) => hitCard(
+  replaceHits(column, answer.hits.map((hit, number) => hitCard(
     { ...hit, moved: answer.cap === null ? 0 : hit.whole_rank === null ? "new" : hit.whole_rank - hit.rank },
     { colours, best, other: { rank: beside?.answer ? rankIn(beside.answer, hit.id) : 0, name: beside?.system.name }, open: open(hit, number), hover: twins })));
   column.below.replaceChildren(...below(answer));
   if (answer.ndcg !== null) column.took.prepend(`nDCG@10 ${answer.ndcg.toFixed(3)} · `);
+}
+
+// The focus stays at the document that has it.
+function replaceHits(column, cards) {
+  const number = buttons(column).indexOf(document.activeElement), id = column.hits.children[number]?.dataset.id;
+  column.hits.replaceChildren(...cards);
+  if (number >= 0) focusHit(column, id, number);
+}
+
+function focusHit(column, id, number) {
+  const all = buttons(column), same = [...column.hits.children].findIndex(card => card.dataset.id === id);
+  (all[same] ?? all[number] ?? field).focus();
 }
 
 const rankIn = (answer, id) => answer.hits.find(hit => hit.id === id)?.rank ?? 0;
@@ -167,7 +179,7 @@ function twins(id) {
 const buttons = column => [...column.hits.querySelectorAll(".open")];
 
 function keys(event) {
-  if (event.altKey || event.ctrlKey || event.metaKey || reading.dialog.open) return;
+  if (event.isComposing || event.altKey || event.ctrlKey || event.metaKey || reading.dialog.open) return;
   const active = document.activeElement, column = columns.find(one => one.hits.contains(active));
   if (event.key === "/" && active !== field) {
     field.focus();

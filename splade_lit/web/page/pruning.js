@@ -2,11 +2,11 @@
 
 import { ask, byId, bytes, decimal, element, svg, whole } from "./dom.js";
 
-const WIDTH = 100, HEIGHT = 40, WAIT = 1000;
+const WIDTH = 100, HEIGHT = 40, WAIT = 1000, MOST_ERRORS = 6;
 
 export class Pruning {
   constructor(systems, task, changed) {
-    this.systems = systems.filter(system => system.can_prune);
+    this.systems = systems.filter(system => system.can_prune || task); // others have one figure, their nDCG@10
     this.task = task;
     this.changed = changed;
     this.curves = [];
@@ -20,16 +20,20 @@ export class Pruning {
     this.cap = this.steps.includes(cap) ? cap : null;
     byId("cap").max = this.steps.length - 1;
     byId("cap").value = this.steps.indexOf(this.cap);
-    byId("pruning").hidden = this.steps.length < 2;
+    const slides = this.steps.length > 1;
+    byId("pruning").hidden = !slides && !this.task;
+    byId("pruning").classList.toggle("fixed", !slides);
     this.draw();
     this.follow();
   }
 
-  // nDCG@10 comes as it is measured.
+  // nDCG@10 comes as it is measured. After an error the next wait is twice as long.
   async follow() {
-    while (this.curves.some(curve => !curve.is_complete)) {
-      await new Promise(resolve => setTimeout(resolve, WAIT));
-      try { await this.read(); } catch { continue; }
+    let errors = 0;
+    while (this.curves.some(curve => !curve.is_complete) && errors < MOST_ERRORS) {
+      await new Promise(resolve => setTimeout(resolve, WAIT * 2 ** errors));
+      try { await this.read(); } catch { errors += 1; continue; }
+      errors = 0;
       this.draw();
     }
   }
@@ -37,6 +41,7 @@ export class Pruning {
   async read() {
     const found = await Promise.all(this.systems.map(system => ask("/api/pruning", { system: system.number })));
     this.curves = found.map(one => one.answer);
+    this.barred = this.curves.find((_, number) => this.systems[number].can_prune); // whose sizes are drawn
     const caps = this.curves.flatMap(curve => curve.points.map(point => point.cap)).filter(cap => cap !== null);
     this.steps = [...[...new Set(caps)].sort((a, b) => a - b), null];
   }
@@ -56,7 +61,7 @@ export class Pruning {
     const kept = this.cap === null ? "all" : `largest ${this.cap}`;
     byId("kept").replaceChildren(kept);
     byId("cap").setAttribute("aria-valuetext", kept);
-    byId("curve").replaceChildren(this.chart());
+    byId("curve").replaceChildren(...this.barred ? [this.chart()] : []);
     // The middle of the knob, half a rem from its ends, goes from the middle of the first bar to that of the last.
     const count = this.steps.length;
     byId("cap").style.width = `calc(${100 * (count - 1) / count}% + 1rem)`;
@@ -68,12 +73,12 @@ export class Pruning {
     const now = this.point(curve, this.cap), all = curve.points.at(-1), second = number ? " second" : "";
     const row = (key, label, value, before) => [
       element("dt", {}, key && element("span", { class: `key ${key}` }), label),
-      element("dd", {}, value), element("dd", {}, this.cap === null ? "" : `of ${before}`)];
-    const rows = [
-      row(number ? "" : "block", "postings", bytes(now.num_bytes), bytes(all.num_bytes)),
-      row("", "weights a document", decimal(now.active_dims, 1), decimal(all.active_dims, 1))];
+      element("dd", {}, value), element("dd", {}, this.cap === null || !this.systems[number].can_prune ? "" : `of ${before}`)];
+    const rows = this.systems[number].can_prune ? [
+      row(curve === this.barred ? "block" : "", "postings", bytes(now.num_bytes), bytes(all.num_bytes)),
+      row("", "weights a document", decimal(now.active_dims, 1), decimal(all.active_dims, 1))] : [];
     if (this.task) {
-      const shown = point => point.ndcg === null ? "…" : decimal(point.ndcg, 3);
+      const shown = point => point.ndcg !== null ? decimal(point.ndcg, 3) : curve.is_complete ? "unknown" : "…";
       rows.push(row(`line${second}`, "nDCG@10", shown(now), shown(all)));
     }
     return element("section", { "aria-label": this.systems[number].name },
@@ -85,9 +90,9 @@ export class Pruning {
     const count = this.steps.length, place = this.steps.indexOf(this.cap), slot = WIDTH / count;
     const label = this.task ? "Size and nDCG@10 by weights kept" : "Size by weights kept";
     const made = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", role: "img", "aria-label": label });
-    const most = this.curves[0].points.at(-1).num_bytes || 1;
+    const most = this.barred.points.at(-1).num_bytes || 1;
     this.steps.forEach((cap, number) => {
-      const height = HEIGHT * this.point(this.curves[0], cap).num_bytes / most;
+      const height = HEIGHT * this.point(this.barred, cap).num_bytes / most;
       made.append(svg("rect", { x: number * slot + slot * .15, y: HEIGHT - height, width: slot * .7, height, class: number === place && "now" }));
     });
     this.curves.forEach((curve, number) => {

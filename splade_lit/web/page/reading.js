@@ -24,13 +24,14 @@ export class Reading {
     this.asked?.abort();
     highlight(null);
     byId("sheet").replaceChildren();
-    this.closed(this.number);
+    this.closed(this.hits[this.number].id, this.number);
   }
 
-  // `hits` are those of a column, `closed` is told which of them was shown last.
+  // `hits` are those of a column, `closed` is told id and number of the one that was shown last.
   open(hits, number, { query, system, cap, colours, closed }) {
     Object.assign(this, { hits, query, system, cap, colours, closed });
     if (!this.dialog.open) this.dialog.showModal();
+    byId("sheet").focus({ preventScroll: true });
     this.show(number);
   }
 
@@ -44,8 +45,10 @@ export class Reading {
     const hit = this.hits[number];
     this.asked?.abort();
     this.asked = new AbortController();
-    byId("previous").disabled = number === 0;
-    byId("next").disabled = number === this.hits.length - 1;
+    const focused = document.activeElement, buttons = [byId("previous"), byId("next")];
+    buttons[0].disabled = number === 0;
+    buttons[1].disabled = number === this.hits.length - 1;
+    if (focused.disabled) buttons.find(one => one !== focused).focus(); // what is disabled would lose it
     highlight(null);
     const { signal } = this.asked, name = () => {
       byId("title").textContent = hit.id;
@@ -67,9 +70,10 @@ export class Reading {
 
   draw(found) {
     const text = this.text(found), aside = element("aside", {}, ...this.terms(found), ...this.dims(found));
+    const within = byId("sheet").contains(document.activeElement);
     byId("sheet").replaceChildren(text, aside);
     byId("sheet").scrollTop = 0;
-    byId("sheet").focus({ preventScroll: true });
+    if (within) byId("sheet").focus({ preventScroll: true });
   }
 
   text(found) {
@@ -94,7 +98,7 @@ export class Reading {
     const rows = found.terms.map(term => this.pointing(term.raised_by, element("tr", { class: !term.share && "off" },
       element("td", {}, element("ul", { class: "chips" }, labelled(term, this.colours))),
       element("td", {}, decimal(term.query_weight)), element("td", {}, decimal(term.document_weight)), element("td", {}, decimal(term.share)),
-      known && element("td", { class: "word" }, element("bdi", {}, term.raised_by?.token ?? "")))));
+      known && element("td", { class: "word" }, this.raising(term.raised_by)))));
     const names = ["term", "query", "document", "product"];
     return [element("h3", {}, "Terms of the query ", element("small", {}, `score ${decimal(found.score)}`)),
       element("table", {}, element("thead", {}, element("tr", {}, ...names.map(name => element("th", { scope: "col" }, name)),
@@ -126,9 +130,17 @@ export class Reading {
   dim(dim, most) {
     const weight = element("span", { class: "weight" }), added = dim.in_text === false;
     weight.style.width = `${100 * dim.weight / most}%`;
-    const raised = dim.raised_by && dim.raised_by.token !== dim.token && element("small", {}, " by ", element("bdi", {}, dim.raised_by.token));
+    const raised = dim.raised_by && dim.raised_by.token !== dim.token && element("small", {}, " by ", this.raising(dim.raised_by));
     return this.pointing(dim.raised_by, element("li", { class: added && "added" },
       element("span", {}, element("bdi", {}, added ? `(${dim.token})` : dim.token), raised), weight, element("span", { class: "number" }, decimal(dim.weight))));
+  }
+
+  // The token that raised a term; with the focus on it, it is shown in the text.
+  raising(token) {
+    const name = element("bdi", {}, token?.token ?? "");
+    if (!token || token.start === null) return name;
+    const show = () => highlight(this.read, this.at(token.start), this.at(token.end));
+    return element("button", { class: "raising", type: "button", onfocus: show, onclick: show, onblur: () => highlight(null) }, name);
   }
 
   // Shows the token that raised a term while the pointer is on the term.
