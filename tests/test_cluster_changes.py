@@ -3,8 +3,10 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 from cluster_stand_in import Cluster, StoredIndex, serve
+from scipy.sparse import csr_array
 from test_build_folders import IDS, build
 from test_engines import VOCAB, vectors
 
@@ -82,3 +84,19 @@ def test_a_server_that_is_no_cluster_is_told(tmp_path):
 
     with serve(Other("opensearch", "3.3.0")) as other, pytest.raises(UserError, match="is no address of a cluster"):
         build(tmp_path / "index", other)
+
+
+@pytest.mark.parametrize("engine", ["opensearch", "elasticsearch-rank-features"])
+def test_the_heaviest_tokens_of_a_very_long_query_count(engine, tmp_path, caplog):
+    weights = np.linspace(2, 1, 1_100, dtype=np.float32)
+    documents = csr_array(np.stack([weights, np.where(np.arange(1_100) < 1_000, 0, 1).astype(np.float32)]))
+    product, version = ("opensearch", "3.3.0") if engine == "opensearch" else ("elasticsearch", "8.11.0")
+    with serve(Cluster(product, version)) as running:
+        made = engine_class(engine).build(
+            tmp_path / "index", lambda: [(IDS, documents, None)], 1_100, server=Server(running.url, "docs")
+        )
+        shorter = csr_array(np.where(np.arange(1_100) < 1_024, weights, 0)[None].astype(np.float32))
+        expected = made.search(shorter, 2)
+        assert made.search(csr_array(weights[None]), 2) == expected
+        assert f"{engine}: a query has more than 1,024 tokens" in caplog.text
+        assert [hit.id for hit in made.search(csr_array(weights[None]), 2, IDS)[0]] == IDS

@@ -108,7 +108,7 @@ def test_a_new_index_takes_the_place_of_another_once_it_is_whole(tmp_path):
     build(tmp_path / "index", rows=5)
     assert open_index(tmp_path / "index").stats().num_documents == 5
     assert sorted(path.name for path in (tmp_path / "index").iterdir() if path.name != ".lock") == [
-        "0002",
+        "0001",
         "index.json",
     ]
     assert made.search(vectors(1, 3), 3)  # one that was opened before stays as it was

@@ -21,6 +21,7 @@ from splade_lit.core.text import warn_once
 from splade_lit.encoder.rows import split_rows
 from splade_lit.engines.cluster_bodies import (
     MAX_FEATURE_WEIGHT,
+    MOST_CLAUSES,
     MOST_HITS,
     Ceilings,
     Field,
@@ -229,9 +230,20 @@ class ClusterIndex:
         found = []
         for dims, weights in split_rows(queries.sorted_indices()):
             kept = weights > 0
-            asked = dims[kept], weights[kept].astype(np.float32)
+            asked = self._heaviest(dims[kept], weights[kept].astype(np.float32), only)
             found.append(self._search(*asked, k, only) if kept.any() and (only is None or only) else [])
         return found
+
+    def _heaviest(
+        self, dims: np.ndarray, weights: np.ndarray, only: Collection[str] | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The tokens of a query that it has clauses for."""
+        most = MOST_CLAUSES - (only is not None)
+        if self.field != "rank_features" or len(dims) <= most:
+            return dims, weights
+        warn_once(f"{self.engine}: a query has more than {most:,} tokens; the others, of the least weight, count 0.")
+        kept = np.sort(np.argsort(-weights, kind="stable")[:most])
+        return dims[kept], weights[kept]
 
     def _search(self, dims: np.ndarray, weights: np.ndarray, k: int, only: Collection[str] | None) -> list[Hit]:
         features = self._names.weights(dims.tolist(), weights)

@@ -24,6 +24,8 @@ Field = Literal["rank_features", "sparse_vector"]
 
 MOST_HITS = 10_000
 """Of a query, unless the setting `index.max_result_window` of the index says otherwise."""
+MOST_CLAUSES = 1_024
+"""Of a query, unless settings of the cluster allow more: `rank_feature` takes one for each token, a filter one more."""
 MAX_FEATURE_WEIGHT = 64.0
 """Of a token of a query `neural_sparse`: Lucene's linear function takes no more. Boosts may be larger."""
 MAX_SEISMIC_VOCAB_SIZE = 65_536

@@ -9,7 +9,8 @@ Each `add` makes a segment, and many of them are joined; `ExactIndex.build` make
 holds some 40 bytes a document and never their vectors.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -19,7 +20,7 @@ from scipy.sparse import csr_array
 
 from splade_lit.core.errors import UserError
 from splade_lit.core.files import hold_folder
-from splade_lit.engines.index import Hit, IndexStats, Part, Parts, Server, read_index_json
+from splade_lit.engines.index import INDEX_JSON, Hit, IndexStats, Part, Parts, Server, read_index_json
 from splade_lit.engines.index_folder import check_folder, next_name, remove_files, write_header
 from splade_lit.engines.limits import check_queries
 from splade_lit.engines.segments import Segment, best_hits, write_segment
@@ -38,6 +39,11 @@ class _Header:
     deleted: dict[str, str] = field(default_factory=dict)
     query: str | None = None
     model: str | None = None
+
+    @property
+    def names(self) -> set[str | None]:
+        """What belongs to the index in its folder."""
+        return {*self.segments, *self.deleted.values(), self.query}
 
 
 class ExactIndex:
@@ -68,8 +74,7 @@ class ExactIndex:
     def _open(self, header: _Header) -> None:
         if (header.engine, header.format) != (ENGINE, _FORMAT):
             raise UserError(f"{self.folder}: the index is of another version; build it again.")
-        names = [*header.segments, *header.deleted.values(), *([header.query] if header.query else [])]
-        if any(Path(name).name != name for name in names):
+        if any(Path(name).name != name for name in header.names if name):
             raise ValueError("it names files elsewhere")
         self._header, self.vocab_size = header, header.vocab_size
         deleted = (header.deleted.get(name) for name in header.segments)
@@ -94,6 +99,7 @@ class ExactIndex:
         cls.check(folder, server)
         held = hold_folder(folder)
         try:
+            _remove_left(folder)
             name = next_name(folder)
             query = f"{name}.query" if copy_query else None
             write_segment(folder / name, parts, vocab_size)
@@ -134,7 +140,7 @@ class ExactIndex:
 
     def delete(self, ids: Collection[str]) -> int:
         """Delete documents; how many were there."""
-        return self._change(ids)
+        return self._change(set(ids))
 
     def _change(
         self, ids: Collection[str], vectors: csr_array | None = None, texts: Sequence[str] | None = None
@@ -143,6 +149,7 @@ class ExactIndex:
         held = hold_folder(self.folder)
         try:
             self._read()  # another process may have changed it
+            _remove_left(self.folder)
             header, count, deleted = self._header, 0, dict(self._header.deleted)
             for segment in self._segments:
                 rows = segment.rows(ids)
@@ -151,22 +158,20 @@ class ExactIndex:
                     count += len(rows)
             segments = list(header.segments)
             if vectors is not None:
-                segments.append(self._write([(list(ids), vectors, texts)]))
+                segments.append(self._write(lambda: [(list(ids), vectors, texts)]))
             self._replace(replace(header, segments=segments, deleted=deleted))
             if len(segments) > _MOST_SEGMENTS:
-                self._replace(replace(header, segments=[self._write(map(Segment.left, self._segments))], deleted={}))
+                self._replace(replace(header, segments=[self._write(self.documents)], deleted={}))
         except OSError as error:
             raise UserError(f"{self.folder} cannot be written ({error.strerror}); free space and try again.") from error
         finally:
             held.release()
         return count
 
-    def _write(self, parts: Iterable[Part]) -> str:
+    def _write(self, parts: Parts) -> str:
         """Write a segment of these documents; its name."""
-        name, kept = next_name(self.folder), list(parts)
-        if len({texts is None for _, _, texts in kept}) > 1:  # those that have none get an empty one
-            kept = [(ids, vectors, [""] * len(ids) if texts is None else texts) for ids, vectors, texts in kept]
-        write_segment(self.folder / name, lambda: kept, self.vocab_size)
+        name = next_name(self.folder)
+        write_segment(self.folder / name, parts, self.vocab_size)
         return name
 
     def _replace(self, header: _Header) -> None:
@@ -215,10 +220,10 @@ class ExactIndex:
                     yield segment, row
 
     def stats(self) -> IndexStats:
-        """What it holds; postings of deleted documents count."""
+        """What it holds; its files have the postings of deleted documents, too."""
         documents = sum(segment.num_documents - int(segment.deleted.sum()) for segment in self._segments)
         size = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
-        return IndexStats(ENGINE, documents, sum(len(segment.documents) for segment in self._segments), size)
+        return IndexStats(ENGINE, documents, sum(segment.num_postings() for segment in self._segments), size)
 
     def close(self) -> None:
         """Let go of the files."""
@@ -228,4 +233,13 @@ class ExactIndex:
 def _change_header(folder: Path, header: _Header) -> None:
     """Make a change: from here on, what the header does not name is removed."""
     write_header(folder, header)
-    remove_files(folder, {*header.segments, *header.deleted.values(), header.query})
+    remove_files(folder, header.names)
+
+
+def _remove_left(folder: Path) -> None:
+    """Remove what changes that were stopped have left, which the next one may need the room of."""
+    if not (folder / INDEX_JSON).exists():
+        remove_files(folder, set())
+        return
+    with suppress(UserError, TypeError, AttributeError):  # of a damaged index, nothing until another one is whole
+        remove_files(folder, _Header(**read_index_json(folder)).names)

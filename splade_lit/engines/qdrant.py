@@ -22,6 +22,7 @@ from splade_lit.engines.index_folder import Header, build_whole, check_folder
 from splade_lit.engines.limits import EngineLimits, LimitGuard, check_queries
 from splade_lit.engines.qdrant_points import (
     ClientPoints,
+    Document,
     EdgePoints,
     Points,
     check_collection_free,
@@ -34,7 +35,7 @@ ENGINE = "qdrant"
 MEMORY = ":memory:"
 """The address of an index that ends with the process."""
 LIMITS = EngineLimits(ENGINE, max_vocab_size=2**32 - 1)
-_DOCUMENTS_PER_REQUEST = 256
+_DOCUMENTS_PER_REQUEST, _MOST_BYTES = 256, 8_000_000
 _QUERIES_PER_REQUEST = 32
 
 
@@ -133,7 +134,7 @@ class QdrantIndex:
 
     def delete(self, ids: Collection[str]) -> int:
         """Delete documents; how many were there."""
-        return self._change(lambda: self._points.delete(list(ids)))
+        return self._change(lambda: self._points.delete(sorted(set(ids))))
 
     def _change(self, change: Callable[[], int]) -> int:
         """Change documents in files while no other process does; a server sees to that itself."""
@@ -217,8 +218,23 @@ def _upsert(
 ) -> int:
     rows, kept = list(split_rows(vectors)), [None] * len(ids) if texts is None else texts
     documents = [(id, *row, text) for id, row, text in zip(ids, rows, kept, strict=True)]
-    for start in range(0, len(documents), _DOCUMENTS_PER_REQUEST):
-        batch = documents[start : start + _DOCUMENTS_PER_REQUEST]
-        points.upsert(batch)
-        on_batch(len(batch))
+    batch: list[Document] = []
+    size = 0
+
+    def flush() -> None:
+        nonlocal size
+        if batch:
+            points.upsert(batch)
+            on_batch(len(batch))
+        batch.clear()
+        size = 0
+
+    for document in documents:
+        _, dims, _, text = document
+        length = 30 * len(dims) + 4 * len(text or "")
+        if len(batch) >= _DOCUMENTS_PER_REQUEST or size + length > _MOST_BYTES:
+            flush()
+        batch.append(document)
+        size += length
+    flush()
     return len(documents)

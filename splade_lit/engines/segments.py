@@ -16,6 +16,7 @@ from splade_lit.core.files import whole_file
 from splade_lit.engines.index import Hit, Part, Parts
 from splade_lit.engines.limits import check_vectors
 
+_BLOCK = 1 << 20  # postings that are looked at together
 _ARRAYS = ("starts", "documents", "values", "id_ends", "hashes", "hash_rows")
 
 
@@ -46,6 +47,13 @@ class Segment:
         )
         if not all(whole):
             raise ValueError(f"{folder.name} is not whole")
+
+    def num_postings(self) -> int:
+        """Weights of all documents that are not deleted."""
+        if not self.deleted.any():
+            return len(self.documents)
+        blocks = (self.documents[start : start + _BLOCK] for start in range(0, len(self.documents), _BLOCK))
+        return sum(len(block) - int(np.count_nonzero(self.deleted[block])) for block in blocks)
 
     def write_deleted(self, rows: np.ndarray) -> str:
         """Write which documents are deleted once these are, too; the name of the file."""
@@ -161,8 +169,8 @@ def best_hits(hits: list[Hit], k: int) -> list[Hit]:
 def write_segment(folder: Path, parts: Parts, vocab_size: int) -> None:
     """Write a segment into a new folder: lists are counted first, then filled part by part.
 
-    Memory grows by some 40 bytes a document, whatever is in it. A UserError says that vectors do not fit, or that two
-    documents have one id.
+    Memory grows by some 40 bytes a document, whatever is in it. Documents without a text get an empty one where others
+    have some. A UserError says that vectors do not fit, or that two documents have one id.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -171,6 +179,8 @@ def write_segment(folder: Path, parts: Parts, vocab_size: int) -> None:
         for ids, vectors, texts in parts():
             check_vectors(ids, vectors, vocab_size)
             counts += np.bincount(vectors.indices, minlength=vocab_size)
+            if texts is not None:
+                text_ends.extend([text_ends[-1]] * (len(ends) - len(text_ends)))  # documents before, which have none
             for id in ids:
                 ends.append(ends[-1] + id_file.write(_bytes(id)))
                 hashes.append(_hash(id))
@@ -193,7 +203,8 @@ def write_segment(folder: Path, parts: Parts, vocab_size: int) -> None:
     order = np.argsort(hashed, kind="stable")
     _check_unique(folder, hashed[order], order, id_ends)
     arrays = {"starts": starts, "id_ends": id_ends[1:], "hashes": hashed[order], "hash_rows": order}
-    if len(text_ends) == len(ends):
+    if len(text_ends) > 1 or len(ends) == 1:
+        text_ends.extend([text_ends[-1]] * (len(ends) - len(text_ends)))
         arrays["text_ends"] = np.frombuffer(text_ends, np.int64)[1:]
     else:
         (folder / "texts.bin").unlink()

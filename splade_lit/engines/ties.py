@@ -21,7 +21,7 @@ Fetch = Callable[[int], Sequence[Hit]]
 """Gives so many of the best hits, in any order where scores are as good as equal; fewer if there are no more."""
 
 Scores = Callable[[Sequence[str]], Mapping[str, float]]
-"""Gives the scores of documents by id, from their weights: see `dot`."""
+"""Gives the scores of documents by id, from their weights, as far as they are still there: see `dot`."""
 
 
 def settled(fetch: Fetch, scores: Scores, k: int, close: float = _CLOSE) -> list[Hit]:
@@ -44,7 +44,8 @@ def settled(fetch: Fetch, scores: Scores, k: int, close: float = _CLOSE) -> list
     if in_doubt:
         exact = scores([hits[place].id for place in in_doubt])
         for place in in_doubt:
-            hits[place] = Hit(hits[place].id, exact[hits[place].id])
+            hits[place] = Hit(hits[place].id, exact.get(hits[place].id, 0.0))
+        hits = [hit for hit in hits if hit.score > 0]  # some may have been deleted meanwhile
     return best_hits(hits, k)
 
 
