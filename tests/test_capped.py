@@ -47,6 +47,20 @@ def test_hits_are_those_of_documents_that_were_cut(tmp_path_factory, rows, seed,
         assert made.weights(id, range(VOCAB), cap) == cut[[row]].toarray()[0].tolist()
 
 
+def test_postings_are_looked_through_some_times_at_most(tmp_path, monkeypatch):
+    documents, sorted_parts, argsort = vectors(500, 3), [], np.argsort
+
+    def counted(*arguments, **settings):
+        sorted_parts.append(arguments)
+        return argsort(*arguments, **settings)
+
+    index = index_of(tmp_path / "index", documents, [f"d{number}" for number in range(500)])
+    monkeypatch.setattr(capped, "_POSTINGS_AT_ONCE", 1)
+    monkeypatch.setattr(capped.np, "argsort", counted)
+    assert CappedIndex(index).num_postings() == documents.nnz
+    assert len(sorted_parts) <= 33
+
+
 def test_additions_and_deletions_are_seen(tmp_path):
     documents, more = vectors(20, 1), vectors(6, 2)
     index = index_of(tmp_path / "index", documents, [f"d{number}" for number in range(20)])

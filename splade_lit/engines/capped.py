@@ -12,6 +12,7 @@ from splade_lit.engines.limits import check_queries
 from splade_lit.engines.segments import Segment, best_hits
 
 _POSTINGS_AT_ONCE = 1 << 22
+_PARTS = 16  # at most some twice as many: each looks through all postings
 _MOST_RANKS = (1 << 16) - 1
 
 
@@ -20,8 +21,8 @@ class CappedIndex:
 
     The rank of each posting within its document, 0 for the largest weight, is computed once; from then on a cap is a
     comparison. Ranks take 2 bytes a posting in memory, beside the 8 that are mapped from the disk; making those of 12
-    million postings takes 1.7 CPU seconds, and some 200 MB for that while. Ranks from 65,535 on count as one: no cap
-    reaches them.
+    million postings takes 1.7 CPU seconds, and some 200 MB for that while; of more than 64 million, some 3 bytes a
+    posting. Ranks from 65,535 on count as one: no cap reaches them.
 
     Args:
         index: the index as it is now; later changes of it are not seen.
@@ -101,10 +102,11 @@ def posting_ranks(segment: Segment) -> UInt16[np.ndarray, " postings"]:
     ranks = np.zeros(len(documents), np.uint16)
     lengths = np.bincount(documents, minlength=segment.num_documents)
     ends = lengths.cumsum()
+    at_once = max(_POSTINGS_AT_ONCE, len(documents) // _PARTS)
     first = 0
     while first < segment.num_documents:  # some documents at a time, so that memory has a bound
         before = int(ends[first - 1]) if first else 0
-        last = max(first + 1, int(np.searchsorted(ends, before + _POSTINGS_AT_ONCE)))
+        last = max(first + 1, int(np.searchsorted(ends, before + at_once)))
         postings = np.flatnonzero((documents >= first) & (documents < last))
         # Bits of floats from 0 on are ordered as they are; adding 0 makes -0 one of them.
         bits = (np.asarray(segment.values)[postings] + np.float32(0)).view(np.uint32)
