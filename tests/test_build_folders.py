@@ -15,6 +15,7 @@ from splade_lit.engines.connection import Connection
 from splade_lit.engines.index import Index, Server
 from splade_lit.engines.names import engine_class
 from splade_lit.engines.open_index import open_index
+from splade_lit.engines.pgvector import PgvectorIndex, _Table
 from splade_lit.engines.qdrant import QdrantIndex
 from splade_lit.engines.qdrant_points import ClientPoints
 
@@ -180,3 +181,20 @@ def test_secrets_in_addresses_are_refused(url):
 )
 def test_addresses_without_secrets_are_taken(url):
     assert Server(url, "docs").url == url
+
+
+def test_a_table_of_somebody_else_stays(tmp_path, postgres_url):
+    place, parts = Server(postgres_url, "of_somebody_else"), [(IDS, vectors(2, 1), None)]
+    PgvectorIndex.build(tmp_path / "first", lambda: parts, VOCAB, server=place).close()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_Table, "create", stopped)
+        with pytest.raises((KeyboardInterrupt, UserError)):
+            PgvectorIndex.build(tmp_path / "second", lambda: parts, VOCAB, server=place)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_Table, "check_free", lambda table: None, raising=False)  # it is made right after that
+        for _ in range(2):
+            with pytest.raises(UserError, match="a table of_somebody_else_0000 that is not of this folder"):
+                PgvectorIndex.build(tmp_path / "second", lambda: parts, VOCAB, server=place)
+    made = open_index(tmp_path / "first")
+    assert made.stats().num_documents == 2
+    made.close()
