@@ -6,8 +6,8 @@
         --synthetic 10000 100000 --engines exact seismic qdrant --log sizes.jsonl --figure sizes.png
 
 One process an engine builds its index and asks the task's queries one after another: tokenise, look up, search, ten
-hits. Times of the first of them do not count. Engines whose packages are not installed are left out; pgvector is asked
-at `--postgres`.
+hits. The first 20 are asked once before, without a clock. Engines whose packages are not installed are left out, with a
+word on it; pgvector is asked at `--postgres`.
 
 With `--synthetic`, corpora of any size are drawn: each dim is active in as many documents as among the task's vectors,
 with weights from there, each independent of the others, and the queries are the task's. nDCG means nothing on them.
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from splade_lit.engines.index import Parts
 
 _TOP = 10
+_WARM_UP = 20  # queries
 _CHUNK = 10_000  # synthetic documents that are drawn together
 _RARE = 0.02  # dims active in fewer documents than that are drawn by their places
 _OURS = ("exact", "seismic", "qdrant", "pgvector")
@@ -132,7 +133,7 @@ def _measure(settings: argparse.Namespace) -> Figures:
         start = time.perf_counter()
         ranks, num_bytes = _open(settings, Path(folder), parts, vocab_size, task)
         build_seconds = time.perf_counter() - start
-        for id in query_ids[:20]:
+        for id in query_ids[:_WARM_UP]:
             ranks(task.queries[id])
         seconds, run = [], {}
         for id in query_ids:
@@ -155,16 +156,17 @@ def _measure(settings: argparse.Namespace) -> Figures:
 def _open(
     settings: argparse.Namespace, folder: Path, parts: "Parts", vocab_size: int, task: "RetrievalTask"
 ) -> tuple[Ranks, int | None]:
-    """An index of one side, and its bytes."""
+    """An index of one side, and its bytes; a hit more is asked for where a query's own document is left out."""
+    depth = _TOP + bool(task.left_out)
     if settings.side in _PEERS:
-        return _open_peer(settings, parts)
+        return _open_peer(settings, parts, depth)
     if settings.side == _BMP:
-        return _open_bmp(settings, folder, parts, vocab_size)
+        return _open_bmp(settings, folder, parts, vocab_size, depth)
     from splade_lit.encoder.query_side import load_query_side
     from splade_lit.engines.index import Index, Server
     from splade_lit.engines.names import engine_class
 
-    queries, depth = load_query_side(settings.model), _TOP + bool(task.left_out)
+    queries = load_query_side(settings.model)
     index: Index
     if settings.side == _IN_MEMORY:
         from splade_lit.engines.qdrant import QdrantIndex
@@ -176,7 +178,9 @@ def _open(
     return lambda text: list(index.search(queries.encode(text), depth)[0]), index.stats().num_bytes
 
 
-def _open_bmp(settings: argparse.Namespace, folder: Path, parts: "Parts", vocab_size: int) -> tuple[Ranks, int | None]:
+def _open_bmp(
+    settings: argparse.Namespace, folder: Path, parts: "Parts", vocab_size: int, depth: int
+) -> tuple[Ranks, int | None]:
     """BMP over the CIFF file that `export ciff` writes: whole numbers of 8 bits, and 5 bits of a query."""
     import bmp
 
@@ -199,7 +203,7 @@ def _open_bmp(settings: argparse.Namespace, folder: Path, parts: "Parts", vocab_
         terms = {name: weight for name, weight in terms.items() if name in there}  # BMP ends on others
         if not terms:
             return []
-        return list(zip(*searcher.search(terms, k=_TOP, alpha=1.0, beta=1.0), strict=True))
+        return list(zip(*searcher.search(terms, k=depth, alpha=1.0, beta=1.0), strict=True))
 
     return ranks, (folder / "index.bmp").stat().st_size
 
@@ -211,7 +215,7 @@ def _drop_table(url: str, name: str) -> None:
         connection.execute(f'DROP TABLE "{name}"')
 
 
-def _open_peer(settings: argparse.Namespace, parts: "Parts") -> tuple[Ranks, int | None]:
+def _open_peer(settings: argparse.Namespace, parts: "Parts", depth: int) -> tuple[Ranks, int | None]:
     """The same vectors in the hands of sentence-transformers' helpers, and of splade-index."""
     from scipy.sparse import csr_array, vstack
     from sentence_transformers import SparseEncoder
@@ -222,6 +226,7 @@ def _open_peer(settings: argparse.Namespace, parts: "Parts") -> tuple[Ranks, int
     model = SparseEncoder(settings.model, device="cpu")
     ids = [id for part, *_ in parts() for id in part]
     corpus = csr_array(vstack([vectors for _, vectors, _ in parts()]))
+    depth = min(depth, len(ids))
     if settings.side == "splade-index":
         from splade_index import SPLADE
 
@@ -240,7 +245,7 @@ def _open_peer(settings: argparse.Namespace, parts: "Parts") -> tuple[Ranks, int
         index.index(Given(), ids, show_progress=False)
 
         def ranks(text: str) -> list[tuple[str, float]]:
-            found = index.retrieve([text], k=_TOP, show_progress=False)
+            found = index.retrieve([text], k=depth, show_progress=False)
             return list(zip(map(str, found.documents[0]), found.scores[0].tolist(), strict=True))
 
         return ranks, None
@@ -252,7 +257,7 @@ def _open_peer(settings: argparse.Namespace, parts: "Parts") -> tuple[Ranks, int
 
         def ranks(text: str) -> list[tuple[str, float]]:
             scores = dot_score(model.encode_query([text]), documents)
-            best = torch.topk(scores.to_dense()[0], _TOP)
+            best = torch.topk(scores.to_dense()[0], depth)
             return [(ids[row], score) for row, score in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
 
         return ranks, None
@@ -260,11 +265,11 @@ def _open_peer(settings: argparse.Namespace, parts: "Parts") -> tuple[Ranks, int
 
     tokens = model.tokenizer.convert_ids_to_tokens(list(range(corpus.shape[1])))
     decoded = [[(tokens[dim], float(weight)) for dim, weight in zip(*row, strict=True)] for row in split_rows(corpus)]
-    _, _, built = semantic_search_seismic([decoded[0]], decoded, top_k=_TOP, output_index=True)
+    _, _, built = semantic_search_seismic([decoded[0]], decoded, top_k=depth, output_index=True)
 
     def ranks(text: str) -> list[tuple[str, float]]:
         query = model.decode(model.encode_query([text])[0])
-        found, _ = semantic_search_seismic([query], corpus_index=built, top_k=_TOP)
+        found, _ = semantic_search_seismic([query], corpus_index=built, top_k=depth)
         return [(ids[int(hit["corpus_id"])], float(hit["score"])) for hit in found[0]]
 
     return ranks, None
