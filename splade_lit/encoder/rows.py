@@ -10,7 +10,6 @@ from splade_lit.core.host_memory import return_free_memory
 from splade_lit.encoder.pruning import Pruning
 
 _DOCUMENTS_PER_BATCH = 512
-_BATCHES_BETWEEN_RETURNS = 8  # of freed memory, which grows from call to call, as batches have many sizes
 
 
 def encode_by_length(
@@ -32,9 +31,8 @@ def encode_by_length(
         batch = [token_ids[row] for row in order[start : start + min(max(size, 1), _DOCUMENTS_PER_BATCH)]]
         parts.append(prune_documents(encode(batch), pruning))
         start += len(batch)
-        batches = len(parts) - 1
-        if batches % _BATCHES_BETWEEN_RETURNS == 0 or (batches > 1 and start == len(order)):
-            return_free_memory()
+        if len(batch) < len(order):
+            return_free_memory()  # or it would grow from batch to batch, as these have many sizes
         if on_batch is not None:
             on_batch(len(batch))
     return csr_array(vstack(parts, format="csr")[np.argsort(order)])
