@@ -299,6 +299,7 @@ def test_excerpts_show_the_best_terms_and_whole_words():
         shown = excerpt("ab " * 1100, places, terms, length)
         assert shown[0] - starts[worth.index(max(worth))] in range(3)  # whole words
         assert places.looks < 10 * len(many)  # not each place from each start
+    assert excerpt("ab " * 1100, many[:1000], terms, 300) == excerpt("ab " * 1100, many, terms, 300)
     assert excerpt("x" * 500, [], [], 60) == (0, 60)
     assert excerpt("short", [], [], 60) == (0, 5)
 

@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,9 +15,11 @@ from served import HOSTILE, fetch, make_collection, serving
 
 from splade_lit import serve
 from splade_lit.core.tokenisation import ReadText
+from splade_lit.data.tasks import RetrievalTask
 from splade_lit.web import app, systems
 from splade_lit.web.answers import Answers
 from splade_lit.web.bm25 import Bm25System
+from splade_lit.web.judged import JudgedQueries
 from splade_lit.web.server import Served, open_answers
 from splade_lit.web.systems import KeptReads
 
@@ -155,6 +158,21 @@ def test_long_texts_of_many_places_are_read_in_part():
     document = answers.document("long", "king", 0, None)
     assert (document.is_whole, len(document.text), document.marks) == (False, 200_000, [])
     assert {dim.in_text for dim in document.dims} == {True}
+
+
+def test_what_cannot_be_measured_is_not_waited_for():
+    class Failing(Bm25System):
+        def encode(self, query: str) -> Any:
+            raise MemoryError
+
+    bm25 = Failing(["a"], ["song of a king"], "here")
+    judged = JudgedQueries(RetrievalTask("task", {"a": "song"}, {"q": "song"}, {"q": {"a": 1}}), [bm25])
+    judged.start()
+    deadline = time.monotonic() + 20
+    while not judged.is_complete(0):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert Answers([bm25], judged).pruning(0).points[0].ndcg is None
 
 
 def test_what_was_read_is_kept_up_to_a_size(monkeypatch):

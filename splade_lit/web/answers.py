@@ -23,6 +23,7 @@ MAX_ID_CHARACTERS = 2000
 MAX_TOP = 100
 _WHOLE_DEPTH = 100  # ranks without a cap that are looked at
 _EXCERPT_CHARACTERS = 300
+_EXCERPT_PLACES = 1000  # more than an excerpt looks at
 _MAX_DIMS = 1000
 _EXAMPLES = 300
 
@@ -87,7 +88,7 @@ class Answers:
             weights = system.weights(hit.id, vector.indices.tolist(), cap)
             shares = term_shares(vector, weights, tokens, _held(system, read, vector.indices))
             terms = [term for term in shares if term.share]
-            marks = [] if read is None else places(read, terms)
+            marks = [] if read is None else places(read, terms, _EXCERPT_PLACES)
             hits.append(
                 records.FoundDocument(
                     rank=rank,

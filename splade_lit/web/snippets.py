@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import islice
 from typing import NamedTuple
 
 from splade_lit.core.tokenisation import ReadText
@@ -19,15 +20,16 @@ class Place(NamedTuple):
     term: int
 
 
-def places(read: ReadText, terms: Sequence[TermShare]) -> list[Place]:
-    """Where a text holds the terms that add to a score, in the order of the text."""
+def places(read: ReadText, terms: Sequence[TermShare], most: int | None = None) -> list[Place]:
+    """Where a text holds the terms that add to a score, in the order of the text: all places, or the first ones."""
     numbers = {term.dim: number for number, term in enumerate(terms) if term.share}
     ids = read.ids.tolist()
-    return [
+    found = (
         Place(*span, numbers[id])
         for id, span in zip(ids, read.spans, strict=True)
         if span is not None and id in numbers
-    ]
+    )
+    return list(islice(found, most))
 
 
 def excerpt(text: str, found: Sequence[Place], terms: Sequence[TermShare], length: int) -> tuple[int, int]:
