@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from splade_lit.engines.index import Index
 
 _SNIPPET_CHARACTERS = 160
+_TABLE_WIDTH = 80
 
 logger = logging.getLogger(__name__)
 
@@ -158,6 +159,8 @@ class _Shows:
         self._queries, self._terms, self._text = queries, terms, Text
         self._explain, self._encoder = explain, encoder if explain else None
         self._console = Console(highlight=False)
+        if explain:  # a narrow screen folds lines better than columns
+            self._console.width = max(self._console.width, _TABLE_WIDTH)
 
     def query(self, text: str, num_hits: int) -> None:
         self._console.print(self._text(f"query: {text}", style="bold"), soft_wrap=True)
@@ -173,7 +176,7 @@ class _Shows:
             self._console.print(self._text(f"      {_snippet(text)}", style="dim"), soft_wrap=True)
         terms = self._matching_terms(query, weights, text)
         if self._explain:
-            self._console.print(self._table(terms))
+            self._console.print(self._table(terms), crop=False)
         else:
             self._console.print(self._text(f"      {self._line(terms)}", style="green"), soft_wrap=True)
 
