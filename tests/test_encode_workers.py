@@ -163,6 +163,7 @@ def wait_until(ready: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_a_run_with_workers_that_is_killed_goes_on_and_leaves_no_process(model, corpus, expected, tmp_path):
     output = tmp_path / "vectors"
     process = encoding(model, corpus, output, "--workers", 2)

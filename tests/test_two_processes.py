@@ -128,6 +128,7 @@ def test_an_error_on_one_rank_ends_the_others(world, tmp_path):
     assert load_checkpoint(run / "checkpoints" / "last.ckpt")["global_step"] == 2
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_the_dropout_of_one_without_a_stop(world, tmp_path):
     """On each rank its own: weights are equal to the last bit."""
     keep = {"class_path": CHECKPOINT, "init_args": {"every_n_train_steps": 3, "save_top_k": -1, "filename": "{step}"}}
