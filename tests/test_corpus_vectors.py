@@ -1,12 +1,14 @@
 """`python -m splade_lit.encode` and searching what it wrote."""
 
 import json
+import random
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
@@ -178,6 +180,30 @@ def test_a_damaged_shard_is_made_again(encoder, model, corpus, tmp_path, caplog)
     assert (read_corpus_vectors(folder)[1] != expected).nnz == 0
 
 
+@pytest.mark.parametrize("flips", [6, pytest.param(100, marks=pytest.mark.slow)])
+def test_any_flipped_bit_is_found_and_mended(encoder, corpus, tmp_path, flips):
+    folder, documents = tmp_path / "vectors", open_corpus(str(corpus))
+    write_corpus_vectors(encoder, documents, folder, "a model", shard_documents=2)
+    shard = folder / "shard-00001.npz"
+    whole, expected = shard.read_bytes(), read_corpus_vectors(folder)[1]
+    with ZipFile(shard) as archive:
+        starts = [entry.header_offset for entry in archive.infolist()]
+        values = archive.getinfo("data.npy").header_offset + 30 + 8 + 128 + 5
+    drawn = random.Random(flips)
+    ends = range(starts[-1], len(whole))  # with the table of contents
+    for place in [values, *starts, *drawn.sample(range(len(whole)), flips), *drawn.sample(ends, flips)]:
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << drawn.randrange(8)
+        shard.write_bytes(damaged)
+        outcome = call(lambda _: read_corpus_vectors(folder))
+        assert outcome.code == 2 or place != values
+        if outcome.code:
+            assert outcome.errors == [f"error: {shard} is damaged; remove it and encode the corpus again."]
+            write_corpus_vectors(encoder, documents, folder, "a model", shard_documents=2)
+            assert shard.read_bytes() == whole
+        assert (read_corpus_vectors(folder)[1] != expected).nnz == 0
+
+
 def test_a_stopped_command_tells_how_to_go_on(model, corpus, tmp_path, monkeypatch):
     def stop(*_, **__):
         raise KeyboardInterrupt
@@ -342,7 +368,7 @@ def test_shards_of_strangers_are_refused(model, corpus, tmp_path, hostile):
         length = str(len(arrays["data"])).encode()
         path.write_bytes(path.read_bytes().replace(b"(" + length + b",)", b"(" + b"9" * len(length) + b",)"))
     outcome = call(search.main, "--model", model, "--vectors", folder, "song")
-    assert (outcome.code, outcome.errors) == (2, [f"error: {path} is damaged; encode the corpus again."])
+    assert (outcome.code, outcome.errors) == (2, [f"error: {path} is damaged; remove it and encode the corpus again."])
 
 
 @pytest.mark.parametrize("damage", ["cut", "lost", "header"])

@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import re
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
@@ -270,10 +271,14 @@ def _parts(documents: Iterable[tuple[str, str]], size: int) -> Iterator[list[tup
 
 
 def _shard_fingerprint(store: Store, name: str) -> str | None:
-    """What the documents of a shard were; None if it cannot be read."""
+    """What the documents of a shard were; None if it cannot be read. On disk all of it is read, against its checksums.
+
+    At an address it is not: all shards would come over the network, from a place that has checksums of its own.
+    """
+    others = () if "://" in store.address else _ARRAYS
     try:
         with store.open(name) as file:
-            return str(_arrays(file, "fingerprint")[0])
+            return str(_arrays(file, "fingerprint", *others)[0])
     except _DAMAGE:
         return None
 
@@ -281,18 +286,20 @@ def _shard_fingerprint(store: Store, name: str) -> str | None:
 def _read_shard(store: Store, name: str, vocab_size: int) -> tuple[list[str], csr_array]:
     try:
         with store.open(name) as file:
-            packed, data, indices, indptr = _arrays(file, "ids", "data", "indices", "indptr")
+            packed, data, indices, indptr = _arrays(file, *_ARRAYS)
         ids = json.loads(packed.tobytes())
         vectors = csr_array((data.astype(np.float32), indices, indptr), shape=(len(ids), vocab_size))
         vectors.check_format()
         if not all(isinstance(id, str) for id in ids):
             raise ValueError("ids are strings")
-    except (*_DAMAGE, RecursionError) as error:
-        raise UserError(f"{store.address}/{name} is damaged; encode the corpus again.") from error
+    except _DAMAGE as error:
+        raise UserError(f"{store.address}/{name} is damaged; remove it and encode the corpus again.") from error
     return ids, vectors
 
 
-_DAMAGE = (OSError, ValueError, KeyError, EOFError, TypeError, IndexError, BadZipFile, NotImplementedError)
+_ARRAYS = ("ids", "data", "indices", "indptr")
+# A RuntimeError of a member that a flipped bit makes an encrypted one.
+_DAMAGE = (OSError, ValueError, KeyError, EOFError, TypeError, IndexError, BadZipFile, RuntimeError, zlib.error)
 
 
 def _arrays(file: BinaryIO, *names: str) -> list[np.ndarray]:
