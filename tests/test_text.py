@@ -219,6 +219,20 @@ def test_where_no_cache_can_be_written_texts_are_kept_in_memory(tmp_path, caplog
     assert "kept in memory" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "damage", [lambda data: b"", lambda data: data[: len(data) // 2], lambda data: bytes(len(data))]
+)
+def test_damaged_texts_are_read_again(tmp_path, caplog, damage) -> None:
+    source = write(tmp_path / "a.jsonl", "".join(f'{{"query": "q{n}", "answer": "d{n}"}}\n' for n in range(2000)))
+    expected = load_pairs(str(source), cache_dir=tmp_path / "cache")[1999]
+    (path,) = (tmp_path / "cache").rglob("*.arrow")
+    whole = path.read_bytes()
+    path.write_bytes(damage(whole))
+    assert load_pairs(str(source), cache_dir=tmp_path / "cache")[1999] == expected
+    assert caplog.messages == [f"{path} is not whole and is built again."]
+    assert path.read_bytes() == whole
+
+
 QRELS = {"q0": {"d0": 1, "d 1": 2}, "q1": {"d0": 0}}
 
 

@@ -65,7 +65,7 @@ class TextSource:
         mend = Mender()
         schema = pa.schema([(name, pa.string()) for name in columns])
         try:
-            if path.is_file():
+            if (dataset := _kept(path)) is not None:
                 mend.count = int(replaced.read_text()) if replaced.is_file() else 0
             else:
                 with whole_file(path) as temporary, pa.OSFile(str(temporary), "wb") as file:
@@ -74,7 +74,7 @@ class TextSource:
                             writer.write_batch(batch)
                     if mend.count:
                         replace_text(replaced, str(mend.count))
-            dataset = datasets.Dataset.from_file(str(path))
+                dataset = datasets.Dataset.from_file(str(path))
         except OSError as error:
             place = path.parents[1]
             warn_once(f"Texts and tokens are kept in memory: {place} cannot be written ({error.strerror}).")
@@ -154,6 +154,20 @@ def open_texts(
             files, commit = _hub_files(source, config, split, revision, cache_dir)
     paths = tuple(map(Path, files))
     return TextSource(source, paths, tuple(column_names(paths[0])), cache_dir, commit)
+
+
+def _kept(path: Path) -> datasets.Dataset | None:
+    """The texts of a file that was made before; None if there is none, or one that is not whole, which is removed."""
+    if not path.is_file():
+        return None
+    try:
+        return datasets.Dataset.from_file(str(path))
+    except (OSError, pa.ArrowException) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise  # not by what is in the file
+        warn_once(f"{path} is not whole and is built again.")
+        path.unlink()
+        return None
 
 
 def local_path(source: str) -> Path:
