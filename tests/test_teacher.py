@@ -169,6 +169,19 @@ def test_a_damaged_part_is_made_again(tmp_path, caplog):
     add(tmp_path, texts, refuse)
 
 
+def test_another_teacher_than_the_checkpoints_is_told(make, caplog) -> None:
+    state = make(teacher="bm25").state_dict()
+    make(teacher="bm25").load_state_dict(state)
+    assert "another teacher" not in caplog.text
+    make(teacher="bm25", teacher_scale=2.0).load_state_dict(state)
+    make(teacher=None).load_state_dict(state)
+    make(teacher=None).load_state_dict({})  # of an earlier version
+    assert [message.partition("run: ")[2] for message in caplog.messages if "another teacher" in message] == [
+        "data.teacher_scale [2.0] (was None).",
+        "data.teacher [] (was ['bm25']).",
+    ]
+
+
 def test_vectors_are_kept_in_memory_where_the_cache_cannot_be_written(tmp_path, caplog):
     blocked = tmp_path / "file"
     blocked.write_text("")

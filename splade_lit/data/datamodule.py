@@ -158,6 +158,12 @@ class PairsDataModule(LightningDataModule):
         self.held_out_tasks = tuple(held_out_tasks)
         self.has_teacher = bool(teachers or score_columns)
         self.teachers, self._teacher_settings = teachers, (teacher_max_tokens, scales)
+        self._taught_by = {
+            "teacher": list(teachers),
+            "teacher_max_tokens": teacher_max_tokens,
+            "teacher_scale": scales,
+            "score_columns": list(score_columns),
+        }
         self._teacher_scores: TeacherScores | None = None
         self._pairs: Pairs | None = None
         self.single_batches = 0  # of the training batches, those with nothing to compare their pair with
@@ -205,15 +211,19 @@ class PairsDataModule(LightningDataModule):
         return self._loader(self.eval_rows, self.eval_batch_size, shuffle=False) if len(self.eval_rows) else []
 
     def state_dict(self) -> dict[str, Any]:
-        """Where in the epoch training stands.
+        """Where in the epoch training stands, and which teacher it has.
 
         Lightning keeps the state of a loader too, but forgets to load it where the loader was there before the
         checkpoint, as it is in a run that counts its steps by epochs.
         """
-        return {} if self._train_loader is None else {"train_loader": self._train_loader.state_dict()}
+        loader = {} if self._train_loader is None else {"train_loader": self._train_loader.state_dict()}
+        return {"taught_by": self._taught_by, **loader}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Go on from there; a warning says where the teacher is another."""
+        before, now = state_dict.get("taught_by", {}), self._taught_by
+        if changed := [f"data.{name} {now[name]} (was {was})" for name, was in before.items() if now[name] != was]:
+            logger.warning("Resuming with another teacher than the checkpoint's run: %s.", ", ".join(changed))
         self._loader_state = state_dict.get("train_loader")
         if self._train_loader is not None and self._loader_state is not None:
             self._train_loader.load_state_dict(self._loader_state)
