@@ -6,7 +6,7 @@ that a document's weights are the ones that it is scored by.
 
 import json
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
@@ -33,9 +33,10 @@ from splade_lit.engines.cluster_bodies import (
 )
 from splade_lit.engines.connection import Connection
 from splade_lit.engines.features import FeatureNames
+from splade_lit.engines.folder_index import FolderIndex
 from splade_lit.engines.index import Hit, IndexStats, Parts, Server
-from splade_lit.engines.index_folder import Header, build_whole, check_folder
-from splade_lit.engines.limits import EngineLimits, LimitGuard, check_queries
+from splade_lit.engines.index_folder import Header, check_folder
+from splade_lit.engines.limits import LimitGuard, check_queries
 from splade_lit.engines.segments import best_hits
 from splade_lit.engines.ties import dot, settled
 
@@ -46,7 +47,7 @@ _CEILINGS = "ceilings.json"
 _DEFAULT_SEARCH_CEILING = 16.0
 
 
-class ClusterIndex:
+class ClusterIndex(FolderIndex):
     """See `Index`; hits are those of an exact index over weights of 9 significant bits.
 
     Args:
@@ -56,11 +57,9 @@ class ClusterIndex:
         UserError: there is no such index, it is damaged, or its cluster does not answer.
     """
 
-    engine: ClassVar[str]
     product: ClassVar[Product]
     field: ClassVar[Field]
     least_version: ClassVar[tuple[int, int]] = (0, 0)
-    max_vocab_size: ClassVar[int | None] = None
 
     @classmethod
     def connect(cls, server: Server) -> Connection:
@@ -68,9 +67,7 @@ class ClusterIndex:
         raise NotImplementedError
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-        self._header = Header.read(self.folder, self.engine)
-        self.vocab_size = self._header.vocab_size
+        super().__init__(folder)
         if self._header.server is None:
             raise UserError(f"{self.folder} holds a damaged index (it names no server); build it again.")
         self._names = FeatureNames.of_dims(self.vocab_size)
@@ -84,51 +81,21 @@ class ClusterIndex:
             raise UserError(f"{self._connection.url} has no index {self._connection.name}; build it again.")
 
     @classmethod
-    def build(
+    def _write(
         cls,
-        folder: str | Path,
+        place: Path,
+        server: Server | None,
         parts: Parts,
-        vocab_size: int,
-        copy_query: Callable[[Path], None] | None = None,
-        *,
-        model: str | None = None,
-        server: Server | None = None,
-    ) -> "ClusterIndex":
-        """See `Index.build`; documents become an index of the cluster."""
-        guard = cls._guard(vocab_size)
-        cls.check(Path(folder), server)
+        guard: LimitGuard,
+        copy_query: Callable[[Path], None] | None,
+    ) -> None:
+        assert server is not None
         ceilings = cls._measured_ceilings(parts, copy_query)
-
-        def write(place: Path, there: Server | None) -> None:
-            assert there is not None
-            connection = cls.connect(there)
-            try:
-                if ceilings:
-                    content = {"ingest": ceilings.ingest, "search": ceilings.search}
-                    (place / _CEILINGS).write_text(json.dumps(content))
-                connection.create(cls._body(connection, ceilings))
-                _upload(connection, parts, guard)
-            finally:
-                connection.close()
-
-        build_whole(
-            Path(folder),
-            cls.engine,
-            vocab_size,
-            write,
-            cls._drop,
-            copy_query,
-            model,
-            server,
-            check_free=cls._check_free,
-        )
-        guard.report()
-        return cls(folder)
-
-    @classmethod
-    def _guard(cls, vocab_size: int) -> LimitGuard:
-        limits = EngineLimits(cls.engine, max_vocab_size=cls.max_vocab_size, mantissa_bits=MANTISSA_BITS)
-        return LimitGuard(limits, vocab_size)
+        if ceilings:
+            (place / _CEILINGS).write_text(json.dumps({"ingest": ceilings.ingest, "search": ceilings.search}))
+        with closing(cls.connect(server)) as connection:
+            connection.create(cls._body(connection, ceilings))
+            _upload(connection, parts, guard)
 
     @classmethod
     def _check_version(cls, connection: Connection) -> None:
@@ -146,19 +113,13 @@ class ClusterIndex:
 
     @classmethod
     def _check_free(cls, server: Server) -> None:
-        connection = cls.connect(server)
-        try:
+        with closing(cls.connect(server)) as connection:
             connection.check_free()
-        finally:
-            connection.close()
 
     @classmethod
     def _drop(cls, server: Server) -> None:
-        connection = cls.connect(server)
-        try:
+        with closing(cls.connect(server)) as connection:
             connection.drop()
-        finally:
-            connection.close()
 
     @classmethod
     def check(cls, folder: Path, server: Server | None) -> None:
@@ -166,25 +127,12 @@ class ClusterIndex:
         if server is None:
             raise UserError(f"{cls.engine} is a server; give its address with --url.")
         check_folder(folder, cls.engine, server)
-        connection = cls.connect(server)
-        try:
+        with closing(cls.connect(server)) as connection:
             cls._check_version(connection)
-        finally:
-            connection.close()
-
-    @property
-    def query_folder(self) -> Path | None:
-        """The folder with the query side of the model that the index was made with."""
-        return self.folder / self._header.query if self._header.query else None
-
-    @property
-    def model(self) -> str | None:
-        """Fingerprint of the model that made the vectors."""
-        return self._header.model
 
     def add(self, ids: Sequence[str], vectors: csr_array, texts: Sequence[str] | None = None) -> None:
         """Add documents, float32 `[documents, vocab]`; those whose ids are there already take their places."""
-        guard = self._guard(self.vocab_size)
+        guard = LimitGuard(self.limits, self.vocab_size)
         with self._change():
             _send(self._connection, "index", ids, guard.fit(ids, vectors), texts)
         guard.report()

@@ -7,10 +7,11 @@ ELASTICSEARCH_CA_CERTS, a file of certificates, for a server whose own one is no
 import os
 from typing import Any, ClassVar
 
-from splade_lit.engines.cluster import ClusterIndex
+from splade_lit.engines.cluster import MANTISSA_BITS, ClusterIndex
 from splade_lit.engines.cluster_bodies import Ceilings, Field, index_body
 from splade_lit.engines.connection import Connection
 from splade_lit.engines.index import Server
+from splade_lit.engines.limits import EngineLimits
 from splade_lit.engines.names import require
 
 _SECONDS = 60
@@ -45,6 +46,7 @@ class ElasticsearchIndex(ClusterIndex):
     """See `ClusterIndex`: `sparse_vector`, with the pruning of tokens switched off in each query."""
 
     engine, product = "elasticsearch", "elasticsearch"
+    limits = EngineLimits(engine, mantissa_bits=MANTISSA_BITS)
     field: ClassVar[Field] = "sparse_vector"
     least_version = (8, 15)
 
@@ -65,4 +67,5 @@ class ElasticsearchFeaturesIndex(ElasticsearchIndex):
     """See `ClusterIndex`: `rank_features`, which older versions have, too."""
 
     engine, field = "elasticsearch-rank-features", "rank_features"
+    limits = EngineLimits(engine, mantissa_bits=MANTISSA_BITS)
     least_version = (7, 0)

@@ -7,10 +7,11 @@ certificates, for a server whose own one is not known otherwise.
 import os
 from typing import Any
 
-from splade_lit.engines.cluster import ClusterIndex, SeismicSearch
+from splade_lit.engines.cluster import MANTISSA_BITS, ClusterIndex, SeismicSearch
 from splade_lit.engines.cluster_bodies import MAX_SEISMIC_VOCAB_SIZE
 from splade_lit.engines.connection import Connection
 from splade_lit.engines.index import Server
+from splade_lit.engines.limits import EngineLimits
 from splade_lit.engines.names import require
 
 _SECONDS = 60
@@ -43,6 +44,7 @@ class OpenSearchIndex(ClusterIndex):
     """See `ClusterIndex`: `rank_features`, and a query that no plugin is needed for and no setting prunes."""
 
     engine, product, field = "opensearch", "opensearch", "rank_features"
+    limits = EngineLimits(engine, mantissa_bits=MANTISSA_BITS)
 
     @classmethod
     def connect(cls, server: Server) -> Connection:
@@ -54,8 +56,8 @@ class OpenSearchSeismicIndex(SeismicSearch):
     """See `SeismicSearch`; features are dims, which OpenSearch tells apart up to 65,536."""
 
     engine, product, field = "opensearch-seismic", "opensearch", "sparse_vector"
+    limits = EngineLimits(engine, max_vocab_size=MAX_SEISMIC_VOCAB_SIZE, mantissa_bits=MANTISSA_BITS)
     least_version = (3, 3)
-    max_vocab_size = MAX_SEISMIC_VOCAB_SIZE
 
     @classmethod
     def connect(cls, server: Server) -> Connection:

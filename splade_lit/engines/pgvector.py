@@ -11,7 +11,7 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,19 +23,18 @@ from scipy.sparse import csr_array
 from splade_lit.core.errors import UserError, first_line
 from splade_lit.core.progress import WorkProgress
 from splade_lit.core.text import warn_once
+from splade_lit.engines.folder_index import FolderIndex
 from splade_lit.engines.index import Hit, IndexStats, NameTakenError, Parts, Server
-from splade_lit.engines.index_folder import Header, build_whole, check_folder
+from splade_lit.engines.index_folder import check_folder
 from splade_lit.engines.limits import EngineLimits, LimitGuard, check_queries
 from splade_lit.engines.names import require
 from splade_lit.engines.ties import dot, settled
 
-ENGINE = "pgvector"
-LIMITS = EngineLimits(ENGINE, max_vocab_size=1_000_000_000, max_active_dims=16_000)
 _LOCAL_TABLE = "documents"
 _SECONDS = 20
 
 
-class PgvectorIndex:
+class PgvectorIndex(FolderIndex):
     """See `Index`; hits, their order and their scores are those of `ExactIndex`.
 
     Args:
@@ -45,62 +44,50 @@ class PgvectorIndex:
         UserError: there is no such index, or its server does not answer.
     """
 
+    engine = "pgvector"
+    limits = EngineLimits(engine, max_vocab_size=1_000_000_000, max_active_dims=16_000)
+
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-        self._header = Header.read(self.folder, ENGINE)
-        self.vocab_size = self._header.vocab_size
+        super().__init__(folder)
         self._table = _Table.of(self.folder / self._header.name, self._header.server, self.vocab_size)
         if not self._table.exists():
             raise UserError(f"{self._table.place} has no table {self._table.name}; build the index again.")
 
     @classmethod
-    def build(
+    def _write(
         cls,
-        folder: str | Path,
+        place: Path,
+        server: Server | None,
         parts: Parts,
-        vocab_size: int,
-        copy_query: Callable[[Path], None] | None = None,
-        *,
-        model: str | None = None,
-        server: Server | None = None,
-    ) -> "PgvectorIndex":
-        """See `Index.build`; with a server, documents become a table there, in one transaction."""
-        guard = LimitGuard(LIMITS, vocab_size)
-        cls.check(Path(folder), server)
+        guard: LimitGuard,
+        copy_query: Callable[[Path], None] | None,
+    ) -> None:
+        """On a server, documents become a table in one transaction."""
+        with closing(_Table.of(place, server, guard.vocab_size)) as table:
+            table.create(parts, guard)
 
-        def write(place: Path, there: Server | None) -> None:
-            table = _Table.of(place, there, vocab_size)
-            try:
-                table.create(parts, guard)
-            finally:
-                table.close()
+    @classmethod
+    def _check_free(cls, server: Server) -> None:
+        with closing(_Table.of(Path(), server, 1)) as table:
+            table.check_free()
 
-        build_whole(Path(folder), ENGINE, vocab_size, write, _drop, copy_query, model, server, check_free=_check_free)
-        guard.report()
-        return cls(folder)
+    @classmethod
+    def _drop(cls, server: Server) -> None:
+        with closing(_Table.of(Path(), server, 1)) as table:
+            table.drop()
 
     @classmethod
     def check(cls, folder: Path, server: Server | None) -> None:
         """See `Index.check`."""
-        check_folder(folder, ENGINE, server)
+        check_folder(folder, cls.engine, server)
         if server is None:
             _check_local()
         else:
             _Table.of(folder, server, 1).close()
 
-    @property
-    def query_folder(self) -> Path | None:
-        """The folder with the query side of the model that the index was made with."""
-        return self.folder / self._header.query if self._header.query else None
-
-    @property
-    def model(self) -> str | None:
-        """Fingerprint of the model that made the vectors."""
-        return self._header.model
-
     def add(self, ids: Sequence[str], vectors: csr_array, texts: Sequence[str] | None = None) -> None:
         """Add documents, float32 `[documents, vocab]`; those whose ids are there already take their places."""
-        guard = LimitGuard(LIMITS, self.vocab_size)
+        guard = LimitGuard(self.limits, self.vocab_size)
         self._table.replace(ids, guard.fit(ids, vectors), texts)
         guard.report()
 
@@ -141,7 +128,7 @@ class PgvectorIndex:
 
     def stats(self) -> IndexStats:
         """What it holds; its bytes are those of the table."""
-        return IndexStats(ENGINE, *self._table.sizes())
+        return IndexStats(self.engine, *self._table.sizes())
 
     def close(self) -> None:
         """Let go of the connection, and of a server in the folder."""
@@ -280,22 +267,6 @@ class _Table:
             ) from error
         except (psycopg.Error, ValueError) as error:
             raise UserError(f"{self.place}: PostgreSQL refuses that ({first_line(error)}).") from error
-
-
-def _check_free(server: Server) -> None:
-    table = _Table.of(Path(), server, 1)
-    try:
-        table.check_free()
-    finally:
-        table.close()
-
-
-def _drop(server: Server) -> None:
-    table = _Table.of(Path(), server, 1)
-    try:
-        table.drop()
-    finally:
-        table.close()
 
 
 def _local_server(folder: Path) -> tuple[str, Callable[[], None]]:

@@ -17,8 +17,9 @@ from splade_lit.core.errors import UserError
 from splade_lit.core.files import hold_folder
 from splade_lit.core.progress import WorkProgress
 from splade_lit.encoder.rows import split_rows
+from splade_lit.engines.folder_index import FolderIndex
 from splade_lit.engines.index import Hit, IndexStats, Parts, Server
-from splade_lit.engines.index_folder import Header, build_whole, check_folder
+from splade_lit.engines.index_folder import FORMAT, Header, check_folder
 from splade_lit.engines.limits import EngineLimits, LimitGuard, check_queries
 from splade_lit.engines.qdrant_points import (
     ClientPoints,
@@ -31,15 +32,13 @@ from splade_lit.engines.qdrant_points import (
 )
 from splade_lit.engines.ties import MORE, dot, settled
 
-ENGINE = "qdrant"
 MEMORY = ":memory:"
 """The address of an index that ends with the process."""
-LIMITS = EngineLimits(ENGINE, max_vocab_size=2**32 - 1)
 _DOCUMENTS_PER_REQUEST, _MOST_BYTES = 256, 8_000_000
 _QUERIES_PER_REQUEST = 32
 
 
-class QdrantIndex:
+class QdrantIndex(FolderIndex):
     """See `Index`; hits and their order are those of `ExactIndex`, scores but for rounding.
 
     Args:
@@ -49,10 +48,11 @@ class QdrantIndex:
         UserError: there is no such index, it is damaged, or its server does not answer.
     """
 
+    engine = "qdrant"
+    limits = EngineLimits(engine, max_vocab_size=2**32 - 1)
+
     def __init__(self, folder: str | Path) -> None:
-        self.folder: Path | None = Path(folder)
-        self._header = Header.read(self.folder, ENGINE)
-        self.vocab_size = self._header.vocab_size
+        super().__init__(folder)
         server = self._header.server
         self._points: Points = (
             ClientPoints.open(open_client(server.url), server)
@@ -61,73 +61,50 @@ class QdrantIndex:
         )
 
     @classmethod
-    def build(
+    def _write(
         cls,
-        folder: str | Path,
+        place: Path,
+        server: Server | None,
         parts: Parts,
-        vocab_size: int,
-        copy_query: Callable[[Path], None] | None = None,
-        *,
-        model: str | None = None,
-        server: Server | None = None,
-    ) -> "QdrantIndex":
-        """See `Index.build`; with a server, documents become a collection there."""
-        guard = LimitGuard(LIMITS, vocab_size)
-        cls.check(Path(folder), server)
+        guard: LimitGuard,
+        copy_query: Callable[[Path], None] | None,
+    ) -> None:
+        points: Points = ClientPoints.create(open_client(server.url), server) if server else EdgePoints.create(place)
+        try:
+            _upload(points, parts, guard)
+        finally:
+            points.close()
 
-        def write(place: Path, there: Server | None) -> None:
-            points: Points = ClientPoints.create(open_client(there.url), there) if there else EdgePoints.create(place)
-            try:
-                _upload(points, parts, guard)
-            finally:
-                points.close()
+    @classmethod
+    def _check_free(cls, server: Server) -> None:
+        check_collection_free(server)
 
-        build_whole(
-            Path(folder),
-            ENGINE,
-            vocab_size,
-            write,
-            drop_collection,
-            copy_query,
-            model,
-            server,
-            check_free=check_collection_free,
-        )
-        guard.report()
-        return cls(folder)
+    @classmethod
+    def _drop(cls, server: Server) -> None:
+        drop_collection(server)
 
     @classmethod
     def in_memory(cls, parts: Parts, vocab_size: int) -> "QdrantIndex":
         """An index that ends with the process, as for a test of what is to run on a server; slow beyond 20,000."""
-        index = cls.__new__(cls)
-        index.folder, index.vocab_size = None, vocab_size
-        index._header = Header(ENGINE, 1, vocab_size, "0000")
-        index._points = ClientPoints.create(open_client(MEMORY), Server(MEMORY, "documents"))
-        _upload(index._points, parts, LimitGuard(LIMITS, vocab_size))
+        index, server = cls.__new__(cls), Server(MEMORY, "documents")
+        index.folder, index.vocab_size = Path(MEMORY), vocab_size
+        index._header = Header(cls.engine, FORMAT, vocab_size, "0000", server=server)
+        index._points = ClientPoints.create(open_client(MEMORY), server)
+        _upload(index._points, parts, LimitGuard(cls.limits, vocab_size))
         return index
 
     @classmethod
     def check(cls, folder: Path, server: Server | None) -> None:
         """See `Index.check`."""
-        check_folder(folder, ENGINE, server)
+        check_folder(folder, cls.engine, server)
         if server is None:
             EdgePoints.check()
         else:
             ClientPoints.check(server)
 
-    @property
-    def query_folder(self) -> Path | None:
-        """The folder with the query side of the model that the index was made with."""
-        return self.folder / self._header.query if self.folder and self._header.query else None
-
-    @property
-    def model(self) -> str | None:
-        """Fingerprint of the model that made the vectors."""
-        return self._header.model
-
     def add(self, ids: Sequence[str], vectors: csr_array, texts: Sequence[str] | None = None) -> None:
         """Add documents, float32 `[documents, vocab]`; those whose ids are there already take their places."""
-        guard = LimitGuard(LIMITS, self.vocab_size)
+        guard = LimitGuard(self.limits, self.vocab_size)
         fitted = guard.fit(ids, vectors)
         self._change(lambda: _upsert(self._points, ids, fitted, texts))
         guard.report()
@@ -138,7 +115,7 @@ class QdrantIndex:
 
     def _change(self, change: Callable[[], int]) -> int:
         """Change documents in files while no other process does; a server sees to that itself."""
-        held = hold_folder(self.folder) if self.folder and self._header.server is None else None
+        held = hold_folder(self.folder) if self._header.server is None else None
         try:
             changed = change()
             self._points.settle()
@@ -190,10 +167,11 @@ class QdrantIndex:
 
     def stats(self) -> IndexStats:
         """What it holds; Qdrant does not count weights, and a server does not tell its bytes."""
-        in_files = self.folder is not None and self._header.server is None
-        files = (self.folder / self._header.name).rglob("*") if self.folder and in_files else ()
-        size = sum(path.stat().st_blocks * 512 for path in files if path.is_file()) if in_files else None
-        return IndexStats(ENGINE, self._points.count(), None, size)
+        size = None
+        if self._header.server is None:
+            files = (self.folder / self._header.name).rglob("*")
+            size = sum(path.stat().st_blocks * 512 for path in files if path.is_file())
+        return IndexStats(self.engine, self._points.count(), None, size)
 
     def close(self) -> None:
         """Let go of files and connections."""

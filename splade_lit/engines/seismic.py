@@ -28,15 +28,14 @@ from scipy.sparse import csr_array
 from splade_lit.core.errors import UserError
 from splade_lit.core.files import replace_text
 from splade_lit.core.progress import WorkProgress
+from splade_lit.engines.folder_index import FolderIndex
 from splade_lit.engines.index import Hit, IndexStats, Parts, Server
-from splade_lit.engines.index_folder import Header, build_whole, check_folder
+from splade_lit.engines.index_folder import check_folder
 from splade_lit.engines.limits import EngineLimits, LimitGuard, check_queries
 from splade_lit.engines.names import require
 from splade_lit.engines.segments import Segment, best_hits, write_segment
 from splade_lit.engines.ties import MORE
 
-ENGINE = "seismic"
-LIMITS = EngineLimits(ENGINE, max_vocab_size=2**32 - 1, max_weight=65504.0)
 QUERY_CUT = 32
 """Terms of a query that are searched with, the heaviest; queries of a look-up table have about eight."""
 HEAP_FACTOR = 0.7
@@ -46,7 +45,7 @@ _NO_CHANGE = "Seismic cannot change an index; build it again with the documents 
 _FILE, _WHOLE = "index.index.seismic", "whole.json"
 
 
-class SeismicIndex:
+class SeismicIndex(FolderIndex):
     """See `Index`; it cannot be changed, and some of the best documents may be missing among its hits.
 
     Args:
@@ -58,11 +57,12 @@ class SeismicIndex:
         UserError: there is no such index, or it is damaged.
     """
 
+    engine = "seismic"
+    limits = EngineLimits(engine, max_vocab_size=2**32 - 1, max_weight=65504.0)
+
     def __init__(self, folder: str | Path, query_cut: int = QUERY_CUT, heap_factor: float = HEAP_FACTOR) -> None:
-        self.folder = Path(folder)
+        super().__init__(folder)
         self._query_cut, self._heap_factor = query_cut, heap_factor
-        self._header = Header.read(self.folder, ENGINE)
-        self.vocab_size = self._header.vocab_size
         place = self.folder / self._header.name
         index_class = _classes(self.vocab_size)[1]
         try:
@@ -75,39 +75,29 @@ class SeismicIndex:
         self._names = np.arange(self.vocab_size).astype(require("seismic", "seismic").get_seismic_string())
 
     @classmethod
-    def build(
+    def _write(
         cls,
-        folder: str | Path,
+        place: Path,
+        server: Server | None,
         parts: Parts,
-        vocab_size: int,
-        copy_query: Callable[[Path], None] | None = None,
-        *,
-        model: str | None = None,
-        server: Server | None = None,
-    ) -> "SeismicIndex":
-        """See `Index.build`; documents are asked for three times, and all of them are in memory at the end."""
-        cls.check(Path(folder), server)
-        dataset_class, index_class = _classes(vocab_size)
-        guard = LimitGuard(LIMITS, vocab_size)
-
-        def write(place: Path, there: Server | None) -> None:
-            write_segment(place / "documents", parts, vocab_size)
-            dataset, first = dataset_class(dim=vocab_size), 0
-            with WorkProgress("indexing", "documents", None) as progress:
-                for ids, vectors, _ in parts():
-                    rows = guard.fit(ids, vectors).sorted_indices()
-                    names = [str(first + row) for row in range(len(ids))]
-                    dims, starts = rows.indices.astype(np.int64), rows.indptr.astype(np.int64)
-                    dataset.add_documents_by_id(names, dims, rows.data, starts)
-                    first += len(ids)
-                    progress.advance(len(ids))
-            with _silent():  # its progress goes to the standard output
-                index_class.build_from_dataset(dataset).save(str(place / _FILE.removesuffix(".index.seismic")))
-            replace_text(place / _WHOLE, json.dumps(_whole(place / _FILE)))
-
-        build_whole(Path(folder), ENGINE, vocab_size, write, lambda there: None, copy_query, model)
-        guard.report()
-        return cls(folder)
+        guard: LimitGuard,
+        copy_query: Callable[[Path], None] | None,
+    ) -> None:
+        """Documents are asked for twice more, and all of them are in memory at the end."""
+        dataset_class, index_class = _classes(guard.vocab_size)
+        write_segment(place / "documents", parts, guard.vocab_size)
+        dataset, first = dataset_class(dim=guard.vocab_size), 0
+        with WorkProgress("indexing", "documents", None) as progress:
+            for ids, vectors, _ in parts():
+                rows = guard.fit(ids, vectors).sorted_indices()
+                names = [str(first + row) for row in range(len(ids))]
+                dims, starts = rows.indices.astype(np.int64), rows.indptr.astype(np.int64)
+                dataset.add_documents_by_id(names, dims, rows.data, starts)
+                first += len(ids)
+                progress.advance(len(ids))
+        with _silent():  # its progress goes to the standard output
+            index_class.build_from_dataset(dataset).save(str(place / _FILE.removesuffix(".index.seismic")))
+        replace_text(place / _WHOLE, json.dumps(_whole(place / _FILE)))
 
     @classmethod
     def check(cls, folder: Path, server: Server | None) -> None:
@@ -115,17 +105,7 @@ class SeismicIndex:
         if server is not None:
             raise UserError("A Seismic index is in files; leave out --url and --name.")
         require("seismic", "seismic")
-        check_folder(folder, ENGINE)
-
-    @property
-    def query_folder(self) -> Path | None:
-        """The folder with the query side of the model that the index was made with."""
-        return self.folder / self._header.query if self._header.query else None
-
-    @property
-    def model(self) -> str | None:
-        """Fingerprint of the model that made the vectors."""
-        return self._header.model
+        check_folder(folder, cls.engine)
 
     def add(self, ids: Sequence[str], vectors: csr_array, texts: Sequence[str] | None = None) -> None:
         """Raise a UserError: Seismic cannot."""
@@ -176,7 +156,7 @@ class SeismicIndex:
     def stats(self) -> IndexStats:
         """What it holds."""
         size = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
-        return IndexStats(ENGINE, self._segment.num_documents, len(self._segment.documents), size)
+        return IndexStats(self.engine, self._segment.num_documents, len(self._segment.documents), size)
 
     def close(self) -> None:
         """Let go of its memory."""
