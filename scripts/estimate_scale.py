@@ -1,11 +1,12 @@
-"""What a corpus of any size costs to encode, store and serve, from what a sample of it costs on this machine.
+"""What a corpus of any size costs to train on, encode, store and serve, from what a sample of it costs on this machine.
 
     python scripts/estimate_scale.py --model runs/my_run/model --task ../shared/data/beir/nfcorpus \
-        --documents 8.8e6 1e9 1e11 --price-per-hour 1.50 --watts 300 --memory-gib 64
+        --documents 8.8e6 1e9 1e11 --price-per-hour 1.50 --watts 300 --memory-gib 64 --pairs 5e5 --pairs-per-second 28
 
 Measured on a sample of the task's corpus: seconds a document is encoded in (after a warm-up), bytes of its vector in
 the shards that `encode` writes and in the memory of an exact index, dims that a query and a document share, and seconds
-a posting costs in exact search. All else is arithmetic, which docs/scale.md explains. The sample has to be like the
+a posting costs in exact search. Pairs a second are those of a run of `fit`: the steps a second that it shows times its
+batch_size. All else is arithmetic, which docs/scale.md explains. The sample has to be like the
 corpus: twice as many tokens a document take twice the time.
 """
 
@@ -14,20 +15,24 @@ import math
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.table import Table
+from scipy import sparse
 
 from splade_lit.core.errors import UserError
 
 _WARM = 64  # documents before the clock starts
 _IN_PROCESS = 5e6  # documents that one process searches exactly while somebody waits
 _ONE_MACHINE = 1e8  # documents that an approximate index of one machine has been shown to carry
-_PARTS = 0.5, 1.0  # of the sample, whose searches tell what a posting costs
+_SEARCHED = 50_000, 100_000  # documents, copies of the sample, whose searches tell what a posting costs
+_SEARCH_SECONDS = 1  # for the repeats of each search; the fastest counts, as only other programs make one slower
 
 
 @dataclass(frozen=True)
@@ -72,15 +77,26 @@ class Machines:
     memory_gib: float
 
 
+class Work(NamedTuple):
+    """Machine-hours of some work, their energy, and their price in the currency of the price that was given."""
+
+    hours: float
+    kwh: float
+    price: float
+
+    @classmethod
+    def of(cls, hours: float, machines: Machines) -> "Work":
+        """The work of so many machine-hours."""
+        return cls(hours, hours * machines.watts / 1000, hours * machines.price_per_hour)
+
+
 @dataclass(frozen=True)
 class Estimate:
     """What a corpus of `documents` costs.
 
     Attributes:
-        encode_hours: machine-hours of encoding.
+        encoding: the work of encoding.
         encode_machines: machines that are done in time.
-        kwh: energy of encoding.
-        price: of encoding, in the currency of the price that was given.
         shards_gb: size of the vectors on disk, in 10^9 bytes.
         index_gib: memory of an exact index of all, in 2^30 bytes.
         serve_machines: machines whose memory holds it.
@@ -89,15 +105,18 @@ class Estimate:
     """
 
     documents: float
-    encode_hours: float
+    encoding: Work
     encode_machines: int
-    kwh: float
-    price: float
     shards_gb: float
     index_gib: float
     serve_machines: int
     query_ms: float
     engine: str
+
+
+def training(pairs: float, pairs_per_second: float, machines: Machines) -> Work:
+    """The costs of training on so many pairs, each as often as there are passes, on one machine."""
+    return Work.of(pairs / pairs_per_second / 3600, machines)
 
 
 def estimate(measured: Measured, machines: Machines, documents: float) -> Estimate:
@@ -108,10 +127,8 @@ def estimate(measured: Measured, machines: Machines, documents: float) -> Estima
     postings = documents / serving * measured.flops
     return Estimate(
         documents=documents,
-        encode_hours=hours,
+        encoding=Work.of(hours, machines),
         encode_machines=math.ceil(hours / machines.hours),
-        kwh=hours * machines.watts / 1000,
-        price=hours * machines.price_per_hour,
         shards_gb=documents * measured.shard_bytes / 1e9,
         index_gib=index_gib,
         serve_machines=serving,
@@ -158,33 +175,46 @@ def measure(model: str, task: str, sample: int, device: str | None) -> Measured:
         _, vectors, _ = read_corpus_vectors(folder)
     queries = encoder.encode_query(list(loaded.queries.values()), convert_to_csr=True)
     times, postings = [], []
-    for part in _PARTS:
-        rows = vectors[: max(1, int(part * vectors.shape[0]))]
-        index = SearchIndex(rows)
-        index.search(queries, k=10, num_threads=1)
-        began = time.perf_counter()
-        index.search(queries, k=10, num_threads=1)
-        times.append((time.perf_counter() - began) / queries.shape[0])
-        shared = expected_flops(SparsityStatistics.of(queries), SparsityStatistics.of(rows))
-        postings.append(shared * rows.shape[0])
-    more = postings[1] - postings[0]
-    if more <= 0:
+    shared = expected_flops(SparsityStatistics.of(queries), SparsityStatistics.of(vectors))
+    if shared == 0:
         raise UserError(f"{task}: its queries share no dims with the sample; take a larger --sample or another task.")
-    slope = max((times[1] - times[0]) / more, 0.0)
+    for searched in _SEARCHED:
+        copies = math.ceil(searched / vectors.shape[0])
+        index = SearchIndex(sparse.vstack([vectors] * copies, format="csr"))
+        times.append(_fastest(partial(index.search, queries, k=10, num_threads=1)))
+        postings.append(shared * vectors.shape[0] * copies * queries.shape[0])
+    slope = (times[1] - times[0]) / (postings[1] - postings[0])
+    if slope <= 0:
+        raise UserError(
+            f"Searches of {_SEARCHED[1]:,} documents took no longer than of {_SEARCHED[0]:,}: other programs use the "
+            "cores. Measure again when they do not."
+        )
     return Measured(
         tokens=sum(tokens) / len(tokens),
         encode_seconds=seconds / len(documents),
         shard_bytes=size / len(documents),
-        index_bytes=(index.nbytes - 8 * vectors.shape[1]) / len(documents),  # without what does not grow with them
-        flops=postings[1] / vectors.shape[0],
-        query_seconds=max(times[1] - slope * postings[1], 0.0),
+        index_bytes=(index.nbytes - 8 * vectors.shape[1]) / (copies * len(documents)),  # what grows with them
+        flops=shared,
+        query_seconds=max(times[1] - slope * postings[1], 0.0) / queries.shape[0],
         posting_seconds=slope,
     )
+
+
+def _fastest(work: Callable[[], object]) -> float:
+    """Seconds that some work takes when nothing disturbs it, out of three times at least."""
+    taken: list[float] = []
+    while len(taken) < 3 or sum(taken) < _SEARCH_SECONDS:
+        began = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - began)
+    return min(taken)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, and print both tables."""
     options = _parser().parse_args(arguments)
+    if bool(options.pairs) != bool(options.pairs_per_second):
+        raise UserError("--pairs and --pairs-per-second belong together: what is trained on, and how fast that goes.")
     measured = measure(options.model, options.task, options.sample, options.device)
     machines = Machines(options.processes, options.hours, options.watts, options.price_per_hour, options.memory_gib)
     facts = Table("measured on a sample", "")
@@ -210,10 +240,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         one = estimate(measured, machines, documents)
         table.add_row(
             f"{documents:,.0f}",
-            f"{one.encode_hours:,.1f}",
+            f"{one.encoding.hours:,.1f}",
             f"{one.encode_machines:,}",
-            f"{one.kwh:,.1f}",
-            f"{one.price:,.0f}",
+            f"{one.encoding.kwh:,.1f}",
+            f"{one.encoding.price:,.0f}",
             f"{one.shards_gb:,.1f}",
             f"{one.index_gib:,.1f}",
             f"{one.serve_machines:,}",
@@ -223,6 +253,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     console = Console(width=160)
     console.print(facts)
     console.print(table)
+    if options.pairs:
+        work = training(options.pairs, options.pairs_per_second, machines)
+        console.print(
+            f"training on {options.pairs:,.0f} pairs: {work.hours:,.1f} hours of one machine, {work.kwh:,.1f} kWh, "
+            f"price {work.price:,.0f}"
+        )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -232,6 +268,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--task", required=True, help="retrieval task whose corpus is like yours, as of python -m splade_lit.evaluate")
     add("--documents", type=float, nargs="+", default=[8.8e6, 1e9, 1e11], help="sizes of corpora (%(default)s)")
     add("--sample", type=int, default=2_000, help="documents to measure with (%(default)s)")
+    add("--pairs", type=float, help="pairs to train on: those of the data times passes over them")
+    add(
+        "--pairs-per-second",
+        type=float,
+        help="that a run of fit trains on, on one machine: steps a second x batch_size",
+    )
     add("--processes", type=int, default=1, help="encoding at a time on one machine (%(default)s)")
     add("--hours", type=float, default=24.0, help="in which the corpus is to be encoded (%(default)s)")
     add("--watts", type=float, required=True, help="of a machine at work")

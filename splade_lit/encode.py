@@ -10,6 +10,7 @@ cluster with `--engine ray`; the shards are the same.
     python -m splade_lit.encode --model MODEL --corpus 'docs-*.jsonl.gz' --output s3://bucket/vectors --workers 4
 """
 
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
     from splade_lit.encoder.pruning import Pruning
     from splade_lit.engines.shards import MakeShards
+
+logger = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -48,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     device = "" if on_ray else str(pick_device(settings.device))
     corpus = open_corpora(settings.corpus, settings.text_column, settings.stream)
     several = on_ray or settings.workers
+    _tell_of_idle_workers(settings.workers, corpus.num_rows, settings.shard_documents)
     encoder = AsymmetricSparseEncoder.load(
         settings.model, revision=settings.revision, device="cpu" if several else device
     )
@@ -67,6 +71,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print("Stopped; the same command goes on after the last whole shard.", file=sys.stderr)
         raise
     print(f"vectors: {settings.output}  documents {header.num_documents:,}")
+
+
+def _tell_of_idle_workers(workers: int | None, documents: int | None, shard_documents: int) -> None:
+    """Warn where a corpus, whose length is known, has fewer shards than there are workers, which take one at a time."""
+    if workers and documents and workers > (shards := -(-documents // shard_documents)):
+        logger.warning(
+            "%s: --workers %d, of which %d have nothing to do; for a shard each give --shard-documents %d.",
+            f"{documents:,} documents are {shards} shard{'s' * (shards > 1)}",
+            workers,
+            workers - shards,
+            -(-documents // workers),
+        )
 
 
 def _workers(settings: "argparse.Namespace", pruning: "Pruning", device: str) -> "MakeShards":

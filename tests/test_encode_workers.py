@@ -278,3 +278,15 @@ def test_a_place_that_is_not_an_object_store_gets_whole_files(tmp_path):
     assert (store.names(), store.open("a.txt").read()) == (["a.txt"], b"two")
     store.remove("a.txt")
     assert store.names() == []
+
+
+def test_more_workers_than_shards_are_told(caplog):
+    encode._tell_of_idle_workers(4, 10_000, 10_000)
+    assert caplog.messages == [
+        "10,000 documents are 1 shard: --workers 4, of which 3 have nothing to do; for a shard each give "
+        "--shard-documents 2500."
+    ]
+    caplog.clear()
+    for number, documents in ((4, 30_001), (None, 10_000), (4, None)):
+        encode._tell_of_idle_workers(number, documents, 10_000)
+    assert not caplog.messages

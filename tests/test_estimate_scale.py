@@ -1,6 +1,7 @@
 """What a corpus costs is estimated from a sample: the arithmetic by hand, and the script on a real model."""
 
 import importlib
+import re
 import subprocess
 import sys
 
@@ -21,15 +22,17 @@ def test_the_arithmetic(script):
     measured = script.Measured(100, 0.01, 600, 1024, 2.0, 1e-4, 1e-9)
     machines = script.Machines(processes=4, hours=24, watts=250, price_per_hour=2, memory_gib=64)
     one = script.estimate(measured, machines, 1e9)
-    assert one.encode_hours == pytest.approx(1e9 * 0.01 / 4 / 3600)  # 694 hours
+    assert one.encoding.hours == pytest.approx(1e9 * 0.01 / 4 / 3600)  # 694 hours
     assert one.encode_machines == 29
-    assert one.kwh == pytest.approx(694.4 * 0.25, rel=1e-3)
-    assert one.price == pytest.approx(1388.9, rel=1e-3)
+    assert one.encoding.kwh == pytest.approx(694.4 * 0.25, rel=1e-3)
+    assert one.encoding.price == pytest.approx(1388.9, rel=1e-3)
     assert one.shards_gb == pytest.approx(600)
     assert one.index_gib == pytest.approx(1e9 / 2**20, rel=1e-6)  # 954
     assert one.serve_machines == 15
     assert one.query_ms == pytest.approx(1000 * (1e-4 + 1e9 / 15 * 2 * 1e-9))
     assert one.engine.startswith("a cluster")
+    work = script.training(3.6e6, 500, machines)  # 2 hours
+    assert work == pytest.approx((2.0, 0.5, 4.0))
 
 
 def test_the_script_measures_a_model(encoder, world, tmp_path):
@@ -42,10 +45,18 @@ def test_the_script_measures_a_model(encoder, world, tmp_path):
     (task / "queries.jsonl").write_text('{"_id": "q", "text": "song king"}\n')
     (task / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq\t3\t1\n")
     words = ["--model", tmp_path / "model", "--task", task, "--documents", 300, 1e9, "--watts", 100]
-    words += ["--price-per-hour", 1, "--sample", 200]
+    words += ["--price-per-hour", 1, "--sample", 200, "--pairs", 7200, "--pairs-per-second", 2]
     done = subprocess.run(
         [sys.executable, SCRIPT, *map(str, words)], capture_output=True, text=True, env=environment(COLUMNS="200")
     )
     assert done.returncode == 0, done.stderr
-    for word in ("documents a second, one process", "1,000,000,000", "exact, in process", "a cluster"):
+    for word in (
+        "documents a second, one process",
+        "1,000,000,000",
+        "exact, in process",
+        "a cluster",
+        "7,200 pairs: 1.0 hours",
+    ):
         assert word in done.stdout
+    (nanoseconds,) = re.findall(r"nanoseconds a posting in exact search\W+([\d.]+)", done.stdout)
+    assert 0 < float(nanoseconds) < 1000
