@@ -6,8 +6,9 @@ r"""`python -m splade_lit.mine`: hard negatives for pairs, documents that look l
     python -m splade_lit.fit --config experiments/my_experiment.yaml --data.source mined \
         --data.query_column query --data.document_column answer --data.negative_columns '[negative_1, negative_2]'
 
-The miner ranks all documents for each query. Those that answer it anywhere in the data are left out, and so are copies;
-negatives come from a range of the ranks of the others, and have to stay below the answer's score where a margin is set.
+The miner ranks all documents for each query. Those that answer it anywhere in the data are left out, and so are copies
+of them, with or without a title; negatives come from a range of the ranks of the others, and have to stay below the
+answer's score where a margin is set.
 """
 
 from collections.abc import Sequence
@@ -18,6 +19,8 @@ from splade_lit.command_line.arguments import CommandParser, positive_int
 from splade_lit.command_line.exit_codes import run_command
 from splade_lit.core.errors import UserError
 from splade_lit.core.files import check_writable
+
+_FEW = 0.9  # of the answers in a corpus
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -45,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from splade_lit.core.files import check_not_read
     from splade_lit.data.collection_pairs import open_pairs
     from splade_lit.data.corpus import open_corpus
-    from splade_lit.data.pairs import load_pairs
+    from splade_lit.data.pairs import load_answers, load_pairs
     from splade_lit.mining.candidates import find_candidates
     from splade_lit.mining.mine import BLOCK, Counts, mine
     from splade_lit.mining.models import check_source, open_miner, open_scorer
@@ -62,24 +65,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
     check_source(options.miner, "--miner", searches=True)
     if options.teacher:
         check_source(options.teacher, "--teacher", searches=False)
-    pairs = load_pairs(
-        options.pairs,
-        options.query_column,
-        options.document_column,
-        positive_columns=options.positive_columns,
-        config=options.pairs_config,
-        split=options.pairs_split,
-        max_pairs=options.max_pairs,
-        min_grade=options.min_grade,
-    )
+    chosen = {
+        "source": options.pairs,
+        "query_column": options.query_column,
+        "document_column": options.document_column,
+        "positive_columns": options.positive_columns,
+        "config": options.pairs_config,
+        "split": options.pairs_split,
+        "max_pairs": options.max_pairs,
+        "min_grade": options.min_grade,
+    }
+    pairs = load_pairs(**chosen)
+    # What is not mined for answers a query all the same.
+    answers = load_answers(**chosen) if options.max_pairs or options.min_grade > 1 else None
     corpus = open_corpus(options.corpus, options.text_column) if options.corpus else None
-    candidates = find_candidates(pairs, corpus)
+    candidates = find_candidates(pairs, corpus, answers)
     if len(candidates.texts) <= first:
         number = len(candidates.texts)
         raise UserError(f"There are {number} documents, but ranks begin after {first}; give other --ranks or a corpus.")
     several = int((candidates.answers_per_query > 1).sum())
     print(f"documents   {len(candidates.texts):,} different ones", flush=True)
     print(f"queries     {candidates.num_queries:,} different ones, {several:,} with several answers", flush=True)
+    if corpus is not None:
+        print("\n".join(_in_corpus(candidates.num_in_corpus, candidates.num_answers)), flush=True)
     miner = open_miner(options.miner, candidates.texts, device, options.max_tokens)
     teacher = None
     if options.teacher:
@@ -103,6 +111,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     positives = ", ".join(f"positive_{number}" for number in range(2, pairs.num_positives + 1))
     more = f" --data.positive_columns '[{positives}]'" if positives else ""
     print(f"--data.document_column answer{more} --data.negative_columns '[{columns}]'")
+
+
+def _in_corpus(found: int, sought: int) -> list[str]:
+    """How many answers a corpus has, and what it means if they are few."""
+    lines = [f"answers     {found:,} of {sought:,} are in the corpus"]
+    if found < _FEW * sought:
+        lines += [
+            "warning     the corpus has few of the answers with the same text; it may have them in another form, which",
+            "            are no answers then but candidates: check that both files cut documents alike",
+        ]
+    return lines
 
 
 def _settings(options: Any) -> dict[str, Any]:
@@ -139,8 +158,17 @@ def _parser() -> CommandParser:
     add("--positive-columns", nargs="+", default=[], help="its columns of further answers, if any")
     add("--pairs-config", help="which configuration of the data set, if there are several")
     add("--pairs-split", default="train", help="which split of the data set (%(default)s)")
-    add("--min-grade", type=int, default=1, help="lowest grade of an answer in a test collection (%(default)s)")
-    add("--max-pairs", type=positive_int, help="use the first pairs only")
+    add(
+        "--min-grade",
+        type=int,
+        default=1,
+        help="lowest grade of an answer in a test collection; documents of any above 0 are no negatives (%(default)s)",
+    )
+    add(
+        "--max-pairs",
+        type=positive_int,
+        help="mine for the first pairs only; what answers their queries in others is no negative either",
+    )
     parser.add_shared("--corpus", help="more documents that negatives are looked for in (default: those of the pairs)")
     parser.add_shared("--text-column")
     add("--output", type=Path, required=True, help="folder for the data set, or a file that ends in .parquet")

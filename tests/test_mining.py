@@ -23,7 +23,7 @@ from splade_lit.data.corpus import open_corpus
 from splade_lit.data.pairs import load_pairs
 from splade_lit.data.text_keys import document_key, query_key
 from splade_lit.mining import mine as mining
-from splade_lit.mining.candidates import Candidates, find_candidates
+from splade_lit.mining.candidates import Candidates, DocumentsOf, find_candidates
 from splade_lit.mining.miners import DenseMiner, SparseMiner
 from splade_lit.mining.selection import Rules
 
@@ -195,7 +195,8 @@ def test_a_teacher_judges_what_the_miner_finds():
 
     everything = np.arange(30)
     texts = [f"document {n}" for n in range(30)]
-    candidates = Candidates(texts, everything[:, None], 30, everything, np.full(30, -1), np.arange(31), everything)
+    answers = DocumentsOf(np.arange(31), everything)
+    candidates = Candidates(texts, everything[:, None], 30, 30, 0, everything, answers, answers)
     rules = Rules(4, 2, 15, "top", absolute_margin=0.05)
     blocks = list(mining.mine(candidates, iter([list(numbers)]), scorer("miner"), rules, scorer("teacher")))
     (block,) = blocks
@@ -354,5 +355,7 @@ def test_documents_of_pairs_and_corpus_once_each(source, tmp_path):
     for row, answers in zip(rows, candidates.answers, strict=True):
         texts = [keys[answer] if answer >= 0 else None for answer in answers]
         assert texts == [document_key(row["answer"]), row["also"]]
-    places, own = candidates.own(np.array([0, 1, 2]))
-    assert [(place, keys[document]) for place, document in zip(places, own, strict=True)] == [(1, rows[1]["query"])]
+    places, barred = candidates.barred(np.array([1]))
+    assert places.tolist() == [0, 0]
+    assert {keys[document] for document in barred} == {rows[1]["query"], document_key(rows[1]["answer"])}
+    assert (candidates.num_answers, candidates.num_in_corpus) == (len(different(rows, [])), 1)

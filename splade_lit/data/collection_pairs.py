@@ -110,6 +110,14 @@ def check_pairs(source: str, config: str | None = None, split: str = "train") ->
         check_split(path, given or split)
 
 
+def has_judgements(source: str, split: str = "train") -> bool:
+    """Whether a source of pairs is a test collection with judgements of the split."""
+    if is_irds(source):
+        return open_irds(source).qrels is not None
+    path, given = split_source(source)
+    return path.is_dir() and is_collection(path) and (given or split) in splits_of(path)
+
+
 def _kind(collection: Collection, config: str | None) -> str:
     """Which pairs of a collection a configuration names: judgements, if there are some and none is given."""
     triples = DOCPAIRS if is_irds(collection.source) else TRIPLES

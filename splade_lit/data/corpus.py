@@ -28,11 +28,13 @@ class Corpus:
     """Documents that are read as they are asked for, from the start at each call; no two have one id.
 
     `rows` gives id and text of each, `num_rows` counts those without text too; None if that is known at the end only.
+    `untitled` gives the texts of the same rows without the titles that `rows` puts before them; None if there are none.
     """
 
     num_rows: int | None
     rows: Callable[[], Iterator[tuple[str, str]]]
     source: str
+    untitled: Callable[[], Iterator[str]] | None = None
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         """`(id, text)` of each document with text."""
@@ -76,7 +78,9 @@ def open_corpus(
             mend.report(source)
             return Corpus(len(first), lambda: iter(first), source)
     dataset = opened.read(columns, id_column=with_ids)
-    return Corpus(len(dataset), lambda: _documents(_stored_rows(dataset), with_ids), source)
+    titled = "title" in columns and text_column != "title"
+    untitled = (lambda: ((values[-1] or "").strip() for values in _stored_rows(dataset))) if titled else None
+    return Corpus(len(dataset), lambda: _documents(_stored_rows(dataset), with_ids), source, untitled)
 
 
 def open_corpora(sources: Sequence[str], text_column: str = "text", stream: bool = False) -> Corpus:

@@ -13,7 +13,7 @@ from splade_lit.core.errors import UserError
 from splade_lit.core.files import Folder
 from splade_lit.core.tables import BATCH_ROWS
 from splade_lit.data.answers import NO_TEXT
-from splade_lit.data.collection_pairs import Choice, open_pairs
+from splade_lit.data.collection_pairs import QRELS, Choice, has_judgements, open_pairs
 from splade_lit.data.docstrings import DOCSTRINGS, document_text, load_docstrings
 
 NATURAL_QUESTIONS = "sentence-transformers/natural-questions"
@@ -113,15 +113,44 @@ def load_pairs(
         choice = Choice(min_grade, max(1, len(negative_columns)), max_pairs)
         opened = open_pairs(source, config, split, revision or DEFAULT_REVISIONS.get(source), cache_dir, choice)
         commit = opened.commit
-        further = [f"positive_{number}" for number, _ in enumerate(positive_columns, start=2)]
-        names = ("query", "document", *further, *(f"negative_{n}" for n, _ in enumerate(negative_columns, start=1)))
-        dataset = opened.read(columns).rename_columns(dict(zip(columns, names, strict=True)))
+        dataset = _renamed(opened.read(columns), len(positive_columns))
         scores = opened.numbers(score_columns, len(columns) - 1) if score_columns else None
     pairs = Pairs(dataset, source, config, commit, scores)
     if max_pairs is not None and max_pairs < len(pairs):
         logger.info("%s: max_pairs leaves out %d of %d rows.", source, len(pairs) - max_pairs, len(pairs))
         pairs = pairs.select(range(max_pairs))
     return _without_empty_texts(pairs)
+
+
+def load_answers(
+    source: str,
+    query_column: str = "query",
+    document_column: str = "answer",
+    positive_columns: Sequence[str] = (),
+    config: str | None = None,
+    split: str = "train",
+    max_pairs: int | None = None,
+    min_grade: int = 1,
+) -> Pairs:
+    """All that the source of some pairs says of answers, whichever rows are trained on; texts may be empty.
+
+    Of a test collection these are its judgements of a grade above 0. The arguments are those of `load_pairs`, whose
+    `max_pairs` counts only where all rows are too many to be looked up: triples by id, or documents that are scored.
+    """
+    judged = has_judgements(source, split)
+    choice = Choice(min(min_grade, 1), limit=max_pairs)
+    opened = open_pairs(source, QRELS if judged else config, split, DEFAULT_REVISIONS.get(source), choice=choice)
+    dataset = opened.read((query_column, document_column, *positive_columns))
+    return Pairs(_renamed(dataset, len(positive_columns)), source, config, opened.commit)
+
+
+def _renamed(dataset: datasets.Dataset, num_further: int) -> datasets.Dataset:
+    """The columns under the names that `Pairs` has for them; so many after the second are further answers."""
+    columns = dataset.column_names
+    negatives = range(1, len(columns) - num_further - 1)
+    further = [f"positive_{number}" for number in range(2, num_further + 2)]
+    names = ["query", "document", *further, *(f"negative_{number}" for number in negatives)]
+    return dataset.rename_columns(dict(zip(columns, names, strict=True)))
 
 
 def split_rows(num_pairs: int, num_eval_pairs: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

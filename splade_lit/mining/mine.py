@@ -56,8 +56,8 @@ def mine(
     """The negatives of all pairs, in their order, a block at a time.
 
     A document that answers the query of a pair anywhere in the data is no negative of it, nor is one that is the query
-    itself. Ranks are those of the miner, among the others. Scores are those of the teacher, or if there is none, of the
-    miner. Negatives of pairs with the same query are drawn for each pair.
+    itself, nor a copy of either. Ranks are those of the miner, among the others. Scores are those of the teacher, or if
+    there is none, of the miner. Negatives of pairs with the same query are drawn for each pair.
 
     Args:
         candidates: the documents.
@@ -93,8 +93,8 @@ def _mine_block(
     size = len(candidates.texts)
 
     owner, known = candidates.known(pairs[first])
-    own = candidates.own(pairs[first])
-    excluded = np.concatenate([owner * size + known, own[0] * size + own[1]])
+    barred_owner, barred = candidates.barred(pairs[first])
+    excluded = barred_owner * size + barred
     room = int(np.bincount(excluded // size, minlength=1).max())
     encoded = miner.encode(queries)
     found = miner.search(encoded, min(rules.last_rank + room, size))

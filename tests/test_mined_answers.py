@@ -1,0 +1,72 @@
+"""Hard negatives: what is known to answer a query in any form, row or grade is none."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from command_runs import call
+
+from splade_lit import mine
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def negatives(source: Path, output: Path, *options: object) -> tuple[dict[str, set[str]], str]:
+    """All that is mined of each query, and what is printed."""
+    given = ["--ranks", "0:50", "--strategy", "top", *options]
+    outcome = call(mine.main, "--pairs", source, "--output", output, *given)
+    assert outcome.code == 0, outcome.err
+    found: dict[str, set[str]] = {}
+    for row in pq.read_table(output).to_pylist():
+        texts = {text for name, text in row.items() if name.startswith("negative") and text}
+        found.setdefault(row["query"], set()).update(texts)
+    return found, outcome.out
+
+
+def test_an_answer_is_known_by_a_title_or_other_letters(tmp_path):
+    """In a corpus it may have its title before it, or another spelling."""
+    pairs = [
+        {"query": "where do rivers flow", "answer": "They flow to the sea."},
+        {"query": "capital of france", "answer": "Paris is the capital."},
+        {"query": "the sea", "answer": "a song of it"},
+    ]
+    corpus = [
+        {"title": "Rivers", "text": "They flow to the sea."},
+        {"title": "Streams", "text": "They  flow to the sea"},
+        {"title": None, "text": "paris is the capital"},
+        {"title": "Capital", "text": "the capital of rivers and of france"},
+        {"title": "The Sea", "text": ""},  # the query itself
+    ]
+    source, docs = write(tmp_path / "pairs.jsonl", pairs), write(tmp_path / "docs.jsonl", corpus)
+    found, printed = negatives(source, tmp_path / "mined.parquet", "--corpus", docs, "--num-negatives", 6)
+    assert "answers     2 of 3 are in the corpus\nwarning     the corpus has few of the answers" in printed
+    other = "Capital the capital of rivers and of france"
+    assert found["where do rivers flow"] == {other}
+    assert found["capital of france"] == {other}
+    assert found["the sea"] == {f"{title}{pairs[0]['answer']}" for title in ("", "Rivers ")} | {
+        "Streams They  flow to the sea"
+    }
+
+
+def test_answers_that_are_not_mined_for_are_no_negatives(tmp_path):
+    """Those of rows past `--max-pairs`, and those that judges gave a lower grade."""
+    rows = [{"query": f"song of {n}", "answer": f"the song of {n} and {n + 1}"} for n in range(6)]
+    rows.append({"query": "Song of 1?", "answer": "a song of 1"})
+    corpus = write(tmp_path / "docs.jsonl", [{"_id": str(n), "text": row["answer"]} for n, row in enumerate(rows)])
+    source = write(tmp_path / "pairs.jsonl", rows)
+    found, _ = negatives(source, tmp_path / "mined.parquet", "--corpus", corpus, "--max-pairs", 3)
+    answers = {row["answer"] for row in rows}
+    assert found["song of 1"] == answers - {rows[1]["answer"], rows[6]["answer"]}
+    folder = tmp_path / "judged"
+    (folder / "qrels").mkdir(parents=True)
+    (folder / "corpus.jsonl").write_text(corpus.read_text())
+    write(folder / "queries.jsonl", [{"_id": f"q{n}", "text": row["query"]} for n, row in enumerate(rows)])
+    grades = [("q1", 1, 2), ("q1", 6, 1), ("q1", 5, 0), ("q2", 2, 2)]
+    lines = ["query-id\tcorpus-id\tscore", *("\t".join(map(str, line)) for line in grades)]
+    (folder / "qrels" / "train.tsv").write_text("\n".join(lines) + "\n")
+    found, _ = negatives(folder, tmp_path / "graded.parquet", "--corpus", folder, "--min-grade", 2)
+    assert found["song of 1"] == answers - {rows[1]["answer"], rows[6]["answer"]}
