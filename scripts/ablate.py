@@ -5,8 +5,9 @@
         --active-dims 150 --output runs/ablations
 
 The file of variants has a name for each and what it changes of the experiment, by dotted names; the first is what the
-others are compared with. Models differ in sparsity, so that all are measured twice: as they are, and with the smallest
-weights of each task's corpus left out down to one number of active dims. Differences are tested query by query.
+others change further, and what they are compared with. Models differ in sparsity, so that all are measured twice: as
+they are, and with the smallest weights of each task's corpus left out down to one number of active dims. Differences
+are tested query by query.
 
 Runs are kept: what is there is not trained or encoded again, so that the command can be stopped, repeated, and given
 further variants. It prints a table in Markdown, for experiments/LOG.md.
@@ -49,45 +50,62 @@ class Line:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train what is missing, measure, and print the tables."""
     options = _parser().parse_args(arguments)
-    variants = _variants(options.variants, options.only)
+    variants = _variants(options.config, options.variants, options.only)
     tasks = load_tasks(options.tasks)
     if options.max_corpus_documents:
         tasks = [sample_corpus(task, options.max_corpus_documents) for task in tasks]
     runs = {name: options.output / name for name in variants}
-    for name, changes in variants.items():
-        _train(options.config, changes, runs[name])
+    for name, settings in variants.items():
+        _train(settings, runs[name])
     measures = Measures(tasks, "threshold")
     for task in tasks:
         print(f"\n{_table(task_lines(measures, task, runs, options.active_dims), options.active_dims)}", flush=True)
 
 
-def _variants(path: Path, only: Sequence[str] | None) -> dict[str, dict[str, Any]]:
-    """The settings that each variant changes; of those named in `only`, besides the first."""
+def _variants(config: Path, path: Path, only: Sequence[str] | None) -> dict[str, dict[str, Any]]:
+    """The whole settings of each variant; of those named in `only`, besides the first.
+
+    Raises:
+        UserError: the file holds no variants, has none of a name in `only`, or two of them come to the same settings.
+    """
     variants = yaml.safe_load(path.read_text(encoding="utf-8"))
     if not isinstance(variants, dict) or not all(isinstance(one, dict) for one in variants.values()):
         raise UserError(f"{path}: give a name for each variant, and below it the settings that it changes.")
     if unknown := set(only or ()) - set(variants):
         raise UserError(f"{path} has no {', '.join(sorted(unknown))}; it has {', '.join(variants)}.")
-    first = next(iter(variants))
-    return {name: changes for name, changes in variants.items() if only is None or name in {first, *only}}
+    first, base = next(iter(variants.items()))
+    found: dict[str, dict[str, Any]] = {}
+    for name, changes in variants.items():
+        settings = _changed(yaml.safe_load(config.read_text(encoding="utf-8")), {**base, **changes})
+        if same := [other for other, there in found.items() if there == settings]:
+            raise UserError(
+                f"{path}: with {config}, {name} has the settings of {same[0]}; change one, or take it away."
+            )
+        found[name] = settings
+    return {name: settings for name, settings in found.items() if only is None or name in {first, *only}}
 
 
-def _train(config: Path, changes: Mapping[str, Any], folder: Path) -> None:
-    """Train a variant in a process of its own; a folder with other settings is refused."""
-    stamp, path, log = (folder.with_name(f"{folder.name}.{end}") for end in ("variant.yaml", "yaml", "log"))
-    text = yaml.safe_dump({"config": str(config), "changes": dict(changes)}, sort_keys=True)
-    if stamp.is_file():
-        if stamp.read_text(encoding="utf-8") != text:
-            raise UserError(f"{folder} was trained with other settings ({stamp}); delete it, or give another --output.")
-        return
-    settings = yaml.safe_load(config.read_text(encoding="utf-8"))
-    for name, value in {**changes, "trainer.default_root_dir": str(folder)}.items():
+def _changed(settings: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with other values, by dotted names."""
+    for name, value in changes.items():
         *groups, last = name.split(".")
         place = settings
         for group in groups:
             place = place.setdefault(group, {})
         place[last] = value
-    replace_text(path, yaml.safe_dump(settings, sort_keys=False))
+    return settings
+
+
+def _train(settings: dict[str, Any], folder: Path) -> None:
+    """Train a variant in a process of its own; a folder with other settings is refused."""
+    stamp, path, log = (folder.with_name(f"{folder.name}.{end}") for end in ("variant.yaml", "yaml", "log"))
+    text = yaml.safe_dump(settings, sort_keys=True)
+    if stamp.is_file():
+        if stamp.read_text(encoding="utf-8") != text:
+            raise UserError(f"{folder} was trained with other settings ({stamp}); delete it, or give another --output.")
+        return
+    placed = _changed(settings, {"trainer.default_root_dir": str(folder)})
+    replace_text(path, yaml.safe_dump(placed, sort_keys=False))
     print(f"training {folder.name}", flush=True)
     since = time.monotonic()
     command = [sys.executable, "-m", "splade_lit.fit", "--config", str(path), "--overwrite", "true"]

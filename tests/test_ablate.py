@@ -7,9 +7,10 @@ from types import ModuleType
 
 import pytest
 import yaml
-from command_runs import World, make_world
+from command_runs import World, call, make_world
 from conftest import REPOSITORY
 
+from splade_lit import fit
 from splade_lit.core.errors import UserError
 from splade_lit.data.datamodule import PairsDataModule
 from splade_lit.data.tasks import load_tasks
@@ -66,10 +67,24 @@ def test_variants_are_trained_once_and_compared_at_the_same_dims(script, world, 
         run("--only", "slow")
 
 
-def test_the_variants_that_come_with_it_are_settings_that_there_are(script):
-    variants = script._variants(REPOSITORY / "scripts" / "ablations.yaml", None)
-    assert next(iter(variants.values())) == {}
-    names = {"seed_everything"}
-    names |= {f"model.{name}" for name in signature(SpladeModule).parameters}
+def test_variants_that_come_to_the_same_are_refused(script, world, tmp_path):
+    config, variants = world.config(tmp_path / "experiment", {"model.learning_rate": 0.01}), tmp_path / "variants.yaml"
+    variants.write_text("base: {model.idf: ones}\nrate: {model.learning_rate: 0.01}\n")
+    with pytest.raises(UserError, match="rate has the settings of base; change one, or take it away"):
+        script._variants(config, variants, None)
+
+
+def test_the_variants_that_come_with_it_are_settings_that_there_are(script, tmp_path):
+    files = [REPOSITORY / "experiments" / "nq_minilm_cpu.yaml", REPOSITORY / "scripts" / "ablations.yaml"]
+    written = yaml.safe_load(files[1].read_text())
+    names = {"seed_everything", "trainer.precision", "trainer.max_steps", "trainer.val_check_interval"}
+    names |= {"trainer.callbacks", *(f"model.{name}" for name in signature(SpladeModule).parameters)}
     names |= {f"data.{name}" for name in signature(PairsDataModule).parameters}
-    assert {name for changes in variants.values() for name in changes} <= names
+    assert {name for changes in written.values() for name in changes} <= names
+    variants = script._variants(*files, None)
+    assert list(variants) == list(written)
+    for name, settings in variants.items():
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(settings))
+        parsed = call(fit.main, "--config", path, "--print_config")
+        assert parsed.code == 0, (name, parsed.err)
