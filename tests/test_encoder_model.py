@@ -232,6 +232,20 @@ def test_both_sides_have_their_own_limit(make_encoder):
     torch.testing.assert_close(long, cut)
 
 
+def test_limits_may_be_set_later(make_encoder, tmp_path):
+    encoder, long = make_encoder(max_query_tokens=3, max_document_tokens=5), ["king " * 2 + "river song of the musical"]
+    other = make_encoder(max_query_tokens=5, max_document_tokens=8)
+    encoder.max_query_tokens, encoder.max_document_tokens = 5, 8
+    encoder.save(tmp_path / "model")
+    for one in (encoder, AsymmetricSparseEncoder.load(tmp_path / "model")):
+        assert (one.max_query_tokens, one.max_document_tokens) == (5, 8)
+        torch.testing.assert_close(one.encode_query(long).to_dense(), other.encode_query(long).to_dense())
+        torch.testing.assert_close(one.encode_document(long).to_dense(), other.encode_document(long).to_dense())
+    with pytest.raises(UserError, match="max_document_tokens is 2; it must be at least 3"):
+        encoder.max_document_tokens = 2
+    assert encoder.max_document_tokens == 8
+
+
 def test_more_tokens_than_positions_are_refused(make_encoder):
     with pytest.raises(UserError, match=r"max_document_tokens is 81; .* at least 3, .* and at most 80, the pos"):
         make_encoder(max_document_tokens=81)

@@ -70,18 +70,11 @@ class AsymmetricSparseEncoder(nn.Module):
         limit, positions = int(tokenizer.model_max_length), document.max_positions
         if limit >= NO_LIMIT:  # the tokenizer has none
             limit = min(getattr(document.model.config, "max_position_embeddings", NO_LIMIT), NO_LIMIT)
-        special_tokens = tokenizer.num_special_tokens_to_add()
-        max_document_tokens = max_document_tokens or min(limit, positions)
-        if not special_tokens < max_document_tokens <= positions:
-            raise UserError(
-                f"max_document_tokens is {max_document_tokens}; it must be at least {special_tokens + 1}, "
-                f"as the tokenizer adds {special_tokens} special tokens, "
-                f"and at most {positions}, the positions that the model has."
-            )
         self.query = query
         self.document = document
         prompts = {"query": "", "document": ""} | dict(prompts or {})
-        self.tokenisation = Tokenisation(tokenizer, max_query_tokens or limit, max_document_tokens, prompts)
+        self.tokenisation = Tokenisation(tokenizer, max_query_tokens or limit, min(limit, positions), prompts)
+        self.max_document_tokens = max_document_tokens or min(limit, positions)
         self.pruning = (pruning or Pruning()).capped(max_active_dims)
 
     @classmethod
@@ -118,13 +111,28 @@ class AsymmetricSparseEncoder(nn.Module):
 
     @property
     def max_query_tokens(self) -> int:
-        """Queries are cut after this many tokens."""
+        """Queries are cut after this many tokens; may be set."""
         return self.tokenisation.max_query_tokens
+
+    @max_query_tokens.setter
+    def max_query_tokens(self, tokens: int) -> None:
+        self.tokenisation = replace(self.tokenisation, max_query_tokens=tokens)
 
     @property
     def max_document_tokens(self) -> int:
-        """Documents are cut to this many tokens, special tokens included."""
+        """Documents are cut to this many tokens, special tokens included; may be set, as for longer documents."""
         return self.tokenisation.max_document_tokens
+
+    @max_document_tokens.setter
+    def max_document_tokens(self, tokens: int) -> None:
+        special_tokens, positions = self.tokenizer.num_special_tokens_to_add(), self.document.max_positions
+        if not special_tokens < tokens <= positions:
+            raise UserError(
+                f"max_document_tokens is {tokens}; it must be at least {special_tokens + 1}, "
+                f"as the tokenizer adds {special_tokens} special tokens, "
+                f"and at most {positions}, the positions that the model has."
+            )
+        self.tokenisation = replace(self.tokenisation, max_document_tokens=tokens)
 
     @property
     def prompts(self) -> Mapping[str, str]:
