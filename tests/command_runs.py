@@ -227,6 +227,18 @@ class FailsAfter(L.Callback):
             raise RuntimeError("the disk is gone")
 
 
+class SignalsAfter(FailsAfter):
+    """A callback that sends its own process a signal, SIGTERM's if none is given, after so many optimizer steps."""
+
+    def __init__(self, steps: int, hook: str = "on_train_batch_end", number: int = signal.SIGTERM) -> None:
+        super().__init__(steps, hook)
+        self.number = number
+
+    def _fail(self, trainer: L.Trainer, *args: Any) -> None:
+        if trainer.global_step == self.steps:
+            os.kill(os.getpid(), self.number)
+
+
 def rows(run: Path) -> list[dict[str, str]]:
     """The rows of a run's metrics.csv."""
     with (run / "metrics.csv").open(newline="") as file:

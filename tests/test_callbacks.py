@@ -343,6 +343,18 @@ class TestLastCheckpoint:
                 raise RuntimeError("at once")
 
         train(world, tmp_path, 3, LastCheckpoint(tmp_path))
+    def test_an_epoch_of_any_length_is_kept_every_few_minutes(self, world, tmp_path):
+        seen: list[int] = []
+
+        class Watch(L.Callback):
+            def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
+                if trainer.global_step:
+                    seen.append(torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"])
+
+        train(world, tmp_path, 10, Watch(), LastCheckpoint(tmp_path, every_n_minutes=0))
+        assert seen == list(range(1, 10))
+        assert self.step(tmp_path) == 10
+
         before = (tmp_path / "last.ckpt").read_bytes()
         with pytest.raises(RuntimeError, match="at once"):
             train(world, tmp_path, 5, LastCheckpoint(tmp_path), Fails(), ckpt_path=tmp_path / "last.ckpt")

@@ -9,11 +9,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+import lightning as L
+import numpy as np
 import pytest
 import torch
-from command_runs import World, call, command, environment, load_checkpoint, rows
+from command_runs import CHECKPOINT, World, call, command, environment, load_checkpoint, rows
 
 from splade_lit.fit import main
+from splade_lit.losses.part import Step
+from splade_lit.losses.ranking import RankingLoss
+from splade_lit.training.callbacks.last_checkpoint import LastCheckpoint
 
 FAILS = "command_runs.FailsAfter"
 STEPS = 10
@@ -90,6 +95,84 @@ def test_the_weights_are_those_of_a_run_without_a_stop(world, whole, tmp_path, h
     outcome = call(main, "--config", world.config(run, EVERYTHING), "--ckpt_path", last)
     assert outcome.code == 0, outcome.err
     assert_equal(run, whole)
+
+
+class Noisy(RankingLoss):
+    """Draws from the generators of NumPy and Python."""
+
+    def forward(self, step: Step) -> torch.Tensor:
+        return step.scores.mean() * (np.random.rand() + random.random())  # noqa: NPY002
+
+
+class KeepsCopies(L.Callback):
+    """Keeps, before each step, the last.ckpt that a process would leave if it were killed there."""
+
+    def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
+        root = Path(trainer.default_root_dir)
+        if (last := root / "checkpoints" / "last.ckpt").exists():
+            shutil.copy(last, root / f"{trainer.global_step}.ckpt")
+
+
+WATCHERS = [
+    {"class_path": CHECKPOINT, "init_args": {"monitor": "val/loss", "save_top_k": 2, "filename": "{step}"}},
+    {
+        "class_path": "lightning.pytorch.callbacks.EarlyStopping",
+        "init_args": {"monitor": "val/loss", "patience": 50, "min_delta": 0.01},
+    },
+]
+WATCHED = EVERYTHING | {
+    "model.ranking": ["in_batch", "kl", {"class_path": f"{__name__}.Noisy"}],
+    "trainer.callbacks": WATCHERS,
+}
+
+
+@pytest.fixture(scope="module")
+def watched(world: World) -> Path:
+    """A run that is never interrupted, whose validations decide, and which keeps its state at each step."""
+    run = world.folder / "watched"
+    each_step = {"class_path": f"{LastCheckpoint.__module__}.LastCheckpoint", "init_args": {"every_n_minutes": 0}}
+    callbacks = [*WATCHERS, each_step, {"class_path": f"{__name__}.KeepsCopies"}]
+    outcome = call(main, "--config", world.config(run, WATCHED | {"trainer.callbacks": callbacks}))
+    assert outcome.code == 0, outcome.err
+    return run
+
+
+def patience(run: Path) -> tuple[float, int]:
+    """What EarlyStopping has seen: the best figure, and how long ago."""
+    states = load_checkpoint(run / "checkpoints" / "last.ckpt")["callbacks"].values()
+    (waits,) = [state for state in states if "wait_count" in state]
+    return float(waits["best_score"]), waits["wait_count"]
+
+
+def best(run: Path) -> dict[str, float]:
+    """What ModelCheckpoint holds to be the best checkpoints."""
+    states = load_checkpoint(run / "checkpoints" / "last.ckpt")["callbacks"].values()
+    (kept,) = [state for state in states if "best_k_models" in state]
+    return {Path(path).name: float(figure) for path, figure in kept["best_k_models"].items()}
+
+
+def goes_on(world: World, run: Path, checkpoint: Path, expected: Path) -> None:
+    outcome = call(main, "--config", world.config(run, WATCHED), "--ckpt_path", checkpoint)
+    assert outcome.code == 0, outcome.err
+    assert_equal(run, expected)
+    assert patience(run) == patience(expected)
+
+
+@pytest.mark.slow
+def test_a_signal_amid_a_step_changes_nothing_that_is_decided_later(world, watched, tmp_path):
+    run = tmp_path / "run"
+    stops = {"class_path": "command_runs.SignalsAfter", "init_args": {"steps": 5, "hook": "on_before_backward"}}
+    outcome = call(main, "--config", world.config(run, WATCHED | {"trainer.callbacks": [*WATCHERS, stops]}))
+    assert outcome.code == 128 + signal.SIGTERM, outcome.err
+    goes_on(world, run, run / "checkpoints" / "last.ckpt", watched)
+    assert best(run) == best(watched)
+    assert best(run).keys() == {path.name for path in (run / "checkpoints").iterdir()} - {"last.ckpt"}
+
+
+@pytest.mark.parametrize("step", [pytest.param(n, marks=[pytest.mark.slow] if n != 5 else []) for n in range(1, STEPS)])
+def test_neither_does_a_kill(world, watched, tmp_path, step):
+    assert load_checkpoint(watched / f"{step}.ckpt")["global_step"] == step
+    goes_on(world, tmp_path / "run", watched / f"{step}.ckpt", watched)
 
 
 TWO = {"trainer.devices": 2, "trainer.strategy": "ddp", "data.batch_size": 4}

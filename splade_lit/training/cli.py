@@ -170,9 +170,8 @@ class FitCLI(LightningCLI):
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str((folder / CHECKPOINTS).resolve())
                 callback.save_last = False  # last.ckpt is kept below
-        if settings["enable_checkpointing"] is not False:
-            callbacks.append(LastCheckpoint(folder / CHECKPOINTS))
-        for kind in (CollapseGuard, SaveModel):
+        checkpoints = (LastCheckpoint,) if settings["enable_checkpointing"] is not False else ()
+        for kind in (*checkpoints, CollapseGuard, SaveModel):
             if not any(isinstance(callback, kind) for callback in callbacks):
                 callbacks.append(kind())
         if settings["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in callbacks):

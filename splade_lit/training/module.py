@@ -2,6 +2,7 @@
 
 import logging
 import math
+import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, cast, get_args
 
@@ -330,9 +331,15 @@ class SpladeModule(L.LightningModule):
             self.divergence.check(self.parameters(), step)
 
     def on_train_batch_start(self, batch: PairBatch, batch_idx: int) -> None:
-        """Draw dropout from seed, device, step and batch, so that a resumed run has that of one without a stop."""
+        """Draw dropout from seed, device, step and batch, so that a resumed run has that of one without a stop.
+
+        Parts of the loss may draw from NumPy's and Python's generators too.
+        """
         place = (self._seed, self.global_rank, self.global_step, batch_idx)
-        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0]))
+        seed = int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0])
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
+        random.seed(seed)
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
             self._before_step = {name: buffer.clone() for name, buffer in self.objective.named_buffers()}
 
