@@ -13,6 +13,7 @@ from command_runs import NDCG, FailsAfter
 from lightning.pytorch.callbacks import EarlyStopping
 from tiny_runs import make_data, make_trainer, named_weights, save_base
 
+from splade_lit.core.errors import UserError
 from splade_lit.data.tasks import load_tasks
 from splade_lit.evaluation.bm25 import best_bm25
 from splade_lit.evaluation.task_evaluation import evaluate_tasks
@@ -130,6 +131,22 @@ class TestCsvLog:
         self.log(tmp_path, *((step, {"a": 1.0}) for step in range(5)))
         self.log(tmp_path, (0, {"a": 2.0}))
         assert read_csv(tmp_path) == [{"step": "0", "a": "2.0"}]
+
+    @pytest.mark.parametrize("line", ["\0\0\0\0", ",,", "7,0.5", "1,0.5,x", "1,0.5,1,2", "\n\0\0\n\0"])
+    def test_last_rows_that_are_damaged_are_left_out(self, tmp_path, caplog, line):
+        self.log(tmp_path, *((step, {"a": float(step), "b": 1.0}) for step in range(3)))
+        with (tmp_path / "metrics.csv").open("a") as file:
+            file.write(line)
+        self.log(tmp_path, (3, {"a": 3.0}))
+        assert [(row["step"], row["a"]) for row in read_csv(tmp_path)] == [(str(n), f"{n}.0") for n in range(4)]
+        assert f"{tmp_path / 'metrics.csv'}: its last rows," in caplog.text
+
+    @pytest.mark.parametrize("content", [b"step,a\nx,1.0\n1,1.0\n", b"a,b\n1,2\n", b"step,a\n0,1.0\n\xff,1.0\n"])
+    def test_other_damage_is_told(self, tmp_path, content):
+        (tmp_path / "metrics.csv").write_bytes(content)
+        with pytest.raises(UserError, match=r"metrics\.csv is damaged; correct it by hand, or move it away"):
+            self.log(tmp_path, (3, {"a": 3.0}))
+        assert (tmp_path / "metrics.csv").read_bytes() == content
 
     def test_nothing_logged_is_no_file(self, tmp_path):
         log = self.log(tmp_path)
@@ -326,6 +343,18 @@ class TestLastCheckpoint:
         assert seen == [8, 8]
         assert self.step(tmp_path) == 10
 
+    def test_an_epoch_of_any_length_is_kept_every_few_minutes(self, world, tmp_path):
+        seen: list[int] = []
+
+        class Watch(L.Callback):
+            def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
+                if trainer.global_step:
+                    seen.append(torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"])
+
+        train(world, tmp_path, 10, Watch(), LastCheckpoint(tmp_path, every_n_minutes=0))
+        assert seen == list(range(1, 10))
+        assert self.step(tmp_path) == 10
+
     def test_before_the_first_step_there_is_nothing_to_keep(self, world, tmp_path):
         class Fails(L.Callback):
             def on_train_start(self, *args: Any) -> None:
@@ -343,18 +372,6 @@ class TestLastCheckpoint:
                 raise RuntimeError("at once")
 
         train(world, tmp_path, 3, LastCheckpoint(tmp_path))
-    def test_an_epoch_of_any_length_is_kept_every_few_minutes(self, world, tmp_path):
-        seen: list[int] = []
-
-        class Watch(L.Callback):
-            def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
-                if trainer.global_step:
-                    seen.append(torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"])
-
-        train(world, tmp_path, 10, Watch(), LastCheckpoint(tmp_path, every_n_minutes=0))
-        assert seen == list(range(1, 10))
-        assert self.step(tmp_path) == 10
-
         before = (tmp_path / "last.ckpt").read_bytes()
         with pytest.raises(RuntimeError, match="at once"):
             train(world, tmp_path, 5, LastCheckpoint(tmp_path), Fails(), ckpt_path=tmp_path / "last.ckpt")

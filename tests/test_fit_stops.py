@@ -2,15 +2,15 @@
 
 import json
 import re
-import resource
 import shutil
 import signal
 from contextlib import redirect_stderr
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
-import torch
 import yaml
 from command_runs import (
     CHECKPOINT,
@@ -29,9 +29,7 @@ from command_runs import (
     steps,
 )
 
-from splade_lit.core.errors import UserError
 from splade_lit.fit import main
-from splade_lit.training.checkpoint_io import WholeCheckpoints
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +143,23 @@ def test_one_command_begins_a_run_and_goes_on_with_it(world, tmp_path):
     assert (kept.code, "holds a run already" in kept.errors[0]) == (2, True)
 
 
+class EndsMeanwhile(L.Callback):
+    """Another start of the same run, which has ended by the time that this one has read its settings."""
+
+    def __init__(self, finished: str, run: str) -> None:
+        shutil.copytree(finished, run, dirs_exist_ok=True)
+
+
+@pytest.mark.parametrize("words", [[], ["--ckpt_path", "last"]])
+def test_what_another_start_has_trained_meanwhile_is_kept(world, finished, tmp_path, words):
+    run = tmp_path / "run"
+    paths = {"finished": str(finished[0]), "run": str(run)}
+    config = world.config(run, {"trainer.callbacks": [{"class_path": f"{__name__}.EndsMeanwhile", "init_args": paths}]})
+    outcome = call(main, "--config", config, *words)
+    assert (outcome.code, f"{run} holds a run already" in outcome.errors[0]) == (2, True), outcome.err
+    assert_same_weights(run, finished[0])
+
+
 def test_other_settings_than_the_checkpoints_are_said_in_a_line(world, copy, caplog):
     last = copy / "checkpoints" / "last.ckpt"
     changes = {"model.lambda_d": 0.5, "model.learning_rate": 2.0e-3, "data.batch_size": 4, "trainer.max_steps": 8}
@@ -252,23 +267,6 @@ def test_early_stopping_sees_the_model_of_its_validation(world, tmp_path, before
     assert read_json(run / "metrics.json")["after"][NDCG] == float(rows(run)[-1][f"val/{NDCG}"])
 
 
-def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path):
-    path, io = tmp_path / "last.ckpt", WholeCheckpoints()
-    io.save_checkpoint({"weights": torch.zeros(8)}, path)
-    before = path.read_bytes()
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))  # as a disk that gets full
-    try:
-        with pytest.raises(UserError, match=f"{path} cannot be written .*; free space and go on from the checkpoint"):
-            io.save_checkpoint({"weights": torch.zeros(100_000)}, path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert path.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [path]
-    with pytest.raises(UserError, match="cannot be written"):
-        io.save_checkpoint({}, path / "below a file.ckpt")
-
-
 def test_an_exception_leaves_a_checkpoint_to_resume_from(world, tmp_path):
     run = tmp_path / "run"
     fails = {"class_path": "command_runs.FailsAfter", "init_args": {"steps": 4}}
@@ -310,10 +308,14 @@ def test_a_run_that_fails_amid_a_step_goes_on_as_if_it_had_not(world, finished, 
     assert_same_weights(run, finished[0])
 
 
+def _has_rows(run: Path, number: int) -> bool:
+    return (run / "metrics.csv").exists() and len(rows(run)) >= number
+
+
 def test_an_interrupted_run_says_how_to_go_on(world, tmp_path):
     run = tmp_path / "run"
     config = world.config(run, {"trainer.max_steps": 100_000, "trainer.val_check_interval": 1000})
-    outcome = interrupted(config, tmp_path, lambda: (run / "metrics.csv").exists() and len(rows(run)) >= 5)
+    outcome = interrupted(config, tmp_path, partial(_has_rows, run, 5))
     assert outcome.code == 130
     assert "Traceback" not in outcome.out + outcome.err
     message = outcome.err.strip().splitlines()[-1]
@@ -329,3 +331,28 @@ def test_an_interrupted_run_says_how_to_go_on(world, tmp_path):
     assert outcome.code == 0, outcome.err
     assert load_checkpoint(last)["global_step"] == step + 2
     assert list(read_json(run / "metrics.json")) == ["bm25", "before", "after"]
+
+
+def test_a_schedulers_warning_ends_a_run_with_its_state_saved(world, tmp_path, monkeypatch):
+    """SIGUSR1 under what looks like SLURM: Lightning would save elsewhere, and ask for the job to be started again."""
+    variables = {"JOB_ID": "1234", "JOB_NAME": "train", "NTASKS": "1", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}
+    for name, value in variables.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    run = tmp_path / "run"
+    signals = {"steps": 2, "hook": "on_before_backward", "number": int(signal.SIGUSR1)}
+    callbacks = [{"class_path": "command_runs.SignalsAfter", "init_args": signals}]
+    outcome = call(main, "--config", world.config(run, {"trainer.callbacks": callbacks}))
+    assert outcome.code == 128 + signal.SIGUSR1, outcome.err
+    assert "The run was stopped; go on after step 3 with: " in outcome.err
+    assert load_checkpoint(run / "checkpoints" / "last.ckpt")["global_step"] == 3
+    assert list(run.glob("hpc_ckpt*")) == []
+
+
+@pytest.mark.slow
+def test_so_it_does_to_a_process_of_its_own(world, tmp_path):
+    run = tmp_path / "run"
+    changes = {"trainer.max_steps": 100_000, "trainer.val_check_interval": 1000, "trainer.callbacks": None}
+    outcome = interrupted(world.config(run, changes), tmp_path, partial(_has_rows, run, 5), signal.SIGUSR1)
+    assert outcome.code == 128 + signal.SIGUSR1, outcome.err
+    assert "The run was stopped; go on after step " in outcome.err
+    assert load_checkpoint(run / "checkpoints" / "last.ckpt")["global_step"] >= 5

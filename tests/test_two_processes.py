@@ -1,7 +1,9 @@
 """Runs of two processes (gloo, on the CPU): they end, know the same figures, and stop together when asked to."""
 
+import os
 import re
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from command_runs import (
 from splade_lit.data.tasks import load_tasks
 from splade_lit.encoder.model import AsymmetricSparseEncoder
 from splade_lit.evaluation.task_evaluation import evaluate_tasks
+from splade_lit.training import observer
 
 TWO = {"trainer.devices": 2, "trainer.strategy": "ddp", "data.batch_size": 4}
 EARLY_STOPPING = "lightning.pytorch.callbacks.EarlyStopping"
@@ -114,8 +117,35 @@ def test_a_process_that_dies_ends_the_others_with_a_sentence(world, tmp_path):
     assert "Traceback" not in outcome.err
     *_, how, why = outcome.err.splitlines()
     assert how.startswith("The run was stopped; go on after step ")
-    assert why == "error: another process of the run has ended, so that this one cannot go on; the log says why."
+    assert why.startswith(
+        "error: another process of the run has ended or does not answer, so that this one cannot go on"
+    )
     assert load_checkpoint(run / "checkpoints" / "last.ckpt")["global_step"] >= 3
+
+
+class DiesInAnEvaluation(L.Callback):
+    """Rank 1 dies in the second validation, in which rank 0 does something long."""
+
+    def __init__(self) -> None:
+        observer.PATIENCE = 1.0
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.global_step == 6:
+            if not trainer.is_global_zero:
+                os._exit(1)
+            time.sleep(300)
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_while_another_evaluates_leaves_the_state_saved(world, tmp_path):
+    run = tmp_path / "run"
+    dies = {"class_path": "test_two_processes.DiesInAnEvaluation"}
+    config = world.config(run, TWO | {"trainer.max_steps": 20, "trainer.callbacks": [dies]})
+    outcome = command("splade_lit.fit", "--config", config, cwd=tmp_path, PYTHONPATH=paths())
+    assert outcome.code == 128 + signal.SIGTERM, outcome.err
+    assert "error: another process of the run has ended, so that this one is stopped" in outcome.err
+    assert "The run was stopped; go on after step 6 with: " in outcome.err
+    assert load_checkpoint(run / "checkpoints" / "last.ckpt")["global_step"] == 6
 
 
 def test_an_error_on_one_rank_ends_the_others(world, tmp_path):

@@ -112,11 +112,11 @@ def from_first(work: Callable[[], T]) -> T:
 
 
 def lost_process(error: BaseException) -> bool:
-    """Whether an error is that another process, with which this one speaks, has ended."""
+    """Whether an error is that another process, with which this one speaks, has ended or does not answer."""
     if world_size() == 1 or not isinstance(error, RuntimeError):
         return False
-    lost = ("closed by peer", "reset by peer", "Broken pipe", "remote process exited", "no longer reachable")
-    return any(word in str(error) for word in lost)
+    ended = ("closed by peer", "reset by peer", "Broken pipe", "remote process exited", "no longer reachable")
+    return any(word in str(error) for word in (*ended, "Timed out"))
 
 
 @contextmanager

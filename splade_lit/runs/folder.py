@@ -1,5 +1,6 @@
 """The folder of a run: what shows that it holds one, what may be overwritten, and which checkpoints fit."""
 
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from splade_lit.runs.emissions import EMISSIONS
 from splade_lit.runs.log import LOG
 from splade_lit.runs.stages import METRICS_JSON
 
+logger = logging.getLogger(__name__)
+
 CHECKPOINTS = "checkpoints"
 MODEL = "model"
 # What shows that a folder holds a run, and what a new run in it replaces.
@@ -26,11 +29,31 @@ LAST = "last"
 
 
 def last_checkpoint(folder: str | None) -> Path | None:
-    """The checkpoint that a run in this folder goes on from: the one written last; None if it has not come to one."""
+    """The checkpoint that a run in this folder goes on from: the one written last; None if it has not come to one.
+
+    Newer ones that it cannot go on from are passed over with a warning; a UserError says that there are no others.
+    """
     if folder is None:
         return None
-    found = (Path(folder) / CHECKPOINTS).glob("*.ckpt")
-    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+    found = sorted((Path(folder) / CHECKPOINTS).glob("*.ckpt"), key=lambda path: path.stat().st_mtime, reverse=True)
+    refusals: list[UserError] = []
+    for path in found:
+        try:
+            read_checkpoint(path)
+        except UserError as error:
+            refusals.append(error)
+            continue
+        for passed in found[: len(refusals)]:
+            logger.warning("%s has weights only or is damaged; going on from %s.", passed, path)
+        return path
+    if refusals:
+        raise refusals[0]
+    return None
+
+
+def has_no_result(folder: str | None) -> bool:
+    """Whether what is in a folder, if anything, is a run that ended before its first checkpoint."""
+    return last_checkpoint(folder) is None and not Path(folder or ".", MODEL).exists()
 
 
 def check_run_folder(folder: str | None, checkpoint: str | None, overwrite: bool) -> None:
@@ -50,13 +73,18 @@ def check_run_folder(folder: str | None, checkpoint: str | None, overwrite: bool
             if overwrite:
                 raise UserError(f"--overwrite would remove {checkpoint}, which --ckpt_path asks for; give one of them.")
             return
+    check_may_replace(path, overwrite)
+
+
+def check_may_replace(path: Path, overwrite: bool) -> None:
+    """Raise a UserError if a new run may not take the place of what a folder holds."""
     left = [name for name in RUN_OUTPUTS if (path / name).exists()]
     if left and not overwrite:
         ways = f"resume it with --ckpt_path {path / CHECKPOINTS}/last.ckpt, or replace it with --overwrite true"
-        raise UserError(f"{folder} holds a run already; set another --trainer.default_root_dir, {ways}.")
+        raise UserError(f"{path} holds a run already; set another --trainer.default_root_dir, {ways}.")
     if left and not (path / CONFIG).exists():
         why = f"holds {', '.join(left)} but no {CONFIG}, so it may be no run and nothing in it is overwritten"
-        raise UserError(f"{folder} {why}; set another --trainer.default_root_dir.")
+        raise UserError(f"{path} {why}; set another --trainer.default_root_dir.")
 
 
 def read_checkpoint(path: Path, device: str = "meta", resumable: bool = True) -> dict[str, Any]:

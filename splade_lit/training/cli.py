@@ -33,8 +33,10 @@ from splade_lit.runs.folder import (
     CHECKPOINTS,
     LAST,
     MODEL,
+    check_may_replace,
     check_run_folder,
     check_same_model,
+    has_no_result,
     last_checkpoint,
     remove_run,
 )
@@ -51,6 +53,7 @@ from splade_lit.training.callbacks.wandb_log import WandbLog
 from splade_lit.training.checkpoint_io import WholeCheckpoints
 from splade_lit.training.help_text import LINKS
 from splade_lit.training.module import SpladeModule, check_precision
+from splade_lit.training.observer import observe_patiently
 
 logger = logging.getLogger(__name__)
 
@@ -58,13 +61,14 @@ logger = logging.getLogger(__name__)
 class OpenRunFolder(Callback):
     """Writes the resolved configuration to the folder of the run and to loggers; `clear` removes an earlier run.
 
-    No other run may write to the folder until this one ends.
+    That is one that `overwrite` gives up, or, if `begins_again`, one without a result: another process may have written
+    there since the settings were read. No other run may write to the folder until this one ends.
     """
 
-    def __init__(self, config: str, settings: dict[str, Any], clear: bool) -> None:
+    def __init__(self, config: str, settings: dict[str, Any], clear: bool, overwrite: bool, begins_again: bool) -> None:
         self.config = config
         self.settings = settings
-        self.clear = clear
+        self.clear, self.overwrite, self.begins_again = clear, overwrite, begins_again
         self._held: FileLock | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -82,6 +86,7 @@ class OpenRunFolder(Callback):
         self._held = hold_folder(folder)
         remove_unfinished(folder / CHECKPOINTS)
         if self.clear:
+            check_may_replace(folder, self.overwrite or (self.begins_again and has_no_result(str(folder))))
             remove_run(folder)
         replace_text(folder / CONFIG, self.config)
         for logger in trainer.loggers:
@@ -120,12 +125,12 @@ class FitCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Check the folder of the run, and fall back where the machine has no GPU."""
-        settings = self.config.trainer
-        if self.config.ckpt_path == LAST:
+        settings, overwrite = self.config.trainer, self.config.overwrite
+        if begins_again := self.config.ckpt_path == LAST:
             last = last_checkpoint(settings.default_root_dir)
             self.config.ckpt_path = last and str(last)
             # A run that ended before its first checkpoint begins again.
-            self.config.overwrite |= last is None and not Path(settings.default_root_dir or ".", MODEL).exists()
+            self.config.overwrite |= last is None and has_no_result(settings.default_root_dir)
         check_run_folder(settings.default_root_dir, self.config.ckpt_path, self.config.overwrite)
         has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
         if settings.accelerator in ("cpu", "tpu") or not has_gpu:
@@ -136,9 +141,8 @@ class FitCLI(LightningCLI):
             settings.precision = fitting
         resolved = self.config.clone()
         resolved.ckpt_path, resolved.overwrite = None, False
-        self.opens_folder = OpenRunFolder(
-            self.parser.dump(resolved, skip_unset=False), resolved.as_dict(), clear=self.config.ckpt_path is None
-        )
+        texts = (self.parser.dump(resolved, skip_unset=False), resolved.as_dict())
+        self.opens_folder = OpenRunFolder(*texts, self.config.ckpt_path is None, overwrite, begins_again)
         for logger in _as_list(settings.logger):
             if isinstance(logger, Namespace) and issubclass(kind := resolve_name(logger.class_path), WandbLogger):
                 if kind is WandbLogger:
@@ -179,6 +183,7 @@ class FitCLI(LightningCLI):
         plugins = [plugin for plugin in _as_list(settings["plugins"]) if plugin is not None]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins.append(WholeCheckpoints())
+        observe_patiently()
         try:
             return super().instantiate_trainer(callbacks=callbacks, plugins=plugins, **kwargs)
         except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
@@ -255,8 +260,8 @@ def _train(cli: FitCLI) -> None:
                     file=sys.stderr,
                 )
         if lost_process(error):
-            text = "error: another process of the run has ended, so that this one cannot go on; the log says why."
-            print(text, file=sys.stderr)
+            lost = "another process of the run has ended or does not answer"
+            print(f"error: {lost}, so that this one cannot go on; the log says why.", file=sys.stderr)
             sys.exit(1 if trainer.is_global_zero else 0)
         if isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from None  # Lightning has shut down and would exit with code 1

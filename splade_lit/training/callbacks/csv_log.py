@@ -2,6 +2,7 @@
 
 import csv
 import io
+import logging
 import os
 from argparse import Namespace
 from pathlib import Path
@@ -10,8 +11,11 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from splade_lit.core.errors import UserError
 from splade_lit.runs.csv_file import read_csv, write_csv
 from splade_lit.runs.log import LOG
+
+logger = logging.getLogger(__name__)
 
 
 class CsvLog(Logger):
@@ -19,7 +23,8 @@ class CsvLog(Logger):
 
     Steps count from 0, as Lightning's do: row 0 holds the losses of the first step, and figures of the model after it.
     Lightning's own CSVLogger deletes an earlier file and writes several rows a step; this one goes on with the file of
-    a resumed run, dropping rows of steps that are run again.
+    a resumed run, dropping rows of steps that are run again. A UserError says that the file cannot be written, or is
+    damaged in other places than its last rows, which are dropped with a warning.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -55,7 +60,7 @@ class CsvLog(Logger):
         step = self._row.get("step", 0) if step is None else step
         if not self._started:
             self._started = True
-            if rows := read_csv(self.path):
+            if rows := self._read():
                 self._go_on(rows, step)
         if self._row.get("step", step) != step:
             self.save()
@@ -69,15 +74,38 @@ class CsvLog(Logger):
             return
         new = [name for name in self._row if name not in self._columns]
         if new or not self.path.exists():
-            rows = read_csv(self.path)
+            rows = self._read()
             self._rewrite(rows if self._row_start is None else rows[:-1], [*self._columns, *new])
             self._row_start = None
         line = io.StringIO(newline="")
         csv.DictWriter(line, self._columns, lineterminator="\n").writerow(self._row)
-        with self.path.open("r+b") as file:
-            self._row_start = file.seek(0, os.SEEK_END) if self._row_start is None else file.seek(self._row_start)
-            file.write(line.getvalue().encode())
-            file.truncate()
+        try:
+            with self.path.open("r+b") as file:
+                self._row_start = file.seek(0, os.SEEK_END) if self._row_start is None else file.seek(self._row_start)
+                file.write(line.getvalue().encode())
+                file.truncate()
+        except OSError as error:
+            self._row = {}  # not to be tried again at the run's end
+            ways = "free space and go on with --ckpt_path last"
+            raise UserError(f"{self.path} cannot be written ({error.strerror}); {ways}.") from error
+
+    def _read(self) -> list[dict[str, str]]:
+        try:
+            rows = read_csv(self.path)
+        except (OSError, ValueError) as error:
+            raise self._damaged() from error
+        kept = len(rows)
+        while kept and not _is_whole(rows[kept - 1]):
+            kept -= 1
+        if (rows and "step" not in rows[0]) or not all((row["step"] or "").isdecimal() for row in rows[:kept]):
+            raise self._damaged()
+        if kept < len(rows):
+            logger.warning("%s: its last rows, %d, are damaged and left out.", self.path, len(rows) - kept)
+            self._rewrite(rows[:kept], [name for name in rows[0] if name])
+        return rows[:kept]
+
+    def _damaged(self) -> UserError:
+        return UserError(f"{self.path} is damaged; correct it by hand, or move it away to begin another.")
 
     def _go_on(self, rows: list[dict[str, str]], step: int) -> None:
         """Keep the rows of an earlier start before `step`, and what that one has: its validation may come again."""
@@ -91,3 +119,13 @@ class CsvLog(Logger):
     def _rewrite(self, rows: list[dict[str, str]], columns: list[str]) -> None:
         write_csv(self.path, rows, columns)
         self._columns = columns  # an interrupt before leaves those of the file
+
+
+def _is_whole(row: dict[str, str]) -> bool:
+    """Whether a row is a step and as many numbers as columns: the last may not be, where a machine went down."""
+    try:
+        int(row["step"])
+        list(map(float, filter(None, row.values())))
+    except (KeyError, TypeError, ValueError):
+        return False
+    return None not in row.values()

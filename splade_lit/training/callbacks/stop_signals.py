@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C end a run on all of its processes, with its state saved."""
+"""SIGTERM, SIGUSR1 and Ctrl-C end a run on all of its processes, with its state saved."""
 
 import signal
 import threading
@@ -6,15 +6,21 @@ from types import FrameType
 from typing import Any
 
 import lightning as L
+from lightning.fabric.plugins.environments import SLURMEnvironment
 
 from splade_lit.core.distributed import world_size
 from splade_lit.training.callbacks.hooks import PhaseCallback
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# What schedulers send before a job's time is up; Windows has none.
+_WARNINGS = (signal.SIGUSR1,) if hasattr(signal, "SIGUSR1") else ()
 
 
 class StopSignals(PhaseCallback):
     """Stops a run when its processes are asked to end: by `kill`, by a scheduler that takes the machine, or by Ctrl-C.
+
+    So does SIGUSR1, unless somebody else has a handler for it. Lightning's own for SLURM, which saves wherever the
+    run is and starts the job again, is switched off.
 
     In training they stop at the end of a batch: amid an optimizer step, weights and what counts them would not agree.
     Several processes, which would wait for the gradients of one that has left, agree after each batch whether one of
@@ -29,8 +35,12 @@ class StopSignals(PhaseCallback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Listen from here on."""
+        environment = trainer._accelerator_connector.cluster_environment
+        if isinstance(environment, SLURMEnvironment):
+            environment.auto_requeue = False
         if threading.current_thread() is threading.main_thread():
-            self._earlier = {number: signal.signal(number, self._answer) for number in _SIGNALS}
+            free = [number for number in _WARNINGS if signal.getsignal(number) == signal.SIG_DFL]
+            self._earlier = {number: signal.signal(number, self._answer) for number in (*_SIGNALS, *free)}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take the place of Lightning's handler, which sends to other processes and may wait for them for ever."""
