@@ -230,7 +230,7 @@ class FailsAfter(L.Callback):
 class SignalsAfter(FailsAfter):
     """A callback that sends its own process a signal, SIGTERM's if none is given, after so many optimizer steps."""
 
-    def __init__(self, steps: int, hook: str = "on_train_batch_end", number: int = signal.SIGTERM) -> None:
+    def __init__(self, steps: int, hook: str = "on_train_batch_end", number: int = int(signal.SIGTERM)) -> None:
         super().__init__(steps, hook)
         self.number = number
 

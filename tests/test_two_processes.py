@@ -29,6 +29,7 @@ from splade_lit.data.tasks import load_tasks
 from splade_lit.encoder.model import AsymmetricSparseEncoder
 from splade_lit.evaluation.task_evaluation import evaluate_tasks
 from splade_lit.training import observer
+from splade_lit.training.callbacks.last_checkpoint import LastCheckpoint
 
 TWO = {"trainer.devices": 2, "trainer.strategy": "ddp", "data.batch_size": 4}
 EARLY_STOPPING = "lightning.pytorch.callbacks.EarlyStopping"
@@ -146,6 +147,28 @@ def test_a_process_that_dies_while_another_evaluates_leaves_the_state_saved(worl
     assert "error: another process of the run has ended, so that this one is stopped" in outcome.err
     assert "The run was stopped; go on after step 6 with: " in outcome.err
     assert load_checkpoint(run / "checkpoints" / "last.ckpt")["global_step"] == 6
+
+
+class NotesSaves(L.Callback):
+    """Writes, before each step, which step last.ckpt holds."""
+
+    def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
+        folder = Path(trainer.default_root_dir)
+        if trainer.is_global_zero and (last := folder / "checkpoints" / "last.ckpt").exists():
+            with (folder / "saves.txt").open("a") as file:
+                file.write(f"{load_checkpoint(last)['global_step']}\n")
+
+
+@pytest.mark.slow
+def test_both_know_when_the_last_checkpoint_is_old(world, tmp_path):
+    run = tmp_path / "run"
+    last = {"class_path": f"{LastCheckpoint.__module__}.LastCheckpoint", "init_args": {"every_n_minutes": 0}}
+    changes = {"trainer.max_steps": 24, "trainer.val_check_interval": 1000, "data.num_eval_pairs": 0}
+    changes["trainer.callbacks"] = [last, {"class_path": "test_two_processes.NotesSaves"}]
+    config = world.config(run, TWO | changes)
+    outcome = command("splade_lit.fit", "--config", config, cwd=tmp_path, PYTHONPATH=paths())
+    assert outcome.code == 0, outcome.err
+    assert set((run / "saves.txt").read_text().split()) == {"8", "10", "16", "20"}  # an epoch has eight
 
 
 def test_an_error_on_one_rank_ends_the_others(world, tmp_path):
