@@ -46,16 +46,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     from splade_lit.command_line.devices import pick_device
     from splade_lit.core.files import check_not_read
-    from splade_lit.data.collection_pairs import open_pairs
+    from splade_lit.data.collection_pairs import Choice, open_pairs
     from splade_lit.data.corpus import open_corpus
     from splade_lit.data.pairs import load_answers, load_pairs
     from splade_lit.mining.candidates import find_candidates
     from splade_lit.mining.mine import BLOCK, Counts, mine
+    from splade_lit.mining.miners import CrossEncoderScorer
     from splade_lit.mining.models import check_source, open_miner, open_scorer
     from splade_lit.mining.write import check_notes, mined_file, report, write_mined, write_notes
 
     path = mined_file(options.output)
-    opened = open_pairs(options.pairs, options.pairs_config, options.pairs_split)
+    choice = Choice(options.min_grade, limit=options.max_pairs)
+    opened = open_pairs(options.pairs, options.pairs_config, options.pairs_split, choice=choice)
     corpus_files = [Path(options.corpus), *Path(options.corpus).rglob("*")] if options.corpus else []
     check_not_read(path, [*opened.files, *corpus_files])
     notes = None if path == options.output else options.output / "README.md"
@@ -91,9 +93,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     miner = open_miner(options.miner, candidates.texts, device, options.max_tokens)
     teacher = None
     if options.teacher:
-        teacher = open_scorer(options.teacher, candidates.texts, device, options.max_tokens, logits=options.scores)
+        teacher = open_scorer(options.teacher, candidates.texts, device, options.max_tokens)
+    # Margins are by what a cross-encoder gives, as those of sentence-transformers; what is learned from are its logits.
+    written = teacher.in_logits() if options.scores and isinstance(teacher, CrossEncoderScorer) else None
     counts = Counts()
-    mined = mine(candidates, pairs.batches("query", BLOCK), miner, rules, teacher, counts)
+    mined = mine(candidates, pairs.batches("query", BLOCK), miner, rules, teacher, counts, written)
     settings = _settings(options)
     facts = write_mined(
         path, pairs, candidates, mined, rules.num_negatives, counts, settings, options.scores, options.drop_incomplete

@@ -5,7 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+import pytest
+import torch
 from command_runs import call
+from transformers import BertConfig, BertForSequenceClassification
 
 from splade_lit import mine
 
@@ -70,3 +73,35 @@ def test_answers_that_are_not_mined_for_are_no_negatives(tmp_path):
     (folder / "qrels" / "train.tsv").write_text("\n".join(lines) + "\n")
     found, _ = negatives(folder, tmp_path / "graded.parquet", "--corpus", folder, "--min-grade", 2)
     assert found["song of 1"] == answers - {rows[1]["answer"], rows[6]["answer"]}
+
+
+def test_the_column_of_scores_changes_no_choice(tmp_path, tiny_tokenizer):
+    """A cross-encoder chooses by what it gives, a sigmoid, with the column and without; the column has its logits."""
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    torch.manual_seed(5)
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = BertConfig(vocab_size=len(tiny_tokenizer), num_labels=1, initializer_range=0.5, **shape)
+    folder = tmp_path / "cross"
+    BertForSequenceClassification(config).save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    words = ["song", "film", "city", "river", "king", "queen", "band"]
+    rows = [
+        {"query": f"{word} school", "answer": f"school {word} of the {words[n - 1]}"} for n, word in enumerate(words)
+    ]
+    source, given = (
+        write(tmp_path / "pairs.jsonl", rows),
+        ["--teacher", folder, "--device", "cpu", "--num-negatives", 2],
+    )
+    given += ["--max-score", 0.6]
+    plain, _ = negatives(source, tmp_path / "plain.parquet", *given)
+    scored, _ = negatives(source, tmp_path / "scored.parquet", *given, "--scores")
+    assert plain == scored
+    assert any(plain.values())
+    model = sentence_transformers.CrossEncoder(str(folder), device="cpu")
+    for row in pq.read_table(tmp_path / "scored.parquet").to_pylist():
+        texts = [row[name] for name in ("answer", "negative_1", "negative_2")]
+        logits = [
+            float(model.predict([(row["query"], text)], activation_fn=torch.nn.Identity())[0]) if text else None
+            for text in texts
+        ]
+        assert row["scores"] == pytest.approx(logits, abs=1e-3)

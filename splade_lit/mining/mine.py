@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -23,6 +23,7 @@ class Mined:
         pairs: their rows.
         answers: the documents of their columns of positives, -1 for none; `answer_scores` are their scores.
         negatives: documents, highest score first, -1 where there are no more; `negative_scores` are their scores.
+        written: scores of all of them, answers first, to stand in the data set in place of those.
     """
 
     pairs: Int64[np.ndarray, " pairs"]
@@ -30,6 +31,7 @@ class Mined:
     answer_scores: Float32[np.ndarray, "pairs positives"]
     negatives: Int64[np.ndarray, "pairs negatives"]
     negative_scores: Float32[np.ndarray, "pairs negatives"]
+    written: Float32[np.ndarray, "pairs documents"] | None = None
 
 
 @dataclass
@@ -52,6 +54,7 @@ def mine(
     rules: Rules,
     teacher: Scorer | None = None,
     counts: Counts | None = None,
+    written: Scorer | None = None,
 ) -> Iterator[Mined]:
     """The negatives of all pairs, in their order, a block at a time.
 
@@ -66,13 +69,14 @@ def mine(
         rules: which of them become negatives.
         teacher: scores answers and documents within the ranks, for the margins.
         counts: what was looked at is added here.
+        written: scores what was found once more, in the scale to write.
     """
     counts = counts or Counts()
     with WorkProgress("mining", "pairs", len(candidates.answers)) as progress:
         start = 0
         for texts in queries:
             pairs = np.arange(start, start + len(texts))
-            yield _mine_block(candidates, pairs, texts, miner, rules, teacher, counts)
+            yield _mine_block(candidates, pairs, texts, miner, rules, teacher, counts, written)
             start += len(texts)
             progress.advance(len(texts))
 
@@ -85,6 +89,7 @@ def _mine_block(
     rules: Rules,
     teacher: Scorer | None,
     counts: Counts,
+    written: Scorer | None,
 ) -> Mined:
     different = {text: number for number, text in enumerate(dict.fromkeys(texts))}
     query_of = np.array([different[text] for text in texts])
@@ -125,4 +130,11 @@ def _mine_block(
     answers = candidates.answers[pairs]
     at = np.searchsorted(owner * size + known, query_of[:, None] * size + answers).clip(max=len(known) - 1)
     answer_scores = np.where(answers >= 0, known_scores[at], np.float32(np.nan))
-    return Mined(pairs, answers, answer_scores, negatives, negative_scores)
+    mined = Mined(pairs, answers, answer_scores, negatives, negative_scores)
+    if written is None:
+        return mined
+    row_documents = np.concatenate([answers, negatives], axis=1)
+    there = row_documents >= 0
+    rescored = np.full(there.shape, np.nan, np.float32)
+    rescored[there] = written.scores(written.encode(queries), query_of[np.nonzero(there)[0]], row_documents[there])
+    return replace(mined, written=rescored)

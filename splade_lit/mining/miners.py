@@ -1,6 +1,7 @@
 """What finds documents that look like answers: BM25, a sparse model, a sentence encoder; and what scores pairs."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -103,12 +104,16 @@ class CrossEncoderScorer:
     """Scores pairs of texts one by one.
 
     Args:
-        predict: gives the scores of pairs of a query with a document.
+        predict: gives the scores of pairs of a query with a document; takes an `activation_fn` to put on top.
         texts: the documents.
     """
 
-    def __init__(self, predict: Callable[[list[tuple[str, str]]], np.ndarray], texts: Sequence[str]) -> None:
+    def __init__(self, predict: Callable[..., np.ndarray], texts: Sequence[str]) -> None:
         self._predict, self._texts = predict, texts
+
+    def in_logits(self) -> "CrossEncoderScorer":
+        """The same model without the function that it has on top."""
+        return CrossEncoderScorer(partial(self._predict, activation_fn=torch.nn.Identity()), self._texts)
 
     def encode(self, queries: Sequence[str]) -> Sequence[str]:
         """The queries as they are."""

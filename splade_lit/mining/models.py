@@ -1,6 +1,7 @@
 """Models as miners and as teachers: BM25, one with a query table, and what sentence-transformers runs."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -80,8 +81,8 @@ def open_scorer(
         return _sentence_encoder(folder, texts, device, max_tokens, cache_folder(cache_dir))
     model = load_teacher(folder, kind, device)
     if kind == "cross-encoder":
-        function = {"activation_fn": torch.nn.Identity()} if logits else {}
-        return CrossEncoderScorer(lambda pairs: model.predict(pairs, show_progress_bar=False, **function), texts)
+        scorer = CrossEncoderScorer(partial(model.predict, show_progress_bar=False), texts)
+        return scorer.in_logits() if logits else scorer
     parts = []
     with WorkProgress("encoding", "documents", len(texts)) as progress:
         for start in range(0, len(texts), _CHUNK):

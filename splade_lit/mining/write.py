@@ -144,8 +144,9 @@ def _rows(schema: pa.Schema, pairs: Pairs, candidates: Candidates, block: Mined,
         columns.append([candidates.texts[number] if number >= 0 else None for number in numbers.tolist()])
     if SCORES not in schema.names:
         return n_tuple_rows(schema, columns)
-    scores = np.concatenate([block.answer_scores, block.negative_scores], axis=1)[kept]
-    return n_tuple_rows(schema, columns, scores)
+    chosen_by = np.concatenate([block.answer_scores, block.negative_scores], axis=1)
+    scores = chosen_by if block.written is None else block.written
+    return n_tuple_rows(schema, columns, scores[kept])
 
 
 def check_notes(path: Path | None) -> None:
