@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     check_range("", 1e-6, scale=options.scale)
     from splade_lit.command_line.devices import pick_device
     from splade_lit.core.files import check_not_read
-    from splade_lit.data.hub import open_texts
+    from splade_lit.data.collection_pairs import Choice, open_pairs
     from splade_lit.data.pairs import load_pairs
     from splade_lit.mining.models import check_source, open_scorer
     from splade_lit.mining.scores import ENDINGS, MIN_MAX_SCALE, agreement, score_rows, together, write_scored
@@ -45,7 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     output: Path = options.output
     if output.suffix.lower() not in ENDINGS:
         raise UserError(f"{output} must end in {' or '.join(ENDINGS)}.")
-    opened = open_texts(options.pairs, options.pairs_config, options.pairs_split)
+    choice = Choice(num_negatives=max(1, len(options.negative_columns or ())), limit=options.max_pairs)
+    opened = open_pairs(options.pairs, options.pairs_config, options.pairs_split, choice=choice)
     check_not_read(output, opened.files)
     check_writable(output)
     for teacher in options.teachers:
@@ -122,12 +123,20 @@ def _settings(output: Path, columns: Sequence[str]) -> str:
 def _parser() -> CommandParser:
     parser = CommandParser("score", "Score the documents of pairs with teachers, and write a data set that fit reads.")
     add = parser.add_argument
-    add("--pairs", required=True, help="file (jsonl, csv, tsv, parquet; gzipped or not), data set folder or Hub id")
+    add(
+        "--pairs",
+        required=True,
+        help="file (jsonl, csv, tsv, parquet; gzipped or not), data set, or test collection with triples or scored "
+        "documents (see --pairs-config), as data.source of fit",
+    )
     add("--query-column", default="query", help="its column of queries (%(default)s)")
     add("--document-column", default="answer", help="its column of documents that answer them (%(default)s)")
     add("--positive-columns", nargs="*", help="its columns of further answers (default: those called positive_2 ...)")
     add("--negative-columns", nargs="*", help="its columns of hard negatives (default: those called negative_1 ...)")
-    add("--pairs-config", help="which configuration of the data set, if there are several")
+    add(
+        "--pairs-config",
+        help="which configuration of the data set, if there are several; of a collection triples, docpairs, scoreddocs",
+    )
     add("--pairs-split", default="train", help="which split of the data set (%(default)s)")
     add("--max-pairs", type=positive_int, help="use the first pairs only")
     add(

@@ -198,3 +198,25 @@ def test_min_max_and_agreement_leave_out_what_is_not_there():
     assert agreement(scores, 1) == 0.5  # of two rows that have an answer and a negative
     assert agreement(scores, 2) == pytest.approx(1 / 3)
     assert np.isnan(agreement(scores[3:], 1))
+
+
+def test_triples_of_a_test_collection_are_scored(tmp_path):
+    """A folder with the field's names, and a file of triples without names of columns, as mine and fit take them."""
+    texts = {"d1": "the song of the king", "d2": "a river", "d3": "the song of the queen"}
+    lines = [json.dumps({"_id": id, "text": text}) for id, text in texts.items()]
+    (tmp_path / "corpus.jsonl").write_text("\n".join(lines))
+    (tmp_path / "queries.tsv").write_text("q1\tsong king\nq2\tsong queen\n")
+    (tmp_path / "qidpidtriples.train.tsv").write_text("q1\td1\td3\nq2\td3\td1\nq2\td3\td2\n")
+    path = tmp_path / "triples.tsv"
+    path.write_text(f"song king\t{texts['d1']}\t{texts['d3']}\n")
+    (tmp_path / "qrels").mkdir()
+    (tmp_path / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td1\t1\n")
+    given = ("--pairs-config", "triples", "--teachers", "bm25")
+    run(tmp_path, tmp_path / "scored.parquet", *given, "--max-pairs", 2)
+    scored = pd.read_parquet(tmp_path / "scored.parquet")
+    assert scored["negative_1"].tolist() == [texts["d3"], texts["d1"]]
+    assert all(answer > other for answer, other in scored["scores"])
+    run(path, tmp_path / "of_file.parquet", *given)
+    assert len(pd.read_parquet(tmp_path / "of_file.parquet")) == 1
+    judged = call(score.main, "--pairs", tmp_path, "--output", tmp_path / "x.parquet", "--teachers", "bm25")
+    assert "a row has one document" in judged.errors[0]
