@@ -41,6 +41,7 @@ def _parser() -> CommandParser:
     )
     parser.add_argument("--query-column", help="its column of queries (default: query, question and the like)")
     parser.add_argument("--document-column", help="its column of documents (default: answer, document and the like)")
+    parser.add_argument("--positive-columns", nargs="+", default=[], help="its columns of further answers, if any")
     parser.add_argument("--negative-columns", nargs="+", default=[], help="its columns of hard negatives, if any")
     parser.add_argument(
         "--corpus", help="what is searched: file, data set or BEIR folder (default: the documents of the pairs)"

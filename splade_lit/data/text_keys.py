@@ -37,6 +37,20 @@ def document_hashes(pairs: Pairs) -> np.ndarray:
     return pairs.hashes("document", document_key)
 
 
+def answer_hashes(pairs: Pairs) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of each answer, in all columns of answers: its row, the place of its column, and the hash of its key, uint64."""
+    rows, columns, keys = [], [], []
+    (empty,) = hashes([""])
+    for place, name in enumerate(pairs.answer_columns):
+        of_column = pairs.hashes(name, document_key)
+        there = np.flatnonzero(of_column != empty)
+        rows.append(there)
+        columns.append(np.full(len(there), place))
+        keys.append(of_column[there])
+    order = np.argsort(np.concatenate(rows), kind="stable")
+    return np.concatenate(rows)[order], np.concatenate(columns)[order], np.concatenate(keys)[order]
+
+
 def without_queries(pairs: Pairs, queries: Iterable[str]) -> Pairs:
     """The pairs whose query is none of these."""
     kept = ~np.isin(query_hashes(pairs), hashes(query_key(query) for query in queries))

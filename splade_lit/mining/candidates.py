@@ -1,6 +1,6 @@
 """What is searched: the different documents of a data set and of a corpus, and which of them answer which query."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain, repeat
 
@@ -85,7 +85,7 @@ def find_candidates(pairs: Pairs, corpus: Corpus | None = None, answers: Pairs |
     sought = np.unique(of_pairs[:, 1])
     in_corpus = np.isin(sought, found.alike_keys())
     numbers = np.full((len(pairs), pairs.num_positives), -1)
-    for column, name in enumerate(_answer_columns(pairs)):
+    for column, name in enumerate(pairs.answer_columns):
         for row, text in enumerate(chain.from_iterable(pairs.batches(name))):
             if text:
                 numbers[row, column] = found.number(text)
@@ -135,17 +135,13 @@ class _Documents:
         return np.repeat(keyed[:, 0].astype(np.int64), last - first), numbers[ranges(first, last - first)]
 
 
-def _answer_columns(pairs: Pairs) -> Sequence[str]:
-    return pairs.columns[1 : 1 + pairs.num_positives]
-
-
 def _answer_keys(pairs: Pairs, queries: UInt64[np.ndarray, " queries"]) -> UInt64[np.ndarray, "answers 2"]:
     """The place among `queries`, which are in order, and the answer's key, of each answer to one of them."""
     asked = query_hashes(pairs)
     places = np.searchsorted(queries, asked).clip(max=len(queries) - 1)
     (empty,) = hashes([""])
     found = []
-    for name in _answer_columns(pairs):
+    for name in pairs.answer_columns:
         keys = pairs.hashes(name, query_key)
         there = (queries[places] == asked) & (keys != empty)
         found.append(np.stack([places[there].astype(np.uint64), keys[there]], axis=1))

@@ -25,13 +25,19 @@ MIN_PAIRS = 20
 
 @dataclass(frozen=True)
 class OwnPairs:
-    """Pairs with text, the rows of their source, those without text among them, and the names of its columns."""
+    """Pairs with text, the rows of their source, those without text among them, and the names of its columns.
+
+    Attributes:
+        unused_columns: columns of the source that are no part of the pairs.
+    """
 
     pairs: Pairs
     num_rows: int
     query_column: str
     document_column: str
     negative_columns: list[str]
+    positive_columns: Sequence[str] = ()
+    unused_columns: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,11 @@ class OwnCorpus:
 
 
 def read_pairs(
-    source: str, query_column: str | None, document_column: str | None, negative_columns: list[str]
+    source: str,
+    query_column: str | None,
+    document_column: str | None,
+    negative_columns: list[str],
+    positive_columns: Sequence[str] = (),
 ) -> OwnPairs:
     """Pairs from columns that are named, or go by a usual name.
 
@@ -63,14 +73,15 @@ def read_pairs(
     names = opened.columns
     query = query_column or _usual(source, names, QUERY_COLUMNS, document_column, "queries", "--query-column")
     document = document_column or _usual(source, names, DOCUMENT_COLUMNS, query, "documents", "--document-column")
-    pairs = load_pairs(source, query, document, negative_columns)
+    pairs = load_pairs(source, query, document, negative_columns, positive_columns)
     if len(pairs) < MIN_PAIRS:
         raise UserError(
             f"{source}: {len(pairs)} pairs with text are too few to train and to test with; give at least {MIN_PAIRS}, "
             "better some thousands."
         )
-    num_rows = len(opened.read((query, document, *negative_columns)))
-    return OwnPairs(pairs, num_rows, query, document, negative_columns)
+    used = (query, document, *positive_columns, *negative_columns)
+    unused = [name for name in names if name not in used]
+    return OwnPairs(pairs, len(opened.read(used)), query, document, negative_columns, positive_columns, unused)
 
 
 def read_corpus(source: str, text_column: str | None, pairs: Pairs) -> OwnCorpus:

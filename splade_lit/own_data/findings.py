@@ -53,6 +53,11 @@ def added_lines(facts: MadePairsFacts) -> list[str]:
     ]
 
 
+def none_added_lines() -> list[str]:
+    """That few pairs stay alone, for none that is made has their columns."""
+    return ["added      none: pairs that are made would have no further answers and no hard negatives"]
+
+
 def no_teacher_lines() -> list[str]:
     """That there is no teacher, and what follows."""
     return [
@@ -77,9 +82,11 @@ def made_test_lines(facts: MadePairsFacts) -> list[str]:
 
 def pairs_lines(facts: PairsFacts, own: OwnPairs) -> list[str]:
     """Counts, lengths and language of pairs."""
-    columns = ", ".join((own.query_column, own.document_column, *own.negative_columns))
+    columns = ", ".join((own.query_column, own.document_column, *own.positive_columns, *own.negative_columns))
+    unused = f"           columns that are not used: {', '.join(own.unused_columns)}"
     return [
         f"pairs      {own.pairs.source}: {facts.num_rows:,} rows ({columns})",
+        *([unused] if own.unused_columns else []),
         f"           {facts.num_empty:,} with an empty text (skipped), {facts.num_copies:,} copies of an earlier pair "
         f"{_worry(facts.num_copies > _COPIES * facts.num_pairs)}, {facts.num_same_text:,} whose document is the query",
         f"queries    {facts.num_queries:,} different; {_lengths(facts.queries)}",

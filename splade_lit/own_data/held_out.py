@@ -14,7 +14,7 @@ from splade_lit.core.text import check_ids, qrels_text
 from splade_lit.data.corpus import Corpus
 from splade_lit.data.pairs import Pairs
 from splade_lit.data.tasks import RetrievalTask, sampled_ids
-from splade_lit.data.text_keys import document_hashes, document_key, hashes, query_hashes, query_key
+from splade_lit.data.text_keys import answer_hashes, document_key, hashes, query_hashes, query_key
 
 TASK_FILES = ("corpus.jsonl", "queries.jsonl", "qrels/test.tsv")
 MIN_QUERIES = 10  # with fewer held-out queries, answers that the corpus lacks are added to it
@@ -66,21 +66,21 @@ def hold_out(
     Raises:
         UserError: no pair would be left for training.
     """
-    queries, answers = query_hashes(pairs), document_hashes(pairs)
+    queries, (rows, columns, answers) = query_hashes(pairs), answer_hashes(pairs)
     ids, keys = _ids_and_hashes(match or corpus)
-    in_corpus = np.isin(answers, keys)
-    candidates = np.unique(queries[in_corpus])
+    candidates = np.unique(queries[rows[np.isin(answers, keys)]])
     add_missing = len(candidates) < MIN_QUERIES
     if add_missing:
         candidates = np.unique(queries)
     drawn = candidates[np.argsort(hashes(f"{seed} {query}" for query in candidates.tolist()))][:num_queries]
     held_out = np.isin(queries, drawn)
+    asked = held_out[rows]  # of each answer, whether its query is held out
     if held_out.all():
         raise UserError(
             f"{pairs.source}: holding {num_queries} queries out leaves no pair to train on; hold out fewer, with "
             "--held-out."
         )
-    wanted = set(answers[held_out].tolist())
+    wanted = set(answers[asked].tolist())
     ids_of: dict[int, list[str]] = {}
     for id, key in zip(ids, keys.tolist(), strict=True):
         if key in wanted:
@@ -88,23 +88,23 @@ def hold_out(
     added: dict[str, str] = {}
     texts: dict[int, tuple[str, str]] = {}
     qrels: dict[str, dict[str, int]] = {}
-    for row in np.flatnonzero(held_out).tolist():
-        pair, answer = pairs[row], int(answers[row])
+    for row, column, answer in zip(*(part[asked].tolist() for part in (rows, columns, answers)), strict=True):
+        pair = pairs[row]
         if answer not in ids_of:
             if not add_missing:
                 continue
-            ids_of[answer] = [f"pair-{row}"]
-            added[f"pair-{row}"] = pair["document"].strip()
+            id = f"pair-{row}-{column + 1}" if column else f"pair-{row}"
+            ids_of[answer], added[id] = [id], pair[pairs.answer_columns[column]].strip()
         query_id, _ = texts.setdefault(int(queries[row]), (f"q{len(texts) + 1}", pair["query"].strip()))
         qrels.setdefault(query_id, {}).update((id, 1) for id in ids_of[answer])
     documents = _drawn_documents(corpus, ids, qrels, max_documents, seed)
-    seen = np.isin(answers, answers[~held_out])
+    seen = np.isin(answers, answers[~asked])
     return HeldOut(
         task=RetrievalTask(name, documents | added, dict(texts.values()), qrels),
         num_corpus=len(ids),
         num_added=len(added),
         num_left_out=int(held_out.sum()),
-        seen_answer_share=len(np.unique(queries[held_out & seen])) / len(drawn),
+        seen_answer_share=len(np.unique(queries[rows[asked & seen]])) / len(drawn),
     )
 
 
@@ -138,7 +138,8 @@ def given_test(
     held_out = np.isin(query_hashes(pairs), hashes(query_key(text) for text in texts.values()))
     if held_out.all():
         raise UserError(f"{pairs.source}: every pair has one of the test queries; give other pairs to train on.")
-    trained_on = set(document_hashes(pairs)[~held_out].tolist())
+    rows, _, answers = answer_hashes(pairs)
+    trained_on = set(answers[~held_out[rows]].tolist())
     seen = [any(g > 0 and key_of[id] in trained_on for id, g in grades.items()) for grades in qrels.values()]
     return HeldOut(
         task=RetrievalTask(name, documents, texts, qrels, graded=True),
@@ -150,16 +151,19 @@ def given_test(
 
 
 def pairs_as_corpus(pairs: Pairs) -> Corpus:
-    """The distinct documents of pairs, for want of another corpus."""
-    _, first = np.unique(document_hashes(pairs), return_index=True)
+    """The distinct documents that answer a query of pairs, for want of another corpus."""
+    rows, columns, answers = answer_hashes(pairs)
+    _, first = np.unique(answers, return_index=True)
     first.sort()
-    documents = pairs.select(first)
 
-    def rows() -> Iterator[tuple[str, str]]:
-        texts = chain.from_iterable(documents.batches("document"))
-        return ((f"d{row}", text.strip()) for row, text in zip(first.tolist(), texts, strict=True))
+    def documents() -> Iterator[tuple[str, str]]:
+        for place, name in enumerate(pairs.answer_columns):
+            of_column = rows[first[columns[first] == place]]
+            texts = chain.from_iterable(pairs.select(of_column).batches(name))
+            for row, text in zip(of_column.tolist(), texts, strict=True):
+                yield f"d{row}-{place + 1}" if place else f"d{row}", text.strip()
 
-    return Corpus(len(first), rows, pairs.source)
+    return Corpus(len(first), documents, pairs.source)
 
 
 def write_beir(task: RetrievalTask, folder: Path) -> None:

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from splade_lit.core.errors import UserError
 from splade_lit.data.corpus import Corpus
 from splade_lit.data.pairs import Pairs
-from splade_lit.data.text_keys import document_hashes, document_key, hashes, query_hashes
+from splade_lit.data.text_keys import answer_hashes, document_hashes, document_key, hashes, query_hashes
 from splade_lit.own_data.language import LanguageGuess, guess_language
 
 _SAMPLE = 10_000  # texts that lengths are measured on
@@ -153,7 +153,7 @@ def inspect_corpus(corpus: Corpus, pairs: Pairs) -> CorpusFacts:
         raise UserError(f"{corpus.source}: no document has text.")
     assert corpus.num_rows is not None, "open_corpus counts"
     distinct = np.unique(texts)
-    sought = np.unique(document_hashes(pairs))
+    sought = np.unique(answer_hashes(pairs)[2])
     return CorpusFacts(
         num_documents=corpus.num_rows,
         num_empty=corpus.num_rows - len(texts),

@@ -168,7 +168,8 @@ def evaluated_documents(settings: dict[str, Any], num_corpus: int) -> int:
 def taught_texts(settings: dict[str, Any], num_pairs: int) -> int:
     """Texts of so many pairs that a teacher reads before a run of these settings."""
     data = settings["data"]
-    return 2 * min(data["max_pairs"] or num_pairs, num_pairs) if data.get("teacher") else 0
+    texts = 2 + sum(len(data.get(name, ())) for name in ("positive_columns", "negative_columns"))  # of a pair
+    return texts * min(data["max_pairs"] or num_pairs, num_pairs) if data.get("teacher") else 0
 
 
 def _round_up(value: int, step: int, most: int) -> int:

@@ -42,6 +42,7 @@ from splade_lit.own_data.findings import (
     made_test_lines,
     made_warnings,
     no_teacher_lines,
+    none_added_lines,
     pairs_lines,
     settings_line,
     warnings,
@@ -85,7 +86,13 @@ def write_experiment(options: Namespace) -> None:
     tokenizer = load_tokenizer(base_model)
     made = None if options.pairs else _make_pairs(options, pairs_file, folder.name, most)
     if made is None:
-        own = read_pairs(options.pairs, options.query_column, options.document_column, options.negative_columns)
+        own = read_pairs(
+            options.pairs,
+            options.query_column,
+            options.document_column,
+            options.negative_columns,
+            options.positive_columns,
+        )
         check_not_read(pairs_file, open_pairs(options.pairs).files)
     else:
         own = made.own
@@ -101,13 +108,16 @@ def write_experiment(options: Namespace) -> None:
     else:
         held_out = made.held_out
     _say(*held_out_lines(held_out, folder), *(made_test_lines(made.facts) if made else []))
-    small = made is None and len(own.pairs) < FEW_PAIRS and not own.negative_columns
-    teachers = teachers_for(facts) if made or small else []
+    few = made is None and len(own.pairs) < FEW_PAIRS
+    small = few and not (own.negative_columns or own.positive_columns)
+    teachers = teachers_for(facts) if made or few else []
     if small and teachers and (added := _added_pairs(options, own, pairs_file)):
         _say(*added_lines(added.facts))
     else:
         added = None
-    if not teachers and (made or small):
+    if few and teachers and not small:
+        _say(*none_added_lines())
+    if not teachers and (made or few):
         _say(*no_teacher_lines())
     to_write = made or added
     trained = to_write.own if to_write else own
@@ -146,10 +156,9 @@ def _check_belongings(options: Namespace) -> None:
     """Options that are about pairs, or about none, with what they are about."""
     if options.pairs is None and options.corpus is None:
         raise UserError("Give pairs with --pairs, or a corpus with --corpus, of whose documents pairs are then made.")
-    if options.pairs is None and (options.query_column or options.document_column or options.negative_columns):
-        raise UserError(
-            "--query-column, --document-column and --negative-columns are about pairs; give them with --pairs."
-        )
+    columns = ("query_column", "document_column", "positive_columns", "negative_columns")
+    if options.pairs is None and any(getattr(options, name) for name in columns):
+        raise UserError("--query-column, --document-column and the like are about pairs; give them with --pairs.")
     if options.corpus is None and options.title_column:
         raise UserError("--title-column is about a corpus, of which pairs are made; give it with --corpus.")
 
