@@ -137,7 +137,7 @@ def _corpus_options(parser: CommandParser, names: str | None = "tokens", tasks: 
     if tasks:
         parser.add_argument("--tasks", nargs="+", default=[], help="tasks to measure the loss of nDCG@10 on")
         parser.add_shared("--nanobeir-source", "--nanobeir-revision", "--max-corpus-documents")
-    parser.add_shared("--device")
+    parser.add_shared(*LIMITS[1:], "--device")
 
 
 def _scale_option(parser: CommandParser, name: str, default: float | None, help: str) -> None:

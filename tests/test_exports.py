@@ -85,6 +85,17 @@ def test_a_corpus_is_encoded_first(world, tmp_path):
     assert not (tmp_path / "out" / ".vectors").exists()
 
 
+def test_a_limit_is_kept_for_once(world, tmp_path):
+    given = ("--model", world / "model", "--corpus", world / "docs.jsonl", "--output", tmp_path / "out")
+    outcome = call(export.main, "vectors", *given, "--max-document-active-dims", 3)
+    assert outcome.code == 0, outcome.err
+    rows = [row["vector"] for row in lines_of(tmp_path / "out", "documents-*.jsonl")]
+    assert max(map(len, rows)) == 3
+    vectors = vectors_of(world)[1].toarray()
+    for row, vector in zip(rows, vectors, strict=True):
+        assert sorted(row.values()) == pytest.approx(sorted(vector[vector > 0])[-3:], rel=1e-4)
+
+
 def test_anserini_has_whole_numbers(world, tmp_path):
     out, _ = run(world, tmp_path / "out", "anserini", "--scale", 50, "--names", "dims")
     rows = lines_of(tmp_path / "out" / "documents", "*.jsonl")
@@ -279,6 +290,8 @@ def test_ids_of_queries_that_are_no_unicode_are_mended(world, tmp_path):
         (["vectors", "--index", "nothing", "--vectors", "VECTORS"], "leave out --vectors"),
         (["vectors", "--index", "OTHER"], "is an index of seismic, and an exact one is needed"),
         (["ciff", "--model", "MODEL", "--vectors", "VECTORS", "--tasks", "none"], "'none' is neither"),
+        (["ciff", "--model", "MODEL", "--vectors", "VECTORS", "--min-document-weight", 0.1], "what --vectors names"),
+        (["vectors", "--index", "OTHER", "--max-document-active-dims", 9], "what --index names is there already"),
         (["ciff", "--model", "MODEL", "--vectors", "VECTORS", "--scale", "1e30"], "give a smaller --scale"),
         (["opensearch", "--doc-only", "--names", "dims", "--model", "MODEL"], "leave out --field sparse_vector"),
         (["vectors", "--model", "MODEL", "--vectors", "VECTORS", "--queries-file", "none.jsonl"], "none.jsonl"),

@@ -1,10 +1,11 @@
 """Documents that are put into an engine or written for one: encoded first, or from vectors that are there already."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from splade_lit.core.errors import UserError
 from splade_lit.engines.index import Part, Parts
@@ -71,7 +72,13 @@ def stored_documents(vectors: str | Path, model: str, corpus: CorpusSource | Non
 
 
 def encoded_documents(
-    source: str, revision: str | None, device: str | None, corpus: CorpusSource, model: str, scratch: Path
+    source: str,
+    revision: str | None,
+    device: str | None,
+    corpus: CorpusSource,
+    model: str,
+    scratch: Path,
+    limits: Mapping[str, Any] = MappingProxyType({}),
 ) -> Documents:
     """Documents of a corpus that is encoded first, or what is missing of it since a run that was stopped.
 
@@ -82,6 +89,7 @@ def encoded_documents(
         corpus: the documents.
         model: fingerprint of the model.
         scratch: folder for the vectors, which stay there.
+        limits: those of the model that are changed, by their names, as of `Pruning.changed`.
 
     Raises:
         UserError: there is no such model, corpus or device, or the folder cannot be written.
@@ -92,6 +100,7 @@ def encoded_documents(
     place = pick_device(device)
     opened = corpus.open()
     encoder = AsymmetricSparseEncoder.load(source, revision=revision, device=place)
+    encoder.pruning = encoder.pruning.changed(limits)
     write_corpus_vectors(encoder, opened, scratch, model, show_progress_bar=True)
     return stored_documents(scratch, model, corpus)
 

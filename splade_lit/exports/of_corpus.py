@@ -8,6 +8,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from splade_lit.command_line.arguments import LIMITS
 from splade_lit.core.errors import UserError
 from splade_lit.core.files import check_writable
 from splade_lit.core.queries import read_queries
@@ -60,6 +61,7 @@ class Export:
     """
 
     def __init__(self, settings: Namespace, files: str, topics: bool = False) -> None:
+        self._check_limits(settings)
         check_writable(folder=settings.output)
         read = [Path(path) for path in (settings.queries_file, settings.corpus) if path]
         self.settings, self.output = settings, OutputFolder(settings.output, settings.format, files, read)
@@ -97,10 +99,22 @@ class Export:
                 corpus,
                 model,
                 settings.output / VECTORS,
+                vars(settings),
             )
         else:
             raise UserError(
                 "Nothing to export: give --corpus, --vectors made by python -m splade_lit.encode, or --index."
+            )
+
+    @staticmethod
+    def _check_limits(settings: Namespace) -> None:
+        """Limits of documents are for those that are encoded here."""
+        given = [option for option in LIMITS[1:] if getattr(settings, option[2:].replace("-", "_")) is not None]
+        if given and (settings.vectors is not None or settings.index is not None):
+            there = "--index" if settings.vectors is None else "--vectors"
+            raise UserError(
+                f"{given[0]} is for a corpus that is encoded now, and what {there} names is there already; encode it "
+                "again with the limit, or leave it out."
             )
 
     @staticmethod
@@ -169,7 +183,9 @@ class Export:
         from splade_lit.encoder.model import AsymmetricSparseEncoder
 
         device = pick_device(self.settings.device)
-        return AsymmetricSparseEncoder.load(self.settings.model, revision=self.settings.revision, device=device)
+        encoder = AsymmetricSparseEncoder.load(self.settings.model, revision=self.settings.revision, device=device)
+        encoder.pruning = encoder.pruning.changed(vars(self.settings))
+        return encoder
 
 
 def export_ciff(settings: Namespace) -> None:
