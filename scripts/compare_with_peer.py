@@ -7,8 +7,8 @@ Both sides start from one saved model (the base model with its head, decoder bia
 starts them), see the same training pairs, and train for the same wall-clock time, one after the other, in turns that
 alternate from seed to seed. Time is turned into optimizer steps by measuring a few first, so that learning rates
 reach 0 where training ends; reading data and making a teacher's vectors count. sentence-transformers' trainer has the
-experiment's learning rates, batch size, precision and clipping, its own batches, its own schedule of the penalty, and a
-lambda: of several (--peer-lambdas), the one that ends best on the tasks is taken, which favours that side.
+experiment's learning rates, batch size, accumulation, precision and clipping, its own batches, its own schedule of the
+penalty, and a lambda: of several (--peer-lambdas), the one that ends best on the tasks is taken, which favours it.
 
 Models differ in sparsity, so that all are measured twice: as they are, and cut to one number of active dims a document,
 by one method for all: on each task the smallest weights of the corpus's vectors are left out (--cut threshold), or all
@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 import yaml
 from peer_measures import METRIC, Measures, Row, measure_task, shown
-from peer_sides import PeerSettings
+from peer_sides import PeerSettings, check_carried
 from rich.console import Console
 
 from splade_lit.command_line.devices import precision_on_cpu
@@ -68,12 +68,13 @@ class Plan:
         lambda_q = model.get("lambda_q", 0.0)
         settings = {
             "batch_size": data.get("batch_size", 16),
+            "accumulate": trainer.get("accumulate_grad_batches") or 1,
             "micro_batch_size": None,
             "learning_rate": model.get("learning_rate", 2e-5),
             "idf_learning_rate": model.get("idf_learning_rate", 1e-3),
             "warmup_ratio": model.get("warmup_ratio", 0.1),
             "weight_decay": model.get("weight_decay", 0.0),
-            "max_grad_norm": trainer.get("gradient_clip_val") or 1.0,
+            "max_grad_norm": trainer.get("gradient_clip_val") or 0.0,
             "lambda_q": lambda_q if isinstance(lambda_q, int | float) else 0.0,
             "use_cpu": _on_cpu(trainer),
             "bf16": _precision(trainer) == "bf16-mixed",
@@ -296,6 +297,7 @@ def _plan(options: argparse.Namespace) -> Plan:
         for group in groups:
             place = place.setdefault(group, {})
         place[last] = yaml.safe_load(value)
+    check_carried(config)
     lambda_d = config.get("model", {}).get("lambda_d")
     lambdas = options.peer_lambdas or [float(lambda_d) if isinstance(lambda_d, int | float) else 3e-3]
     peer = {

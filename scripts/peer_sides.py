@@ -7,11 +7,14 @@ take, stops a run whose time is up, and leaves `clock.json` in its folder. Nothi
 import json
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+
+from splade_lit.core.errors import UserError
 
 _WARM_STEPS = 2  # the first steps of a process are slower
 # Settings of the data that the peer's trainer has a use for.
@@ -19,6 +22,19 @@ _PEER_DATA = (
     *("source", "config", "split", "revision", "query_column", "document_column", "negative_columns", "max_pairs"),
     *("held_out_tasks", "num_eval_pairs", "split_seed", "cache_dir", "min_grade"),
 )
+
+
+def check_carried(config: Mapping[str, Any]) -> None:
+    """Raise a UserError if an experiment has a setting that the peer's trainer cannot be given."""
+    data, trainer = config.get("data", {}), config.get("trainer", {})
+    if data.get("positive_columns"):
+        raise UserError(
+            "data.positive_columns: the peer's loss takes one answer a row; leave them out for both sides, with --ours."
+        )
+    if trainer.get("gradient_clip_val") and trainer.get("gradient_clip_algorithm", "norm") not in (None, "norm"):
+        raise UserError(
+            "trainer.gradient_clip_algorithm: the peer's trainer clips by norm; let ours do so, with --ours."
+        )
 
 
 class Clock:
@@ -78,12 +94,13 @@ class PeerSettings:
         max_steps: optimizer steps, that the learning rates fall over.
         stop_seconds: as of `StepClock`.
         batch_size: pairs of a batch.
+        accumulate: batches whose gradients make a step.
         micro_batch_size: pairs that go through the model at a time, by its `CachedSpladeLoss`; all if None.
         learning_rate: peak, of the transformer.
         idf_learning_rate: peak, of the query weights.
         warmup_ratio: fraction of the steps in which they rise.
         weight_decay: of all weights.
-        max_grad_norm: gradients are cut to.
+        max_grad_norm: gradients are cut to; not at all if 0.
         lambda_d: weight of the FLOPS penalty on documents.
         lambda_q: on queries; none if 0.
         use_cpu: whether it trains on the CPU, though there may be a GPU.
@@ -98,6 +115,7 @@ class PeerSettings:
     max_steps: int
     stop_seconds: float | None
     batch_size: int
+    accumulate: int
     micro_batch_size: int | None
     learning_rate: float
     idf_learning_rate: float
@@ -146,6 +164,7 @@ def train_peer(settings: PeerSettings) -> None:
         seed=settings.seed,
         max_steps=settings.max_steps,
         per_device_train_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.accumulate,
         learning_rate=settings.learning_rate,
         learning_rate_mapping={r"sub_modules\.query\.0\.weight": settings.idf_learning_rate},
         warmup_steps=settings.warmup_ratio,

@@ -143,3 +143,18 @@ def test_evaluations_are_left_out_of_training(script):
     assert ours["model"] == {"base_model": "out/start/model", "lambda_d": 1}
     assert (ours["seed_everything"], ours["data"]["seed"], ours["trainer"]["max_steps"]) == (7, 7, 30)
     assert config["model"]["idf"] == "corpus"  # as it was
+
+
+def test_the_peer_gets_accumulation_and_clipping(script, tmp_path):
+    """What the experiment does not set is off for both sides; what the peer cannot be given is refused."""
+    trainers = ({}, {"accumulate_grad_batches": 4, "gradient_clip_val": 0.5})
+    for trainer, (accumulate, norm) in zip(trainers, ((1, 0.0), (4, 0.5)), strict=True):
+        plan = script.Plan({"trainer": trainer, "data": {"batch_size": 16}}, [1], None, 1, 1, [0.1], None, {})
+        settings = plan.peer_settings(tmp_path, tmp_path / "peer", 1, 0.1, max_steps=1)
+        assert (settings.batch_size, settings.accumulate, settings.max_grad_norm) == (16, accumulate, norm)
+    config = tmp_path / "several.yaml"
+    for text in ("data: {positive_columns: [also]}", "trainer: {gradient_clip_val: 1, gradient_clip_algorithm: value}"):
+        config.write_text(text)
+        given = ["--config", str(config), "--tasks", "nq", "--output", str(tmp_path / "out"), "--steps", "1"]
+        with pytest.raises(script.UserError, match=r"positive_columns|gradient_clip_algorithm"):
+            script.main(given)
