@@ -159,7 +159,7 @@ def _write(path: Path, collection: Collection, rows: Iterator[_Row], limit: int 
     What a reader must know stands in the file, `notes` and those counts, so that it is told whenever the file is read.
     """
     queries, lookup = dict(collection.queries()), collection.lookup()
-    written = no_query = no_document = 0
+    written = no_query = no_document = no_score = 0
     writer = None
     batches = iter(lambda: list(islice(rows, BATCH_ROWS)), [])
     with whole_file(path) as temporary:
@@ -175,6 +175,7 @@ def _write(path: Path, collection: Collection, rows: Iterator[_Row], limit: int 
                     writer = writer or pq.ParquetWriter(temporary, table.schema)
                     writer.write_table(table)
                 written += len(whole)
+                no_score += sum(row.scores is not None and row.scores[0] is None for row in whole)
                 if limit is not None and written >= limit:
                     break
             if writer is None:
@@ -186,6 +187,9 @@ def _write(path: Path, collection: Collection, rows: Iterator[_Row], limit: int 
                 for what, count in left_out.items()
                 if count
             ]
+            if no_score:
+                lack = f"{no_score:,} of {written:,} pairs have an answer without a score"
+                notes.append(f"{lack}; a loss that learns from scores learns less from them.")
             writer.add_key_value_metadata({_NOTES.decode(): json.dumps(notes)})
         finally:
             if writer is not None:
