@@ -14,7 +14,7 @@ from command_runs import call
 
 from splade_lit import init
 from splade_lit.core.errors import UserError
-from splade_lit.data.collection import splits_of, stored_lookup
+from splade_lit.data.collection import open_folder, read_queries, splits_of, stored_lookup
 from splade_lit.data.corpus import load_corpus, open_corpus
 from splade_lit.data.datamodule import PairsDataModule
 from splade_lit.data.pairs import load_pairs
@@ -131,6 +131,30 @@ def test_treces_topics_and_judgements(tmp_path: Path) -> None:
     assert is_task(f"{folder}:robust04")
 
 
+def test_topics_in_xml(tmp_path: Path) -> None:
+    """As TREC-COVID has them, and the tracks whose topic is the text itself."""
+    path = write(
+        tmp_path / "topics.xml.gz",
+        """<?xml version="1.0" encoding="UTF-8"?>
+<topics task="COVIDSearch 2020" batch="5">
+  <topic number="1">
+    <query>coronavirus  origin</query>
+    <question>what is the origin of COVID-19</question>
+  </topic>
+  <topic number="2"><description>of it</description><title>fever &amp; cough &lt; 3 days</title></topic>
+  <topic number="3">Patient is a
+    45-year-old man</topic>
+</topics>
+""",
+    )
+    found = {"1": "coronavirus origin", "2": "fever & cough < 3 days", "3": "Patient is a 45-year-old man"}
+    assert dict(read_queries(path)) == found
+    folder = beir(tmp_path / "covid")
+    (folder / "queries.jsonl").unlink()
+    path.rename(folder / path.name)
+    assert dict(open_folder(folder, "test").queries()) == found
+
+
 def test_beirs_splits_are_pairs_and_tasks(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = beir(tmp_path / "rivers")
     assert load_task(str(folder))[0].name == "rivers"
@@ -173,6 +197,13 @@ def test_training_on_half_of_the_judged_queries(shared_data: Path, tmp_path: Pat
         ("collection.tsv", "1\ta\n1\tb\n", "the _id '1' is also that of"),
         ("queries.train.tsv", "1\n", "line 1: 1 columns where there must be 2"),
         ("queries.train.tsv", "<xml><topic/></xml>", "no topics; give TREC's form"),
+        (
+            "queries.train.tsv",
+            '<t><topic number="1"><query/></topic></t>',
+            "topic 1: a topic needs a number and a <title>",
+        ),
+        ("queries.train.tsv", '<t><topic number="1"><query>a</topic></t>', "is no XML: mismatched tag"),
+        ("queries.train.tsv", '<!DOCTYPE t [<!ENTITY a "b">]><t><topic number="1">&a;</topic></t>', "has a DOCTYPE"),
         ("queries.train.tsv", "<top><num>1<desc>a</top>", "topic 1: a topic needs a <num> and a <title>"),
         ("queries.train.tsv", "<top><num>1<title>a</top><top><num>1<title>b</top>", "two topics have the number 1"),
         ("qrels.train.tsv", "1\t0\t10\tyes\n", "line 1: the score is not a whole number"),
@@ -288,6 +319,7 @@ def test_a_registered_set_gives_pairs_triples_and_scored_documents(
     ]
     assert "1 of 3 queries have no relevant document or fewer than 2 others that are scored" in caplog.text
     np.testing.assert_array_equal(scored.scores, [[5, 4, 3], [np.nan, 2, 1]])
+    assert "1 of 2 pairs have an answer without a score" in caplog.text
 
 
 def test_candidates_without_scores(registered: str, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:

@@ -3,7 +3,7 @@
 | what | names, each also with `.gz` |
 |---|---|
 | documents | `corpus.jsonl` (BEIR), `collection.tsv` (MS MARCO: id, tab, text) |
-| queries | `queries.SPLIT.tsv` (MS MARCO), `topics.SPLIT.txt` (TREC), else `queries.jsonl`, `topics.txt` |
+| queries | `queries.SPLIT.tsv` (MS MARCO), `topics.SPLIT.txt` or `.xml` (TREC), else `queries.jsonl`, `topics.txt` |
 | judgements | `qrels/SPLIT.tsv` (BEIR), `qrels.SPLIT.tsv` (MS MARCO), `qrels.SPLIT.txt` (TREC) |
 | triples | `triples.SPLIT.tsv` (texts), `qidpidtriples.SPLIT.tsv` (ids) |
 """
@@ -28,8 +28,8 @@ Lookup = Callable[[Sequence[str]], Mapping[str, str]]
 
 CORPUS = ("corpus.jsonl", "collection.tsv")
 TRIPLE = ("query", "answer", "negative_1")
-_QUERIES = ("queries.jsonl", "queries.tsv", "topics.txt", "topics.tsv")
-_OF_SPLIT = ("queries.{}.tsv", "queries.{}.jsonl", "topics.{}.txt", "topics.{}.tsv")
+_QUERIES = ("queries.jsonl", "queries.tsv", "topics.txt", "topics.xml", "topics.tsv")
+_OF_SPLIT = ("queries.{}.tsv", "queries.{}.jsonl", "topics.{}.txt", "topics.{}.xml", "topics.{}.tsv")
 _QRELS = ("qrels/{}.tsv", "qrels.{}.tsv", "qrels.{}.txt", "qrels/{}.txt")
 _ID_TEXT = ("_id", "text")
 
