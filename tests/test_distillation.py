@@ -1,13 +1,18 @@
 """Losses that learn from a teacher: equal to sentence-transformers', and what they do where a score is missing."""
 
+import json
+
+import lightning as L
 import pytest
 import torch
+from tiny_runs import NEGATIVES, make_data, make_trainer, named_weights, save_base, write_pairs
 from torch import Tensor
 
 from splade_lit.core.errors import UserError
 from splade_lit.losses.distillation import KLDivergence, MarginMSE, kl_divergence_loss, margin_mse_loss
 from splade_lit.losses.objective import Objective
 from splade_lit.losses.part import Step
+from splade_lit.training.module import SpladeModule
 
 QUERIES = 5
 
@@ -155,3 +160,27 @@ def test_without_a_teacher_they_say_what_to_set():
         KLDivergence(teacher_temperature=0.0)
     with pytest.raises(UserError, match=r"MarginMSE\.teacher_scale is -1"):
         MarginMSE(teacher_scale=-1.0)
+
+
+@pytest.mark.parametrize("ranking", ["kl", "margin_mse"])
+def test_scores_of_any_size_that_is_taken_train(make_masked_lm, tiny_tokenizer, tmp_path, caplog, ranking):
+    """The largest numbers that the data may hold, in every row; what fp32 has no number for is refused."""
+    base = str(save_base(tmp_path / "base", make_masked_lm("bert", len(tiny_tokenizer)), tiny_tokenizer))
+    rows = [json.loads(line) for line in write_pairs(tmp_path / "pairs.jsonl", tiny_tokenizer).read_text().splitlines()]
+    data = tmp_path / "scored.jsonl"
+
+    def fit(largest: str) -> SpladeModule:
+        lines = [json.dumps(row).removesuffix("}") + f', "scores": [{largest}, -{largest}, 0.5]}}' for row in rows]
+        data.write_text("\n".join(lines))
+        L.seed_everything(1)
+        module = SpladeModule(base, ranking=[ranking], learning_rate=1e-3)
+        scored = make_data(base, data, NEGATIVES, score_columns=["scores"])
+        make_trainer(tmp_path, 4).fit(module, scored)
+        return module
+
+    weights = named_weights(fit("1e9"))
+    assert all(weight.isfinite().all() for weight in weights.values())
+    assert "not finite" not in caplog.text
+    for largest in ("1e10", "1e38", "1e39", "Infinity"):
+        with pytest.raises(UserError, match=r"line 1: the column scores must hold numbers, .* none beyond 1e\+09, but"):
+            fit(largest)

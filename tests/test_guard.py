@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny_runs import make_data, make_trainer, named_weights, save_base, write_pairs
 
 from splade_lit.core.errors import UserError
-from splade_lit.encoder.condition import Condition
+from splade_lit.encoder.condition import Bounds, Condition
 from splade_lit.fit import main
 from splade_lit.training.callbacks.guard import CollapseGuard
 from splade_lit.training.divergence import DivergenceWatch
@@ -77,6 +77,11 @@ def test_figures_of_vectors():
     assert found.similarity == pytest.approx(float(similarities[different].mean()), rel=1e-5)
     assert Condition.of(vectors[:1].expand(4, -1)).similarity == pytest.approx(1)
     assert math.isnan(Condition.of(vectors[1:3]).similarity)
+    assert (found.num_empty, found.num_documents) == (1, 7)
+    half = Condition.of(torch.cat([torch.zeros(16, 300), torch.rand(16, 300, generator=random) - 0.5]).relu())
+    assert half.active_dims > 60
+    assert Bounds(1000).problem(half) == "partly_dead"
+    assert Bounds(1000).problem(found) is None  # one is no sign
 
 
 def test_a_dense_start_is_remedied_on_request(make_base, pairs, caplog):
@@ -136,6 +141,48 @@ def test_too_large_a_lambda_is_told_once(make_base, pairs, caplog):
     assert "active dims (it began with" in line
     assert "lower model.lambda_d" in line
     assert module.objective.penalty_scale == 1
+
+
+class DeadInPart(L.Callback):
+    """Takes all dims of this share of the documents of each batch away, from a step on."""
+
+    def __init__(self, share: float, step: int = 0) -> None:
+        self.share, self.step = share, step
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        def without(_: Any, inputs: Any, vectors: torch.Tensor) -> torch.Tensor:
+            alive = torch.arange(len(vectors)) >= self.share * len(vectors) * (trainer.global_step >= self.step)
+            return vectors * alive[:, None]
+
+        pl_module.encoder.document.register_forward_hook(without)
+
+
+@pytest.mark.parametrize(("share", "is_told"), [(0.0, False), (0.25, True)])
+def test_documents_that_die_while_others_do_not_are_told(make_base, pairs, caplog, share, is_told):
+    model = {"lambda_d": 0.0, "learning_rate": 1e-6}
+    train(make_base(), pairs, CollapseGuard(every_n_steps=4), 8, model, callbacks=[DeadInPart(share)])
+    lines = told(caplog, "training collapses")
+    assert len(lines) == is_told
+    assert all("25% of the documents have no active dims and are never found, an average one has" in x for x in lines)
+
+
+def test_documents_that_die_while_others_do_not_are_acted_upon(make_base, pairs):
+    model, settings = {"lambda_d": 1e-3, "learning_rate": 1e-6}, {"callbacks": [DeadInPart(0.25, step=4)]}
+    module = train(make_base(), pairs, CollapseGuard("lower_lambda", every_n_steps=2), 8, model, **settings)
+    assert module.objective.penalty_scale == 0.25
+    with pytest.raises(UserError, match=r"^step 6: training collapses: 25% of the documents have no active dims"):
+        train(make_base(), pairs, CollapseGuard("stop", every_n_steps=2), 8, model, **settings)
+
+
+def test_a_fifth_of_the_target_is_the_least(make_base, pairs, caplog):
+    base, model = make_base(), {"learning_rate": 1e-6}
+    train(base, pairs, CollapseGuard(every_n_steps=2), 4, model | {"target_active_dims": 170})
+    (line,) = told(caplog, "training collapses")
+    assert "start from more dims (model.start_active_dims)" in line
+    assert "fewer than the target of 170, and the penalty cannot" in told(caplog, "bring dims back")[0]
+    caplog.clear()
+    train(base, pairs, CollapseGuard(every_n_steps=2), 4, model | {"target_active_dims": 30})
+    assert not told(caplog, "training collapses") + told(caplog, "bring dims back")
 
 
 class DeadAtTimes(L.Callback):
@@ -342,6 +389,7 @@ def test_every_run_of_fit_is_watched(world, tmp_path, caplog):
         ({"min_active_dims": -1}, "min_active_dims"),
         ({"max_active_dims": -1}, "max_active_dims"),
         ({"max_similarity": 1.5}, "max_similarity"),
+        ({"max_empty_share": 1.5}, "max_empty_share"),
     ],
 )
 def test_settings_out_of_range_are_told(settings, name):

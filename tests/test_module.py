@@ -315,6 +315,15 @@ def test_no_known_end(make_base, pairs):
         train(SpladeModule(str(make_base())), pairs, -1, max_epochs=-1)
 
 
+def test_a_power_of_weights_that_are_all_equal_is_refused(make_base):
+    base, settings = str(make_base()), {"flops_idf_power": -0.5, "freeze_idf": True}
+    for idf in (None, "ones"):
+        with pytest.raises(UserError, match="flops_idf_power has no effect on query weights that are all equal"):
+            SpladeModule(base, idf=idf, **settings)
+    for kept in ({"idf": "corpus"}, {"freeze_idf": False}, {"flops_idf_power": 0.0}):
+        SpladeModule(base, **settings | kept)
+
+
 @pytest.mark.parametrize(
     ("settings", "name"),
     [

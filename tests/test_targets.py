@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from command_runs import call, read_json
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from scipy.sparse import csr_array
 from tiny_runs import make_data, make_trainer, named_weights, save_base, write_pairs
 
+from splade_lit import fit
 from splade_lit.core.errors import UserError
 from splade_lit.evaluation.sparsity import SparsityStatistics, expected_flops
 from splade_lit.losses.objective import Objective
@@ -92,6 +94,18 @@ def test_the_weight_falls_at_once_where_vectors_die():
     assert float(weight.weight(39, 100)) < 1e-3 * before
 
 
+def test_the_weight_stays_while_the_penalty_is_nothing():
+    """As where a mask spares all documents of many steps, and then one is not spared."""
+    weight, documents = ActiveDimsTarget(100), (torch.arange(1000) < 100).float().repeat(16, 1)
+    weights = []
+    for step in range(80):
+        weight.observe(a_step(documents, step, penalty=torch.tensor(0.0 if step < 5 or step > 20 else 2.0)))
+        weights.append(float(weight.weight(step, 100)))
+    assert weights[:6] == [0] * 6
+    assert 0 < weights[10] < 1
+    assert weights[79] == pytest.approx(weights[20], rel=0.5)
+
+
 @pytest.mark.parametrize("name", ["ranking", "penalty"])
 def test_a_step_that_is_not_finite_is_not_counted(name):
     documents = (torch.rand(6, 16, 200, generator=torch.Generator().manual_seed(0)) < 0.3).float()
@@ -159,6 +173,8 @@ def test_expected_flops_are_those_of_an_evaluation():
         ({"target_active_dims": 0}, "model.target_active_dims is 0; it must be at least 1."),
         ({"target_flops": 0.0}, "model.target_flops is 0.0; it must be at least 1e-06."),
         ({"target_active_dims": 9, "penalty": ["anti_zero"]}, "target_active_dims has no effect"),
+        ({"target_active_dims": 9, "l0_threshold": 9}, "l0_threshold is 9, which spares documents at the target of 9"),
+        ({"lambda_d": ActiveDimsTarget(9), "l0_threshold": 40}, "l0_threshold is 40, which spares documents"),
     ],
     ids=str,
 )
@@ -251,3 +267,12 @@ def test_a_resumed_run_goes_on_as_it_would_have(base, pairs, tmp_path):
     assert tables <= state.keys()
     decided = [row["train/lambda_d"] for row in whole.rows]
     assert decided[::2] == decided[1::2]  # one weight a step
+
+
+def test_the_end_tells_what_came_of_a_target(world, tmp_path):
+    outcome = call(fit.main, "--config", world.config(tmp_path / "run", {"model.target_active_dims": 5}))
+    assert outcome.code == 0, outcome.err
+    dims = read_json(tmp_path / "run" / "metrics.json")["after"]["NanoBEIR_mean_corpus_active_dims"]
+    measured = f"measured {dims:.4g} on the documents of NanoBEIR_mean ({dims / 5 - 1:+.0%})"
+    assert f"warning: target 5 active dims, {measured}; docs/sparsity.md" in outcome.err
+    assert outcome.last_line.startswith("model: ")

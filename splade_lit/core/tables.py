@@ -27,6 +27,7 @@ from splade_lit.core.text import Mender, open_text, without_end
 
 FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
 BATCH_ROWS = 1_000
+_LARGEST_NUMBER = 1e9  # of scores, whose squares and differences are taken in fp32
 _TABLES = (".parquet", ".arrow")  # the second is what `datasets` keeps in its cache
 
 Values = list[str | None]
@@ -141,8 +142,8 @@ def _number(value: Any, path: Path, line: int, column: str) -> float:
         number = math.inf if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
         number = math.inf
-    if math.isinf(number):
-        what = f"the column {column} must hold numbers, or one list of them a row"
+    if abs(number) > _LARGEST_NUMBER:
+        what = f"the column {column} must hold numbers, or one list of them a row, none beyond {_LARGEST_NUMBER:.0e}"
         raise UserError(f"{path}, line {line}: {what}, but holds {textwrap.shorten(str(value), 60)!r}.")
     return number
 

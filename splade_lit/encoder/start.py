@@ -1,5 +1,6 @@
 """What a training corpus decides before the first step: query weights and decoder bias."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from inspect import signature
@@ -20,6 +21,7 @@ from splade_lit.encoder.query import idf_from_document_frequencies
 
 CORPUS_IDF = "corpus"
 AUTO = "auto"
+_START_OF_TARGET, _NEAR_TARGET = 1.3, 0.95
 SAMPLE_DOCUMENTS = 256  # training documents that the start is chosen by
 
 
@@ -78,22 +80,41 @@ class Start:
         before = self.remedied.active_dims, self.remedied.similarity
         return f"{start}, as the decoder bias was set; without, %.1f and %.3f" % before
 
-    def warning(self, vocab_size: int) -> str | None:
-        """One line that says what is wrong with them and what to do, or None."""
+    def warning(self, vocab_size: int, target_active_dims: int | None = None) -> str | None:
+        """One line that says what is wrong with them and what to do, or None.
+
+        A target that they start below is wrong too, by more than the error of measuring a sample.
+        """
         active_dims = self.condition.active_dims
         problem = Bounds(dense_dims(vocab_size)).problem(self.condition)
         if problem is None:
-            return None
+            if target_active_dims is None or active_dims >= _NEAR_TARGET * target_active_dims:
+                return None
+            start = min(start_of_target(target_active_dims), vocab_size)
+            return (
+                f"documents start with {active_dims:.1f} active dims, fewer than the target of {target_active_dims}, "
+                f"and the penalty cannot bring dims back; write start_active_dims: {start} under model."
+            )
         told = {
             "dead": f"documents start with next to no active dims ({active_dims:.1f} on average)",
             "dense": f"documents start dense ({active_dims:,.0f} active dims, {active_dims / vocab_size:.0%} of the "
             "vocabulary)",
+            "partly_dead": f"{self.condition.empty_share:.0%} of documents start without active dims",
             "constant": f"documents start nearly constant (mean cosine similarity {self.condition.similarity:.3f})",
         }
         remedy = (
             f"write start_active_dims: auto under model to start from {START_ACTIVE_DIMS}, or another number of dims."
         )
         return f"{told[problem]}; {remedy}"
+
+
+def start_of_target(target_active_dims: int) -> int:
+    """Active dims to start from for a target: 30% more, as the penalty can only take dims away; 200 at least.
+
+    >>> start_of_target(60), start_of_target(300)
+    (200, 390)
+    """
+    return max(START_ACTIVE_DIMS, math.ceil(_START_OF_TARGET * target_active_dims))
 
 
 def usual_active_dims(vocab_size: int) -> int:

@@ -16,7 +16,7 @@ from splade_lit.losses.distillation import KLDivergence, MarginMSE
 from splade_lit.losses.part import Part, Step, plain
 from splade_lit.losses.penalties import PENALTIES, Flops, L0Mask, Penalty, PenaltyName, as_penalties
 from splade_lit.losses.ranking import InBatch, RankingLoss
-from splade_lit.losses.targets import LEAST_FLOPS, ActiveDimsTarget, FlopsTarget
+from splade_lit.losses.targets import LEAST_FLOPS, ActiveDimsTarget, FlopsTarget, Target
 from splade_lit.losses.weights import Ramp, Schedule, Weight
 
 RankingName = Literal["in_batch", "kl", "margin_mse"]
@@ -140,6 +140,9 @@ class Objective(nn.Module):
         self.penalties = nn.ModuleDict(
             {f"{side}_{i}" if i else side: one for side, all_of in sides.items() for i, one in enumerate(all_of)}
         )
+        for weighed in self._weighed:
+            if isinstance(weighed.weight, ActiveDimsTarget):
+                _check_mask(weighed.weight.active_dims, list(weighed.penalties.values()))
         names = ["loss", *(one.name for one in cast(Iterable[RankingLoss], self.ranking))]
         names += [f"{side}_{one.name}" for side, all_of in sides.items() for one in all_of]
         names += [one.name for one in self._weighed]
@@ -180,6 +183,16 @@ class Objective(nn.Module):
     def ranking_losses(self) -> dict[str, RankingLoss]:
         """The ranking losses by their names in the log."""
         return {part.name: part for part in cast(Iterable[RankingLoss], self.ranking)}
+
+    @property
+    def targets(self) -> list[Target]:
+        """The controllers among the weights."""
+        return [one for one in self.modules() if isinstance(one, Target)]
+
+    @property
+    def needs_idf(self) -> bool:
+        """Whether a penalty asks how query weights differ."""
+        return any(isinstance(one, Flops) and one.idf_power for one in self.modules())
 
     @property
     def teacher_losses(self) -> list[str]:
@@ -241,6 +254,16 @@ def _check_one(*names: str, settings: Mapping[str, Any]) -> None:
     given = [f"model.{name}" for name in names if settings[name] is not None]
     if len(given) > 1:
         raise UserError(f"{' and '.join(given)} are both given; give one of them, and null for the other.")
+
+
+def _check_mask(target: int, penalties: Sequence[Penalty]) -> None:
+    """Raise a UserError if no penalty is left that takes dims from documents above the target."""
+    spared = [one.threshold for one in penalties if isinstance(one, L0Mask)]
+    if len(spared) == len(penalties) and min(spared) >= target:
+        raise UserError(
+            f"model.l0_threshold is {min(spared)}, which spares documents at the target of {target} active dims, so "
+            "that no penalty brings them there; give a threshold below the target, or none."
+        )
 
 
 def _scalar(part: nn.Module, value: Tensor) -> Tensor:

@@ -70,11 +70,17 @@ class Target(Weight):
     Counts are summed over the batches of a step, and the weight is decided once a step, by the steps
     before: batch size and accumulation matter for the noise alone. All state is in buffers and stays on the device.
 
+    Attributes:
+        figure: what evaluations call the figure, if they measure it.
+        unit: what it counts.
+
     Args:
         target: what the figure should be.
         path_ratio: fraction of all optimizer steps over which it is approached.
     """
 
+    figure: str = ""
+    unit: str = ""
     amount: Tensor
     rows: Tensor
     penalty: Tensor
@@ -95,7 +101,7 @@ class Target(Weight):
         super().__init__()
         check_range(type(self).__name__, 0, 1, path_ratio=path_ratio)
         self.path_ratio = path_ratio
-        self._target = target
+        self.wanted = target
         for name in (*_COUNTS, *_STATE):
             self.register_buffer(name, torch.zeros(()))
         self.register_buffer("step", torch.full((), -1, dtype=torch.int64))  # that the counts are of
@@ -127,8 +133,8 @@ class Target(Weight):
         integral_rate = min(_INTEGRAL_RATE, _INTEGRAL_RATE_OF_RUN / total_steps)
         is_first = self.start == 0
         figure = self.amount / self.rows
-        start = torch.where(is_first, figure.clamp(min=_LEAST_RATIO * self._target), self.start)
-        path = self._target * (start / self._target) ** path_left(self.step, int(total_steps * self.path_ratio))
+        start = torch.where(is_first, figure.clamp(min=_LEAST_RATIO * self.wanted), self.start)
+        path = self.wanted * (start / self.wanted) ** path_left(self.step, int(total_steps * self.path_ratio))
 
         def moving_mean(mean: Tensor, value: Tensor, steps: float) -> Tensor:
             return torch.where(is_first, value, value + (mean - value) * math.exp(-1 / steps))
@@ -137,6 +143,11 @@ class Target(Weight):
         forgotten = math.exp(-1 / max(_RANKING_STEPS, mean_steps))
         ranking_steps = torch.where(is_first, 0.0, self.ranking_steps * forgotten) + 1
         ranking = self.ranking / self.batches
+
+        # A penalty of exactly 0 says nothing of its size, and a mean that went to 0 with it would make any weight.
+        penalty = self.penalty / self.batches
+        is_first_penalty = self.penalty_mean == 0
+        penalty_mean = torch.where(is_first_penalty, penalty, moving_mean(self.penalty_mean, penalty, mean_steps))
 
         ratio = moving_mean(self.ratio, figure / path, mean_steps)
         recent_ratio = moving_mean(self.recent_ratio, figure / path, _RECENT_STEPS)
@@ -154,7 +165,7 @@ class Target(Weight):
             "path": path,
             "ratio": ratio,
             "recent_ratio": recent_ratio,
-            "penalty_mean": moving_mean(self.penalty_mean, self.penalty / self.batches, mean_steps),
+            "penalty_mean": torch.where(penalty == 0, self.penalty_mean, penalty_mean),
             "ranking_mean": self.ranking_mean + (ranking - self.ranking_mean) / ranking_steps,
             "ranking_steps": ranking_steps,
             "integral": integral.clamp(-_MOST_INTEGRAL, _MOST_INTEGRAL),
@@ -162,9 +173,9 @@ class Target(Weight):
         }
 
     def weight(self, step: int, total_steps: int) -> Tensor:
-        """The weight after `step` of a run's `total_steps` optimizer steps; 0 until a step has been measured."""
+        """The weight after `step` of a run's `total_steps` optimizer steps; 0 until a penalty has been measured."""
         scale = self.ranking_mean / self.penalty_mean.clamp(min=_LEAST_PENALTY)
-        return torch.where(self.start > 0, self.pressure.exp() * scale, 0.0)
+        return torch.where((self.start > 0) & (self.penalty_mean != 0), self.pressure.exp() * scale, 0.0)
 
     @property
     def figures(self) -> dict[str, Tensor]:
@@ -181,6 +192,8 @@ class ActiveDimsTarget(Target):
         active_dims: of a document, on average.
         path_ratio: fraction of all optimizer steps over which they are approached.
     """
+
+    figure, unit = "corpus_active_dims", "active dims"
 
     def __init__(self, active_dims: int, path_ratio: float = 0.25) -> None:
         check_range("ActiveDimsTarget", 1, active_dims=active_dims)
@@ -206,6 +219,7 @@ class FlopsTarget(Target):
         path_ratio: fraction of all optimizer steps over which they are approached.
     """
 
+    figure, unit = "avg_flops", "FLOPS"
     queries_with: Tensor
     queries_seen: Tensor
 

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from splade_lit.core.bm25 import BM25
 from splade_lit.core.errors import UserError
 from splade_lit.core.sources import first_available
+from splade_lit.encoder.start import start_of_target
 from splade_lit.own_data.columns import OwnPairs
 from splade_lit.own_data.inspection import Lengths, PairsFacts
 
@@ -51,19 +52,19 @@ class Machine:
 
 
 class _Learning(NamedTuple):
-    """Learning rates and start of runs of at most so many steps."""
+    """Learning rates of runs of at most so many steps, and whether documents start with a chosen number of dims."""
 
     most_steps: float
     rate: float
     idf_rate: float
-    start_active_dims: int | None
+    sets_start: bool
     why: str
 
 
 _LEARNING = (
-    _Learning(1_000, 1e-4, 1e-2, 200, "a short run: high rates"),
-    _Learning(3_000, 5e-5, 1e-3, 200, "between a short run and the published recipe"),
-    _Learning(math.inf, 2e-5, 1e-3, None, "the published recipe of inference-free SPLADE"),
+    _Learning(1_000, 1e-4, 1e-2, True, "a short run: high rates"),
+    _Learning(3_000, 5e-5, 1e-3, True, "between a short run and the published recipe"),
+    _Learning(math.inf, 2e-5, 1e-3, False, "the published recipe of inference-free SPLADE"),
 )
 
 
@@ -123,6 +124,9 @@ def experiment_yaml(
     if small:
         steps = min(steps, _SMALL_STEPS)
     most_pairs = num_eval + steps * batch_size
+    learning = next(one for one in _LEARNING if steps <= one.most_steps)
+    target_active_dims = max(1, min(target_active_dims, int(len(tokenizer) * _MOST_DIMS_SHARE)))
+    start = start_of_target(target_active_dims)
     environment = Environment(
         loader=PackageLoader("splade_lit.own_data"),
         trim_blocks=True,
@@ -150,9 +154,9 @@ def experiment_yaml(
         sample_documents=_SAMPLE_DOCUMENTS if not machine.gpu and num_corpus > _SAMPLE_DOCUMENTS else None,
         teachers=list(teachers),
         max_pairs=most_pairs if teachers and most_pairs < len(own.pairs) else None,
-        learning=next(one for one in _LEARNING if steps <= one.most_steps),
-        num_dims=len(tokenizer),
-        target_active_dims=max(1, min(target_active_dims, int(len(tokenizer) * _MOST_DIMS_SHARE))),
+        learning=learning,
+        start_active_dims=start if learning.sets_start and start < len(tokenizer) else None,
+        target_active_dims=target_active_dims,
     )
 
 

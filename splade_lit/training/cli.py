@@ -3,10 +3,11 @@
 import logging
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
 from pkgutil import resolve_name
+from statistics import fmean
 from typing import Any
 
 import lightning as L
@@ -28,6 +29,8 @@ from splade_lit.core.errors import UserError, first_line
 from splade_lit.core.files import hold_folder, remove_unfinished, replace_text
 from splade_lit.core.ranges import LARGEST_SEED, check_range
 from splade_lit.data.datamodule import ENCODER_SETTINGS, PairsDataModule
+from splade_lit.encoder.pruning import Pruning
+from splade_lit.losses.targets import Target
 from splade_lit.runs.config import CONFIG
 from splade_lit.runs.folder import (
     CHECKPOINTS,
@@ -40,7 +43,7 @@ from splade_lit.runs.folder import (
     last_checkpoint,
     remove_run,
 )
-from splade_lit.runs.stages import headline_figures, print_stages
+from splade_lit.runs.stages import by_set, headline_figures, print_stages
 from splade_lit.training.callbacks.csv_log import CsvLog
 from splade_lit.training.callbacks.guard import CollapseGuard
 from splade_lit.training.callbacks.hooks import callbacks_of
@@ -56,6 +59,8 @@ from splade_lit.training.module import SpladeModule, check_precision
 from splade_lit.training.observer import observe_patiently
 
 logger = logging.getLogger(__name__)
+
+_MISSED = 0.1  # of a target, from which a line of the end is a warning
 
 
 class OpenRunFolder(Callback):
@@ -227,12 +232,40 @@ def run(arguments: Sequence[str]) -> None:
         return
     if not cli.trainer.global_step:
         print("warning: not a step was trained; the saved model is the one that the run started from.", file=sys.stderr)
+    after: dict[str, float] = {}
     figures: dict[str, float] = {}
     for callback in callbacks_of(cli.trainer, RetrievalEvaluation):
         print_stages(callback.stages)
+        after |= callback.stages.get("after", {})
         figures |= headline_figures(callback.stages.get("after", {}))
+    is_whole = cli.model.encoder.pruning == Pruning()  # evaluation sees vectors as they are searched
+    for target in cli.model.objective.targets if cli.trainer.global_step else ():
+        line, is_missed = target_line(target, after if is_whole else {})
+        print(f"warning: {line}" if is_missed else line, file=sys.stderr if is_missed else sys.stdout)
     model_folder = Path(cli.trainer.default_root_dir) / MODEL
     print("  ".join([f"model: {model_folder}", *(f"{name} {value:.4g}" for name, value in figures.items())]))
+
+
+def target_line(target: Target, after: Mapping[str, float]) -> tuple[str, bool]:
+    """What came of a target, in one line, and whether it was missed by more than 10%.
+
+    Measured on the corpora of the final evaluation, by full name, or on the last training batches where there are none.
+
+    >>> from splade_lit.losses.targets import ActiveDimsTarget
+    >>> target_line(ActiveDimsTarget(150), {"nq_dot_ndcg@10": 0.5, "nq_corpus_active_dims": 141.0})
+    ('target 150 active dims, measured 141 on the documents of nq (-6%)', False)
+    """
+    sets = by_set(after)
+    measured = {name: of[target.figure] for name, of in sets.items() if target.figure in of}
+    measured = {name: value for name, value in measured.items() if name.endswith("_mean")} or measured
+    if measured:
+        value, where = fmean(measured.values()), f"on the documents of {', '.join(measured)}"
+    else:
+        value, where = float(target.figures["measured"]), "on the last training batches"
+    off = value / target.wanted - 1
+    line = f"target {target.wanted:g} {target.unit}, measured {value:.4g} {where} ({off:+.0%})"
+    is_missed = abs(off) > _MISSED
+    return f"{line}; docs/sparsity.md says how near runs come" if is_missed else line, is_missed
 
 
 def _train(cli: FitCLI) -> None:

@@ -23,11 +23,12 @@ from splade_lit.encoder.body.micro_batches import encode_in_micro_batches
 from splade_lit.encoder.body.recompute import Recompute, set_recompute
 from splade_lit.encoder.body.sparse_head import Activation, Pooling
 from splade_lit.encoder.condition import condition_figures
-from splade_lit.encoder.start import TrainingCorpus, set_start, untrained_encoder
+from splade_lit.encoder.start import CORPUS_IDF, TrainingCorpus, set_start, untrained_encoder
 from splade_lit.losses.objective import Losses, Objective, RankingName
 from splade_lit.losses.part import Step
 from splade_lit.losses.penalties import Penalty, PenaltyName, as_penalties
 from splade_lit.losses.ranking import RankingLoss
+from splade_lit.losses.targets import ActiveDimsTarget
 from splade_lit.losses.weights import Schedule, Weight, learning_rate_factor
 from splade_lit.training.divergence import DivergenceWatch
 
@@ -75,8 +76,8 @@ class SpladeModule(L.LightningModule):
         flops_idf_power: power of the query weights that the penalty `flops` is taken times in each dim; above 0 rare
             terms cost more, below 0 common ones.
         l0_threshold: leave documents with this many active dims or fewer out of the penalty; none if not given.
-        target_active_dims: mean active dims of a document, reached by two thirds of the run: a controller decides the
-            penalty's weight, in place of `lambda_d`.
+        target_active_dims: mean active dims of a document that a controller aims at, which decides the penalty's
+            weight, in place of `lambda_d`; docs/sparsity.md says how near it comes.
         target_flops: mean dims that a query and a document share, likewise.
         lambda_d: weight of the penalty on documents: a number, or a class that decides it step by step; 0.003 if
             neither it nor a target is given.
@@ -181,9 +182,14 @@ class SpladeModule(L.LightningModule):
                 ) from error
             self.encoder.document.model.compile()
         check_range("model", 1, self.encoder.vocab_size, target_active_dims=target_active_dims)
+        if freeze_idf and idf != CORPUS_IDF and self.objective.needs_idf and _all_equal(self.encoder.idf_weights):
+            raise UserError(
+                "model.flops_idf_power has no effect on query weights that are all equal and stay so; set model.idf to "
+                "corpus, or model.freeze_idf to false."
+            )
         self.objective.prepare(self.encoder.vocab_size)
         self.divergence = DivergenceWatch()
-        self.condition = torch.zeros(2)
+        self.condition = torch.zeros(4)
         self._before_step: dict[str, Tensor] = {}  # what the objective keeps from step to step
         self._seed = torch.initial_seed()
 
@@ -196,7 +202,8 @@ class SpladeModule(L.LightningModule):
         corpus = cast(TrainingCorpus, self.trainer.datamodule)  # type: ignore[attr-defined]
         start = set_start(self.encoder, corpus, self.hparams["idf"], self.hparams["start_active_dims"])
         logger.info("%s", start)
-        if warning := start.warning(self.encoder.vocab_size):
+        targets = [one.active_dims for one in self.objective.targets if isinstance(one, ActiveDimsTarget)]
+        if warning := start.warning(self.encoder.vocab_size, max(targets, default=None)):
             logger.warning("%s: %s", self.hparams["base_model"], warning)
         default: Recompute = "cheap" if self.trainer.strategy.root_device.type == "cpu" else "nothing"
         set_recompute(self.encoder.document.model, self.hparams["recompute"] or default)
@@ -390,6 +397,10 @@ def check_precision(precision: str) -> None:
     """Raise a `UserError` where a precision does not keep weights, scores and penalties in 32 bits."""
     if precision not in _PRECISIONS:
         raise UserError(f"trainer.precision is {precision}; it must be one of {', '.join(_PRECISIONS)}.")
+
+
+def _all_equal(weights: Tensor) -> bool:
+    return bool((weights == weights[0]).all())
 
 
 def _trainable(module: torch.nn.Module) -> list[torch.nn.Parameter]:
