@@ -272,9 +272,8 @@ def test_experiments_state_what_they_are_for(path):
 
 
 def test_there_are_experiments():
-    assert {"msmarco_distill", "nq_distilbert", "nq_distilbert_best", "nq_minilm_cpu", "quickstart", "smoke"} <= {
-        path.stem for path in EXPERIMENTS
-    }
+    recipes = {"msmarco_distill", "nq_distilbert", "nq_distilbert_best", "nq_minilm_cpu", "own_corpus"}
+    assert recipes | {"quickstart", "smoke"} <= {path.stem for path in EXPERIMENTS}
 
 
 @pytest.mark.slow  # parses the docstrings of all packages and loads a real model
