@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from test_engines import VOCAB, vectors
 from splade_lit.core.errors import UserError
 from splade_lit.engines.connection import Connection
 from splade_lit.engines.index import Index, Server
+from splade_lit.engines.known_hosts import check_known
 from splade_lit.engines.names import engine_class
 from splade_lit.engines.open_index import open_index
 from splade_lit.engines.pgvector import PgvectorIndex, _Table
@@ -181,6 +183,81 @@ def test_secrets_in_addresses_are_refused(url):
 )
 def test_addresses_without_secrets_are_taken(url):
     assert Server(url, "docs").url == url
+
+
+def named_elsewhere(folder: Path, engine: str, url: str) -> Path:
+    """An index as a stranger could send it."""
+    (folder / "0000").mkdir(parents=True)
+    content = {"engine": engine, "format": 1, "vocab_size": VOCAB, "name": "0000", "query": None, "model": None}
+    (folder / "index.json").write_text(json.dumps(content | {"server": {"url": url, "name": "docs_0000"}}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("engine", "url", "secrets", "variable"),
+    [
+        ("opensearch", "http://host.invalid:9200", ["OPENSEARCH_PASSWORD", "OPENSEARCH_USER"], "OPENSEARCH_URL"),
+        ("elasticsearch", "http://host.invalid:9200", ["ELASTICSEARCH_API_KEY"], "ELASTICSEARCH_URL"),
+        ("qdrant", "http://host.invalid:6333", ["QDRANT_API_KEY"], "QDRANT_URL"),
+        ("pgvector", "postgresql://localhost/db?host=host.invalid", ["PGPASSWORD"], "PGVECTOR_URL"),
+    ],
+)
+def test_secrets_go_to_known_servers_alone(engine, url, secrets, variable, tmp_path, monkeypatch):
+    monkeypatch.setattr("splade_lit.engines.known_hosts._given", set())
+    for name in secrets:
+        monkeypatch.setenv(name, "secret")
+    folder = named_elsewhere(tmp_path / "index", engine, url)
+    asks = re.escape(f"server is {url}, which would get {secrets[0]}; set {variable} to this address")
+    with pytest.raises(UserError, match=asks):
+        open_index(folder)
+    monkeypatch.setenv(variable, "http://host.other:9200")
+    with pytest.raises(UserError, match=asks):
+        open_index(folder)
+    check_known(url.replace("host.invalid", "localhost"), variable, secrets[0])
+    monkeypatch.setenv(variable, url)
+    check_known(url, variable, secrets[0])
+    monkeypatch.delenv(variable)
+    Server(url, "docs")
+    check_known(url, variable, secrets[0])  # as it has been given
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://localhost.elsewhere",
+        "http://localhost@elsewhere",
+        "http://elsewhere\\@localhost",
+        "http://127.0.0.1,elsewhere",
+        "postgresql://127.0.0.1,elsewhere/db",
+        "postgresql://127.0.0.1/db?h%6fstaddr=10.1.1.1",
+        "postgresql:///db?servicefile=here",
+        "postgresql:///db?host=/tmp,elsewhere",
+        "http://[::1]x",
+        "http://[",
+        "",
+    ],
+)
+def test_what_is_not_this_machine(url, monkeypatch):
+    monkeypatch.setattr("splade_lit.engines.known_hosts._given", set())
+    monkeypatch.delenv("QDRANT_URL", raising=False)
+    with pytest.raises(UserError, match="set QDRANT_URL to this address"):
+        check_known(url, "QDRANT_URL", "QDRANT_API_KEY")
+
+
+def test_what_no_build_has_made_is_not_dropped(cluster, tmp_path, caplog):
+    for name in ("production", "production_0007", "docs_0008"):
+        cluster._create(name, {"mappings": {"properties": {"vector": {"type": "rank_features"}}}})
+    build(tmp_path / "index", cluster).close()
+    for number, name in (("0007", "production"), ("0008", "production_0007"), ("0009", "docs_0008")):
+        (tmp_path / "index" / number).mkdir()
+        (tmp_path / "index" / number / "server.json").write_text(json.dumps({"url": cluster.url, "name": name}))
+    build(tmp_path / "index", cluster).close()
+    assert set(cluster.indexes) == {"production", "production_0007", "docs_0008", "docs_0010"}
+    assert any("production is another name than this index has" in message for message in caplog.messages)
+    header = tmp_path / "index" / "index.json"
+    header.write_text(header.read_text().replace("docs_0010", "production"))
+    with pytest.raises(UserError, match="damaged index"):
+        open_index(tmp_path / "index")
 
 
 def test_a_table_of_somebody_else_stays(tmp_path, postgres_url):

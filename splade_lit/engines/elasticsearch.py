@@ -1,7 +1,8 @@
 """Elasticsearch as an engine: its `sparse_vector`, or `rank_features` for versions before 8.15.
 
 Who asks is read from the environment: ELASTICSEARCH_API_KEY, or ELASTICSEARCH_USER and ELASTICSEARCH_PASSWORD, and
-ELASTICSEARCH_CA_CERTS, a file of certificates, for a server whose own one is not known otherwise.
+ELASTICSEARCH_CA_CERTS, a file of certificates, for a server whose own one is not known otherwise. They go to known
+servers alone (`known_hosts`).
 """
 
 import os
@@ -11,6 +12,7 @@ from splade_lit.engines.cluster import MANTISSA_BITS, ClusterIndex
 from splade_lit.engines.cluster_bodies import Ceilings, Field, index_body
 from splade_lit.engines.connection import Connection
 from splade_lit.engines.index import Server
+from splade_lit.engines.known_hosts import check_known
 from splade_lit.engines.limits import EngineLimits
 from splade_lit.engines.names import require
 
@@ -31,6 +33,9 @@ def connect(server: Server) -> Connection:
         settings["api_key"] = key
     elif user:
         settings["basic_auth"] = (user, os.environ.get("ELASTICSEARCH_PASSWORD", ""))
+    if key or user:
+        secret = "ELASTICSEARCH_API_KEY" if key else "ELASTICSEARCH_PASSWORD"
+        check_known(server.url, "ELASTICSEARCH_URL", secret)
     given = {name: value for name, value in settings.items() if value is not None}
 
     def make_client() -> Any:

@@ -11,6 +11,7 @@ from urllib.parse import unquote
 from scipy.sparse import csr_array
 
 from splade_lit.core.errors import UserError
+from splade_lit.engines.known_hosts import remember
 
 INDEX_JSON = "index.json"
 """The file of an index that is written last, and says which engine reads it."""
@@ -56,7 +57,7 @@ class IndexStats:
 
 @dataclass(frozen=True)
 class Server:
-    """Where a server keeps documents.
+    """Where a server keeps documents, as it was given.
 
     Attributes:
         url: its address, without a password or a key.
@@ -76,11 +77,17 @@ class Server:
                 f"{self.name!r} is no name for a server: give lower-case letters, digits and _, 50 at most, a letter "
                 "first, with --name."
             )
+        if type(self) is Server:
+            remember(self.url)
 
     def check_room(self) -> None:
         """Raise a UserError if the name leaves no room for the number of a build."""
         if len(self.name) > _MOST_LETTERS:
             raise UserError(f"{self.name!r} is too long; give a name of {_MOST_LETTERS} letters at most, with --name.")
+
+
+class StoredServer(Server):
+    """Where a server keeps documents, as the files of an index say; `check_known` tells whether passwords go there."""
 
 
 class NameTakenError(UserError):

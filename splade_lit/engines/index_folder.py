@@ -19,7 +19,7 @@ from typing import Any
 
 from splade_lit.core.errors import UserError
 from splade_lit.core.files import hold_folder, replace_text
-from splade_lit.engines.index import INDEX_JSON, NameTakenError, Server, read_index_json
+from splade_lit.engines.index import INDEX_JSON, NameTakenError, Server, StoredServer, read_index_json
 
 FORMAT = 1
 OURS = re.compile(r"(\d{4,})(\.query|-\d+\.deleted)?")
@@ -57,10 +57,12 @@ class Header:
         content = read_index_json(folder)
         try:
             server = content.pop("server", None)
-            header = cls(**content, server=Server(**server) if server else None)
+            header = cls(**content, server=StoredServer(**server) if server else None)
             names = [header.name, *([header.query] if header.query else [])]
             if any(not OURS.fullmatch(name) for name in names) or header.vocab_size < 1:
                 raise ValueError("it names files elsewhere")
+            if header.server and not header.server.name.endswith(f"_{header.name}"):
+                raise ValueError("what it names on its server is of no build")
         except (TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{folder} holds a damaged index ({error}); build it again.") from error
         if (header.engine, header.format) != (engine, FORMAT):
@@ -99,8 +101,9 @@ def build_whole(
     check_folder(folder, engine, server)
     held = hold_folder(folder)
     try:
-        kept = _kept(folder, engine)
-        _remove_all_but(folder, kept, drop)
+        kept, names = _kept(folder, engine)
+        names |= {server.name} if server else set()
+        _remove_all_but(folder, kept, drop, names)
         name = next_name(folder)
         query = f"{name}.query" if copy_query else None
         place = folder / name
@@ -117,10 +120,10 @@ def build_whole(
             shutil.rmtree(place)
             raise
         except UserError:
-            _remove_all_but(folder, kept, drop)
+            _remove_all_but(folder, kept, drop, names)
             raise
         write_header(folder, Header(engine, FORMAT, vocab_size, name, query, model, there))
-        _remove_all_but(folder, {name, query}, drop)
+        _remove_all_but(folder, {name, query}, drop, names)
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error.strerror}); free space and start again.") from error
     finally:
@@ -172,23 +175,30 @@ def remove_files(folder: Path, keep: set[str | None]) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _kept(folder: Path, engine: str) -> set[str | None]:
-    """What must stay until a build is whole: what index.json names, or everything if it cannot be read."""
+def _kept(folder: Path, engine: str) -> tuple[set[str | None], set[str]]:
+    """What must stay until a build is whole, and the name on a server that index.json says, without its number.
+
+    To stay has what index.json names, or everything if it cannot be read.
+    """
     if not (folder / INDEX_JSON).exists():
-        return set()
+        return set(), set()
     try:
         header = Header.read(folder, engine)
     except UserError:
-        return {path.name for path in folder.iterdir()}
-    return {header.name, header.query}
+        return {path.name for path in folder.iterdir()}, set()
+    names = {header.server.name.removesuffix(f"_{header.name}")} if header.server else set()
+    return {header.name, header.query}, names
 
 
-def _remove_all_but(folder: Path, keep: set[str | None], drop: Callable[[Server], None]) -> None:
+def _remove_all_but(folder: Path, keep: set[str | None], drop: Callable[[Server], None], names: set[str]) -> None:
+    """Remove other builds, with what they have made on a server under one of these names and their number."""
     for path in sorted(folder.iterdir()):
         if not OURS.fullmatch(path.name) or path.name in keep or not (path / _SERVER_JSON).is_file():
             continue
         try:
-            server = Server(**json.loads((path / _SERVER_JSON).read_text(encoding="utf-8")))
+            server = StoredServer(**json.loads((path / _SERVER_JSON).read_text(encoding="utf-8")))
+            if server.name not in {f"{name}_{path.name}" for name in names}:
+                raise UserError(f"{server.name} is another name than this index has on its server; drop it by hand")
             drop(server)
         except (OSError, ValueError, TypeError, UserError) as error:
             logger.warning("%s: what a build left on its server stays there until the next one: %s", path, error)

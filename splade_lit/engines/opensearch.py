@@ -1,7 +1,7 @@
 """OpenSearch as an engine: exact on `rank_features`, or SEISMIC on its `sparse_vector`.
 
 Who asks is read from the environment: OPENSEARCH_USER and OPENSEARCH_PASSWORD, and OPENSEARCH_CA_CERTS, a file of
-certificates, for a server whose own one is not known otherwise.
+certificates, for a server whose own one is not known otherwise. They go to known servers alone (`known_hosts`).
 """
 
 import os
@@ -11,6 +11,7 @@ from splade_lit.engines.cluster import MANTISSA_BITS, ClusterIndex, SeismicSearc
 from splade_lit.engines.cluster_bodies import MAX_SEISMIC_VOCAB_SIZE
 from splade_lit.engines.connection import Connection
 from splade_lit.engines.index import Server
+from splade_lit.engines.known_hosts import check_known
 from splade_lit.engines.limits import EngineLimits
 from splade_lit.engines.names import require
 
@@ -24,7 +25,8 @@ def connect(server: Server) -> Connection:
         UserError: opensearch-py is not installed, or the server does not answer.
     """
     opensearch = require("opensearchpy", "opensearch")
-    user = os.environ.get("OPENSEARCH_USER")
+    if user := os.environ.get("OPENSEARCH_USER"):
+        check_known(server.url, "OPENSEARCH_URL", "OPENSEARCH_PASSWORD")
 
     def make_client() -> Any:
         return opensearch.OpenSearch(

@@ -4,7 +4,7 @@ The product is pgvector's `<#>` over `sparsevec`, whose dims count from 1 in tex
 index on vectors: HNSW takes 1,000 active dims at most and is approximate, and a scan is what the figures allow.
 
 A server is given by address; without one PostgreSQL runs in the folder of the index, as long as this process does.
-A password is not kept: libpq takes it from PGPASSWORD or ~/.pgpass.
+A password is not kept: libpq takes it from PGPASSWORD, for known servers alone (`known_hosts`), or ~/.pgpass.
 """
 
 import json
@@ -26,6 +26,7 @@ from splade_lit.core.text import warn_once
 from splade_lit.engines.folder_index import FolderIndex
 from splade_lit.engines.index import Hit, IndexStats, NameTakenError, Parts, Server
 from splade_lit.engines.index_folder import check_folder
+from splade_lit.engines.known_hosts import check_known
 from splade_lit.engines.limits import EngineLimits, LimitGuard, check_queries
 from splade_lit.engines.names import require
 from splade_lit.engines.ties import dot, settled
@@ -162,6 +163,8 @@ class _Table:
             return cls(str(folder), url, _LOCAL_TABLE, vocab_size, stop)
         if not server.url.startswith(("postgresql://", "postgres://")):
             raise UserError(f"{server.url} is no address of PostgreSQL; give one such as postgresql://host/database.")
+        if "PGPASSWORD" in os.environ:
+            check_known(server.url, "PGVECTOR_URL", "PGPASSWORD")
         return cls(server.url, server.url, server.name, vocab_size, lambda: None)
 
     def exists(self) -> bool:

@@ -11,6 +11,7 @@ import xxhash
 
 from splade_lit.core.errors import UserError, first_line
 from splade_lit.engines.index import Hit, NameTakenError, Server
+from splade_lit.engines.known_hosts import check_known
 from splade_lit.engines.names import require
 
 _VECTOR = "splade"
@@ -54,7 +55,7 @@ class Points(Protocol):
 
 
 def open_client(url: str) -> Any:
-    """A client of qdrant-client; a UserError if it is not installed, or this is no address."""
+    """A client of qdrant-client; a UserError if there is none, this is no address, or the key must not go there."""
     import os
 
     qdrant = require("qdrant_client", "qdrant")
@@ -63,7 +64,8 @@ def open_client(url: str) -> Any:
     if not url.startswith(("http://", "https://")):
         raise UserError(f"{url} is no address of Qdrant; give one such as http://localhost:6333.")
     port = None if url.count(":") > 1 else 443 if url.startswith("https://") else 6333
-    key = os.environ.get(API_KEY)
+    if key := os.environ.get(API_KEY):
+        check_known(url, "QDRANT_URL", API_KEY)
     with _plain_errors(url):
         return qdrant.QdrantClient(url=url, port=port, api_key=key, timeout=_SECONDS, check_compatibility=False)
 
