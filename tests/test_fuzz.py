@@ -23,8 +23,11 @@ from splade_lit.core.errors import UserError
 from splade_lit.data.corpus import open_corpora, open_corpus
 from splade_lit.data.pairs import load_pairs
 from splade_lit.data.tasks import load_tasks
+from splade_lit.encoder.layout import copy_query_side
 from splade_lit.encoder.model import AsymmetricSparseEncoder
 from splade_lit.encoder.query_side import load_query_side
+from splade_lit.engines.exact import ExactIndex
+from splade_lit.engines.open_index import open_index, search_texts
 from splade_lit.engines.shards import read_corpus_vectors, write_corpus_vectors
 from splade_lit.runs.folder import read_checkpoint
 from splade_lit.runs.run import read_run
@@ -134,6 +137,13 @@ def valid(world: World, tmp_path_factory, tiny_tokenizer) -> Path:
     outcome = call(fit.main, "--config", world.config(run, {"trainer.max_steps": 3}))
     assert outcome.code == 0, outcome.err
     encoder = AsymmetricSparseEncoder.load(run / "model")
+    texts = [row["answer"] for row in rows]
+    parts = [([f"d{n}" for n in range(len(rows))], encoder.encode_document(texts, convert_to_csr=True), texts)]
+
+    def copy_query(place: Path) -> None:
+        copy_query_side(run / "model", place, None)
+
+    ExactIndex.build(folder / "index", lambda: parts, encoder.vocab_size, copy_query).close()
     write_corpus_vectors(
         encoder, open_corpus(str(folder / "docs.jsonl")), folder / "vectors", "model", shard_documents=20
     )
@@ -147,6 +157,15 @@ def _read_pairs(path: Path) -> None:
 def _read_model(folder: Path) -> None:
     encoder = AsymmetricSparseEncoder.load(folder)
     encoder.encode_query(["song king"])
+
+
+def _read_index(folder: Path) -> None:
+    index = open_index(folder)
+    search_texts(index, ["song king", "the river"], 5)
+    index.stats()
+    index.text("d3")
+    list(index.documents())
+    index.delete(["d1"])
 
 
 def _read_config(path: Path) -> None:
@@ -170,6 +189,7 @@ READERS: dict[str, tuple[str, str, Callable[[Path], Any]]] = {
     "model": ("run/model", "*", _read_model),
     "query_side": ("run/model", "query_0_*/*", lambda p: load_query_side(p).encode(["song king"])),
     "vectors": ("vectors", "*", read_corpus_vectors),
+    "index": ("index", "*", _read_index),
     "checkpoint": ("run/checkpoints/last.ckpt", "", lambda p: read_checkpoint(p, "cpu")),
     "run": ("run", "*.*", read_run),
     "record": ("run/model", "*.json", read_record),

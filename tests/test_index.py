@@ -160,18 +160,21 @@ def test_documents_that_cannot_be_indexed_are_told(tmp_path, ids, documents, wha
     assert open_index(tmp_path / "index").stats().num_documents == 20
 
 
-@pytest.mark.parametrize("damage", ["cut", "lost", "engine", "elsewhere", "json", "version", "fields"])
+@pytest.mark.parametrize("damage", ["cut", "lost", "engine", "elsewhere", "above", "json", "version", "fields", "kind"])
 def test_damaged_indexes_are_told(tmp_path, damage):
     folder = tmp_path / "index"
     build(folder)
     header = json.loads((folder / "index.json").read_text())
     changes = {"engine": {"engine": "magic"}, "version": {"format": 9}, "fields": {"more": 1}}
     changes["elsewhere"] = {"segments": ["../index/0000"]}
+    changes["above"] = {"segments": [".."]}
     if damage == "cut":
         path = folder / "0000" / "documents.npy"
         path.write_bytes(path.read_bytes()[:-40])
     elif damage == "lost":
         (folder / "0000" / "values.npy").unlink()
+    elif damage == "kind":
+        np.save(folder / "0000" / "values.npy", np.load(folder / "0000" / "values.npy").astype("U9"))
     elif damage == "json":
         (folder / "index.json").write_text("{")
     else:
@@ -184,6 +187,22 @@ def test_damaged_indexes_are_told(tmp_path, damage):
         ExactIndex.build(tmp_path / "other", lambda: [], VOCAB)
     with pytest.raises(UserError, match="holds no index"):
         open_index(tmp_path / "other")
+
+
+@pytest.mark.parametrize(("name", "number"), [("documents", 4_000_000_000), ("hash_rows", -(10**9))])
+def test_numbers_that_no_build_writes_are_told_where_they_are_read(tmp_path, name, number):
+    _, documents, ids = build(tmp_path / "index")
+    path = tmp_path / "index" / "0000" / f"{name}.npy"
+    content = np.load(path)
+    np.save(path, np.full_like(content, number))
+    opened = open_index(tmp_path / "index")
+    asked = {
+        "documents": [lambda: opened.search(documents, 3), lambda: list(opened.documents())],
+        "hash_rows": [lambda: opened.text(ids[0]), lambda: opened.delete(ids)],
+    }
+    for ask in asked[name]:
+        with pytest.raises(UserError, match=r"damaged part of an index .* build the index again"):
+            ask()
 
 
 TEXTS = ["the song of the musical", "", "river and water " * 9, "heart disease", "a cell protein", "king and queen"] * 3

@@ -21,7 +21,7 @@ from scipy.sparse import csr_array
 from splade_lit.core.errors import UserError
 from splade_lit.core.files import hold_folder
 from splade_lit.engines.index import INDEX_JSON, Hit, IndexStats, Part, Parts, Server, read_index_json
-from splade_lit.engines.index_folder import check_folder, next_name, remove_files, write_header
+from splade_lit.engines.index_folder import OURS, check_folder, next_name, remove_files, write_header
 from splade_lit.engines.limits import check_queries
 from splade_lit.engines.segments import Segment, best_hits, write_segment
 
@@ -65,7 +65,9 @@ class ExactIndex:
         content = read_index_json(self.folder)
         try:
             self._open(_Header(**content))
-        except (TypeError, ValueError, KeyError, OSError, EOFError, AttributeError) as error:
+        except UserError:
+            raise
+        except Exception as error:  # NumPy raises many kinds for files that are none of its own
             if read_index_json(self.folder) != content:
                 self._read()
                 return
@@ -74,7 +76,7 @@ class ExactIndex:
     def _open(self, header: _Header) -> None:
         if (header.engine, header.format) != (ENGINE, _FORMAT):
             raise UserError(f"{self.folder}: the index is of another version; build it again.")
-        if any(Path(name).name != name for name in header.names if name):
+        if any(not OURS.fullmatch(name) for name in header.names if name):
             raise ValueError("it names files elsewhere")
         self._header, self.vocab_size = header, header.vocab_size
         deleted = (header.deleted.get(name) for name in header.segments)

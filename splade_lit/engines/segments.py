@@ -3,8 +3,10 @@
 import os
 import shutil
 from array import array
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from functools import wraps
 from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 import xxhash
@@ -17,11 +19,37 @@ from splade_lit.engines.index import Hit, Part, Parts
 from splade_lit.engines.limits import check_vectors
 
 _BLOCK = 1 << 20  # postings that are looked at together
-_ARRAYS = ("starts", "documents", "values", "id_ends", "hashes", "hash_rows")
+_ARRAYS = {
+    "starts": np.int64,
+    "documents": np.uint32,
+    "values": np.float32,
+    "id_ends": np.int64,
+    "hashes": np.uint64,
+    "hash_rows": np.int64,
+}
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _told(method: Callable[Concatenate["Segment", P], T]) -> Callable[Concatenate["Segment", P], T]:
+    """Have a method raise a UserError where files hold what no build writes, which opening does not look for."""
+
+    @wraps(method)
+    def told(self: "Segment", *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return method(self, *args, **kwargs)
+        except (IndexError, UnicodeDecodeError) as error:
+            raise UserError(f"{self.folder} is a damaged part of an index ({error}); build the index again.") from error
+
+    return told
 
 
 class Segment:
-    """Documents of an index that were added together."""
+    """Documents of an index that were added together.
+
+    Opening looks at the sizes of files, and a call at what it reads: a UserError says that it is damaged.
+    """
 
     def __init__(self, folder: Path, vocab_size: int, deleted: Path | None) -> None:
         self.folder, self._deleted_path = folder, deleted
@@ -29,6 +57,8 @@ class Segment:
         arrays = [
             np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False).view(np.ndarray) for name in _ARRAYS
         ]
+        if [(one.dtype, one.ndim) for one in arrays] != [(np.dtype(kind), 1) for kind in _ARRAYS.values()]:
+            raise ValueError(f"{folder.name} holds other numbers than an index")
         self.starts, self.documents, self.values, self._id_ends, self._hashes, self._hash_rows = arrays
         self.num_documents = len(self._id_ends)
         self._ids = _mapped(folder / "ids.bin")
@@ -40,7 +70,9 @@ class Segment:
         """Bool `[documents]`."""
         if deleted is not None:
             self.deleted = np.frombuffer(deleted.read_bytes(), bool)
+        text_ends = self._text_ends
         whole = (
+            text_ends is None or (len(text_ends) == self.num_documents and text_ends.dtype == np.int64),
             len(self.starts) == vocab_size + 1,
             len(self.documents) == len(self.values) == int(self.starts[-1]),
             len(self._hashes) == len(self._hash_rows) == len(self.deleted) == self.num_documents,
@@ -48,6 +80,7 @@ class Segment:
         if not all(whole):
             raise ValueError(f"{folder.name} is not whole")
 
+    @_told
     def num_postings(self) -> int:
         """Weights of all documents that are not deleted."""
         if not self.deleted.any():
@@ -73,11 +106,13 @@ class Segment:
         out[self.rows(only)] = False
         return out | self.deleted
 
+    @_told
     def id(self, row: int) -> str:
         """The id of a document."""
         start = int(self._id_ends[row - 1]) if row else 0
         return bytes(self._ids[start : int(self._id_ends[row])]).decode("utf-8", "surrogatepass")
 
+    @_told
     def rows(self, ids: Collection[str]) -> Int64[np.ndarray, " found"]:
         """The rows of those of these ids that are here, deleted or not."""
         found: list[int] = []
@@ -97,11 +132,13 @@ class Segment:
         place = start + int(np.searchsorted(self.documents[start:end], np.uint32(row)))
         return place if place < end and self.documents[place] == row else None
 
+    @_told
     def weight(self, row: int, dim: int) -> float:
         """The weight of a dim of a document; 0 where it has none."""
         place = self.posting(row, dim)
         return 0.0 if place is None else float(self.values[place])
 
+    @_told
     def scores(
         self, rows: Int64[np.ndarray, " rows"], dims: np.ndarray, weights: Float32[np.ndarray, " dims"]
     ) -> Float32[np.ndarray, " rows"]:
@@ -116,6 +153,7 @@ class Segment:
                 scores[there] += weight * values[places[there]]
         return scores
 
+    @_told
     def text(self, row: int) -> str | None:
         """The text of a document, if texts are kept."""
         if self._text_ends is None or self._texts is None:
@@ -123,19 +161,27 @@ class Segment:
         start = int(self._text_ends[row - 1]) if row else 0
         return bytes(self._texts[start : int(self._text_ends[row])]).decode("utf-8", "surrogatepass")
 
+    @_told
     def ids_and_texts(self) -> tuple[list[str], list[str]]:
         """Ids and texts of all documents that are not deleted; texts are empty if none are kept."""
         rows = np.flatnonzero(~self.deleted).tolist()
         return [self.id(row) for row in rows], [self.text(row) or "" for row in rows]
 
+    @_told
     def left(self) -> Part:
         """All documents that are not deleted."""
         shape = (self.num_documents, len(self.starts) - 1)
         rows = np.flatnonzero(~self.deleted)
-        vectors = csr_array(csc_array((self.values, self.documents, self.starts), shape=shape))[rows]
+        lists = csc_array((self.values, self.documents, self.starts), shape=shape)
+        try:
+            lists.check_format(full_check=True)  # else rows that are not there would be written outside of arrays
+        except ValueError as error:
+            raise IndexError(str(error)) from error
+        vectors = csr_array(lists)[rows]
         texts = None if self._texts is None else [self.text(row) or "" for row in rows.tolist()]
         return [self.id(row) for row in rows.tolist()], vectors, texts
 
+    @_told
     def search(
         self, dims: np.ndarray, weights: Float32[np.ndarray, " dims"], k: int, left_out: np.ndarray | None
     ) -> list[Hit]:
