@@ -185,10 +185,15 @@ def test_base_models(world, tmp_path):
     (bare / "model.safetensors").unlink()
     damaged = Path(shutil.copytree(world.base, tmp_path / "damaged"))
     (damaged / "model.safetensors").write_bytes(b"no weights")
+    large = Path(shutil.copytree(world.base, tmp_path / "large"))
+    tokenizer = json.loads((large / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"]["disease"] = 50_000_000
+    (large / "tokenizer.json").write_text(json.dumps(tokenizer))
     folder = tmp_path / "folder"
     folder.mkdir()
     for source, parts in (
         (bare, ["has no weights"]),
+        (large, ["its tokenizer has", "tokens and ids up to 50,000,000, so it is damaged"]),
         (damaged, ["weights are damaged"]),
         (folder, ["is not a model folder: it has no config.json"]),
         (tmp_path / "none", ["is not a folder"]),

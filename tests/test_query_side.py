@@ -219,6 +219,17 @@ def test_tables_that_do_not_fit_are_refused(tiny_tokenizer, tmp_path, weights, m
         load_query_side(tmp_path / "model")
 
 
+def test_a_vocabulary_that_would_fill_memory_is_refused(tiny_tokenizer, tmp_path):
+    folder = tmp_path / "model"
+    make_model(tiny_tokenizer).save(folder)
+    for path in folder.rglob("tokenizer.json"):
+        content = json.loads(path.read_text())
+        content["model"]["vocab"]["disease"] = 4_000_000_000
+        path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="tokens and ids up to 4,000,000,000, so it is damaged"):
+        load_query_side(folder)
+
+
 def test_queries_with_a_tokenizer_of_their_own_are_refused(tiny_tokenizer, tmp_path):
     make_model(tiny_tokenizer).save(tmp_path / "model")
     other = PreTrainedTokenizerFast(tokenizer_object=byte_level(TEXTS), pad_token="<pad>")

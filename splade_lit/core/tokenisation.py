@@ -11,7 +11,26 @@ from tokenizers import Tokenizer
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
+from splade_lit.core.errors import UserError
+
 _CHARACTERS_A_TOKEN = 8  # more than most texts have
+
+_MOST_IDS_A_TOKEN, _SPARE_IDS = 2, 1_000  # some vocabularies leave ids out
+
+
+def vocabulary_size(vocabulary: Mapping[str, int], source: object) -> int:
+    """The largest id of a vocabulary and one, which tables have rows for; a UserError if it is far beyond its tokens.
+
+    >>> vocabulary_size({"a": 0, "b": 7}, "model")
+    8
+    """
+    size = max(vocabulary.values(), default=-1) + 1
+    if not vocabulary or size > _MOST_IDS_A_TOKEN * len(vocabulary) + _SPARE_IDS:
+        raise UserError(
+            f"{source}: its tokenizer has {len(vocabulary):,} tokens and ids up to {size - 1:,}, so it is damaged; "
+            "fetch the model again."
+        )
+    return size
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from splade_lit.core.errors import UserError
 from splade_lit.core.files import cache_folder
 from splade_lit.core.progress import counted
 from splade_lit.core.ranges import LARGEST_SEED, check_choice, check_range
-from splade_lit.core.tokenisation import Tokenisation
+from splade_lit.core.tokenisation import Tokenisation, vocabulary_size
 from splade_lit.core.tokens import Tokens
 from splade_lit.data.answers import NO_TEXT, KnownAnswers
 from splade_lit.data.collection_pairs import check_pairs
@@ -306,7 +306,7 @@ class PairsDataModule(LightningDataModule):
         return cached_token_store(
             lambda: counted(pairs.batches(column), f"tokenising {column}", "texts", len(pairs)),
             tokenize,
-            vocab_size=max(ways.tokenizer.get_vocab().values()) + 1,
+            vocab_size=vocabulary_size(ways.tokenizer.get_vocab(), "data.tokenizer"),
             folder=self.cache_dir / "tokens",
             key=f"{side}-{texts.hexdigest()}-{tokenizer_fingerprint(ways.tokenizer)}-{max_tokens}",
         )

@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from splade_lit.core.errors import UserError, first_line
 from splade_lit.core.sources import resolve_source
+from splade_lit.core.tokenisation import vocabulary_size
 from splade_lit.encoder.grafted import graft_head
 from splade_lit.encoder.layout import find_inference_free
 
@@ -116,7 +117,7 @@ def load_masked_lm(
     if head:
         logger.info("%s has no masked-LM head; one is grafted on (tied decoder, identity dense layer).", source)
         graft_head(model, head)
-    vocab_size = max(tokenizer.get_vocab().values()) + 1
+    vocab_size = vocabulary_size(tokenizer.get_vocab(), source)
     if vocab_size != model.config.vocab_size:
         # Entries without a token would be dims that no query reaches; tokens without an entry would fail.
         model.resize_token_embeddings(vocab_size, mean_resizing=False)

@@ -21,7 +21,7 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import ByteLevel
 
 from splade_lit.core.errors import UserError
-from splade_lit.core.tokenisation import EngineTokenizer, Tokenisation
+from splade_lit.core.tokenisation import EngineTokenizer, Tokenisation, vocabulary_size
 from splade_lit.encoder.layout import SavedLayout, find_saved, read_json
 from splade_lit.encoder.rows import keep_largest, look_up, split_rows
 from splade_lit.encoder.table import read_table
@@ -75,7 +75,7 @@ def load_query_side(source: str | Path, *, revision: str | None = None) -> Query
     tokenizer = _load_tokenizer(folder)
     check_query_tokenizer(layout, tokenizer.backend_tokenizer)
     vocabulary = tokenizer.backend_tokenizer.get_vocab()
-    weights = read_table(layout, vocabulary, max(vocabulary.values()) + 1)
+    weights = read_table(layout, vocabulary, vocabulary_size(vocabulary, source))
     limit = layout.max_query_tokens
     tokenisation = Tokenisation(tokenizer, limit, layout.max_document_tokens or limit, layout.prompts)
     return QuerySide(weights, tokenisation, layout.pruning.max_query_active_dims)
