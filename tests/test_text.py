@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from splade_lit.core.errors import UserError
 from splade_lit.core.tables import read_rows
-from splade_lit.core.text import check_ids, read_qrels, read_trec_run, trec_run_text
+from splade_lit.core.text import LONGEST_LINE, check_ids, read_qrels, read_trec_run, trec_run_text
 from splade_lit.data.corpus import load_corpus
 from splade_lit.data.pairs import load_pairs
 from splade_lit.data.tasks import RetrievalTask, load_task
@@ -161,6 +161,37 @@ def test_two_files_of_a_folder_share_no_id(tmp_path) -> None:
         write(tmp_path / "data" / f"{name}.jsonl", '{"_id": "a", "text": "a"}\n')
     with pytest.raises(UserError, match=r"two\.jsonl, line 1: the _id 'a' is also that of .*one\.jsonl, line 1"):
         load_corpus(str(tmp_path / "data"))
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl.gz", "rows.tsv.gz", "rows.csv.gz", "rows.txt.gz"])
+def test_a_line_without_end_is_told(tmp_path, name) -> None:
+    path = tmp_path / name
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(b'{"text": "a"}\n' if "json" in name else b"text\n")
+        for _ in range(66):
+            file.write(b"a" * (1 << 20))
+    with pytest.raises(UserError, match=r"rows.*, line 2: the line is longer than 64 MiB"):
+        list(read_rows(path, ["text"]))
+
+
+def test_a_field_without_end_is_told(tmp_path) -> None:
+    assert csv.field_size_limit() == LONGEST_LINE
+    path = tmp_path / "rows.csv"
+    path.write_text('text\nshort\n"' + "a line\n" * 9_000)
+    csv.field_size_limit(1 << 14)
+    try:
+        with pytest.raises(UserError, match=r"rows\.csv, line 3: not csv: field larger than field limit"):
+            list(read_rows(path, ["text"]))
+    finally:
+        csv.field_size_limit(LONGEST_LINE)
+
+
+@pytest.mark.parametrize("end", ["\n", ""])
+def test_lines_are_whole_wherever_they_are_read_in_parts(tmp_path, end) -> None:
+    lines = ["a" * size for size in (0, 1, 262_143, 262_144, 262_145, 700_000, 3)]
+    path = tmp_path / "lines.txt"
+    path.write_text("\n".join(lines) + end)
+    assert [line for _, (line,) in read_rows(path, ["text"])] == lines
 
 
 def test_tabs_cut_and_quotes_are_text(tmp_path) -> None:

@@ -9,7 +9,6 @@ import csv
 import io
 import json
 import math
-import sys
 import textwrap
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from splade_lit.core.errors import UserError
-from splade_lit.core.text import Mender, open_text, without_end
+from splade_lit.core.text import LONGEST_LINE, Mender, open_text, without_end
 
 FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
 BATCH_ROWS = 1_000
@@ -33,7 +32,7 @@ _TABLES = (".parquet", ".arrow")  # the second is what `datasets` keeps in its c
 Values = list[str | None]
 _Records = Iterator[tuple[int, Mapping[str, Any]]]
 
-csv.field_size_limit(sys.maxsize)
+csv.field_size_limit(LONGEST_LINE)
 
 
 class _Number(str):
@@ -179,7 +178,7 @@ def _records(path: Path, columns: Sequence[str] | None = None, names: Sequence[s
                 batches = pa.ipc.open_stream(pa.memory_map(str(path)))
             yield from enumerate(chain.from_iterable(batch.to_pylist() for batch in batches), start=1)
         return
-    with open_text(path) as file:
+    with open_text(path, longest=None if kind == ".json" else LONGEST_LINE) as file:  # one list may be one line
         if kind == ".txt":
             yield from ((line, {"text": without_end(text)}) for line, text in enumerate(file, start=1))
         else:

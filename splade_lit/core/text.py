@@ -23,6 +23,10 @@ _QRELS_FORMS += "query id, 0, document id and grade (TREC), with tabs or spaces 
 _HALF_PAIR = re.compile("[\ud800-\udfff]")  # bytes that are not UTF-8 become such halves too
 _COLUMN = re.compile(r"[^ \t\r\n\v\f]+")  # str.split would cut ids at white space of other kinds
 
+LONGEST_LINE = 64 << 20
+"""Bytes of a line, or characters of a field of csv, beyond which a file is taken for damaged."""
+_READ_BYTES = 1 << 18
+
 logger = logging.getLogger(__name__)
 
 
@@ -57,18 +61,45 @@ class Mender:
             warn_once(f"{source}: {self.count:,} characters are not valid Unicode and are replaced by U+FFFD.")
 
 
+class _ShortLines(io.RawIOBase):
+    """The bytes of a file; a UserError where a line is too long, before more than a part of it is in memory."""
+
+    def __init__(self, binary: Any, path: Path, longest: int) -> None:
+        self._binary, self._path, self._longest = binary, path, longest
+        self._line, self._length = 1, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._binary.read(min(len(buffer), _READ_BYTES))
+        buffer[: len(data)] = data
+        if ends := data.count(b"\n"):
+            self._line, self._length = self._line + ends, len(data) - data.rindex(b"\n") - 1
+        else:
+            self._length += len(data)
+        if self._length > self._longest:
+            raise UserError(
+                f"{self._path}, line {self._line}: the line is longer than {self._longest >> 20} MiB; cut it, or look "
+                "whether the file is damaged."
+            )
+        return len(data)
+
+
 @contextmanager
-def open_text(path: Path) -> Iterator[TextIO]:
+def open_text(path: Path, longest: int | None = LONGEST_LINE) -> Iterator[TextIO]:
     r"""A file of UTF-8, gzipped if its name ends in `.gz`, whose lines end at `\n` only.
 
     Bytes that are not UTF-8 come as halves of surrogate pairs, for a `Mender`. A UserError says that the file cannot be
-    read, or is UTF-16.
+    read, is UTF-16, or has a line of more bytes than `longest`.
     """
     try:
         opener: Any = gzip.open if path.suffix.lower() == ".gz" else open
         with opener(path, "rb") as binary:
             if binary.peek(2)[:2] in (b"\xff\xfe", b"\xfe\xff"):
                 raise UserError(f"{path}: the text is UTF-16; save it as UTF-8.")
+            if longest is not None:
+                binary = io.BufferedReader(_ShortLines(binary, path, longest), _READ_BYTES)
             yield io.TextIOWrapper(binary, encoding="utf-8-sig", errors="surrogateescape", newline="\n")
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: cannot be read: {error}") from error
