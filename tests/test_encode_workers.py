@@ -11,11 +11,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, ClassVar
 
 import fsspec
 import psutil
 import pytest
 from command_runs import call, environment
+from fsspec.implementations.local import LocalFileSystem
 
 from splade_lit import encode
 from splade_lit.core.errors import UserError
@@ -278,6 +280,36 @@ def test_a_place_that_is_not_an_object_store_gets_whole_files(tmp_path):
     assert (store.names(), store.open("a.txt").read()) == (["a.txt"], b"two")
     store.remove("a.txt")
     assert store.names() == []
+
+
+class Renames(LocalFileSystem):
+    """Files whose names are changed only where nothing has the new one, if it is so."""
+
+    protocol = "renames"
+    replaces = True
+    removed: ClassVar[list[str]] = []
+
+    def mv(self, path1: str, path2: str, **settings: Any) -> None:
+        if not self.replaces and self.exists(path2):
+            raise OSError("Failure")
+        super().mv(path1, path2, **settings)
+
+    def rm_file(self, path: str) -> None:
+        self.removed.append(path)
+        super().rm_file(path)
+
+
+@pytest.mark.parametrize("replaces", [True, False])
+def test_a_good_file_is_removed_only_where_it_cannot_be_replaced(tmp_path, monkeypatch, replaces):
+    fsspec.register_implementation("renames", Renames, clobber=True)
+    monkeypatch.setattr(Renames, "replaces", replaces)
+    monkeypatch.setattr(Renames, "removed", [])
+    store = open_store(f"renames://{tmp_path}/x")
+    store.write("a.txt", b"one")
+    store.write("a.txt", b"two")
+    assert (store.names(), store.open("a.txt").read()) == (["a.txt"], b"two")
+    assert [Path(path).name for path in Renames.removed] == ([] if replaces else ["a.txt"])
+    assert [path.name for path in (tmp_path / "x").iterdir()] == ["a.txt"]
 
 
 def test_more_workers_than_shards_are_told(caplog):

@@ -4,6 +4,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Protocol, cast
+from uuid import uuid4
 
 from splade_lit.core.errors import UserError
 from splade_lit.core.files import hold_folder, whole_file
@@ -93,12 +94,16 @@ class _Remote:
             self._files.pipe_file(path, data)
             return
         self._files.makedirs(self._root, exist_ok=True)
-        temporary = f"{self._root}/.{name}-{os.getpid()}"
+        temporary = f"{self._root}/.{name}-{uuid4().hex}"
         try:
             self._files.pipe_file(temporary, data)
-            if self._files.exists(path):  # not all replace what is there
+            try:
+                self._files.mv(temporary, path)
+            except Exception:  # not all replace what is there, and each says so in its own way
+                if not (self._files.exists(path) and self._files.exists(temporary)):
+                    raise
                 self._files.rm_file(path)
-            self._files.mv(temporary, path)
+                self._files.mv(temporary, path)
         finally:
             if self._files.exists(temporary):
                 self._files.rm_file(temporary)
