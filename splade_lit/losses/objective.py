@@ -190,9 +190,17 @@ class Objective(nn.Module):
         return [one for one in self.modules() if isinstance(one, Target)]
 
     @property
-    def needs_idf(self) -> bool:
-        """Whether a penalty asks how query weights differ."""
-        return any(isinstance(one, Flops) and one.idf_power for one in self.modules())
+    def target_active_dims(self) -> int | None:
+        """The active dims that a controller aims at, if there is one."""
+        return next((one.active_dims for one in self.targets if isinstance(one, ActiveDimsTarget)), None)
+
+    def check_frozen(self, idf_weights: Tensor) -> None:
+        """Raise a UserError if a penalty asks how query weights differ, `[vocab]`, and these are all equal and stay."""
+        if any(isinstance(one, Flops) and one.idf_power for one in self.modules()) and len(idf_weights.unique()) == 1:
+            raise UserError(
+                "model.flops_idf_power has no effect on query weights that are all equal and stay so; set model.idf to "
+                "corpus, or model.freeze_idf to false."
+            )
 
     @property
     def teacher_losses(self) -> list[str]:

@@ -28,7 +28,6 @@ from splade_lit.losses.objective import Losses, Objective, RankingName
 from splade_lit.losses.part import Step
 from splade_lit.losses.penalties import Penalty, PenaltyName, as_penalties
 from splade_lit.losses.ranking import RankingLoss
-from splade_lit.losses.targets import ActiveDimsTarget
 from splade_lit.losses.weights import Schedule, Weight, learning_rate_factor
 from splade_lit.training.divergence import DivergenceWatch
 
@@ -182,11 +181,8 @@ class SpladeModule(L.LightningModule):
                 ) from error
             self.encoder.document.model.compile()
         check_range("model", 1, self.encoder.vocab_size, target_active_dims=target_active_dims)
-        if freeze_idf and idf != CORPUS_IDF and self.objective.needs_idf and _all_equal(self.encoder.idf_weights):
-            raise UserError(
-                "model.flops_idf_power has no effect on query weights that are all equal and stay so; set model.idf to "
-                "corpus, or model.freeze_idf to false."
-            )
+        if freeze_idf and idf != CORPUS_IDF:
+            self.objective.check_frozen(self.encoder.idf_weights)
         self.objective.prepare(self.encoder.vocab_size)
         self.divergence = DivergenceWatch()
         self.condition = torch.zeros(4)
@@ -202,8 +198,7 @@ class SpladeModule(L.LightningModule):
         corpus = cast(TrainingCorpus, self.trainer.datamodule)  # type: ignore[attr-defined]
         start = set_start(self.encoder, corpus, self.hparams["idf"], self.hparams["start_active_dims"])
         logger.info("%s", start)
-        targets = [one.active_dims for one in self.objective.targets if isinstance(one, ActiveDimsTarget)]
-        if warning := start.warning(self.encoder.vocab_size, max(targets, default=None)):
+        if warning := start.warning(self.encoder.vocab_size, self.objective.target_active_dims):
             logger.warning("%s: %s", self.hparams["base_model"], warning)
         default: Recompute = "cheap" if self.trainer.strategy.root_device.type == "cpu" else "nothing"
         set_recompute(self.encoder.document.model, self.hparams["recompute"] or default)
@@ -397,10 +392,6 @@ def check_precision(precision: str) -> None:
     """Raise a `UserError` where a precision does not keep weights, scores and penalties in 32 bits."""
     if precision not in _PRECISIONS:
         raise UserError(f"trainer.precision is {precision}; it must be one of {', '.join(_PRECISIONS)}.")
-
-
-def _all_equal(weights: Tensor) -> bool:
-    return bool((weights == weights[0]).all())
 
 
 def _trainable(module: torch.nn.Module) -> list[torch.nn.Parameter]:

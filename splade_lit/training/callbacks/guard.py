@@ -21,7 +21,6 @@ from splade_lit.encoder.condition import (
     Problem,
     dense_dims,
 )
-from splade_lit.losses.targets import ActiveDimsTarget
 from splade_lit.training.callbacks.hooks import EveryNSteps, callbacks_of, encoder_of
 from splade_lit.training.callbacks.last_checkpoint import LastCheckpoint
 from splade_lit.training.callbacks.loggers import log_figures
@@ -175,9 +174,10 @@ class CollapseGuard(L.Callback):
 
     def _problem(self, trainer: L.Trainer, pl_module: L.LightningModule, condition: Condition) -> Problem | None:
         dense = self.max_active_dims or dense_dims(encoder_of(pl_module).vocab_size)
-        least, target = self.min_active_dims, _target_active_dims(pl_module)
+        objective: Any = pl_module.objective
+        least = self.min_active_dims
         if least is None:
-            least = max(MIN_ACTIVE_DIMS, _LEAST_OF_TARGET * (target or 0))
+            least = max(MIN_ACTIVE_DIMS, _LEAST_OF_TARGET * (objective.target_active_dims or 0))
         problem = Bounds(dense, least, self.max_similarity, self.max_empty_share).problem(condition)
         comes_down = (self._start or 0) > dense and trainer.global_step < (
             _PATIENT_SHARE * trainer.estimated_stepping_batches
@@ -207,12 +207,6 @@ class CollapseGuard(L.Callback):
         else:
             return
         raise UserError(f"{why} {_last_checkpoint(trainer)}")
-
-
-def _target_active_dims(pl_module: L.LightningModule) -> int | None:
-    """The active dims that the loss aims at, where it has such a target."""
-    objective: Any = pl_module.objective
-    return next((one.active_dims for one in objective.targets if isinstance(one, ActiveDimsTarget)), None)
 
 
 def _ways(pl_module: L.LightningModule) -> dict[Problem, str]:
