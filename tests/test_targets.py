@@ -3,7 +3,7 @@
 import math
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -36,52 +36,72 @@ def a_step(documents: torch.Tensor, step: int = 0, total_steps: int = 100, **fie
     )
 
 
-def simulated(weight: Target, start: float, total_steps: int, rate: float, balance: float) -> np.ndarray:
-    """Active dims over a run on a model of training, as it was seen of MiniLM.
+class Plant(NamedTuple):
+    """How documents answer a weight of the penalty: see `simulated`."""
 
-    Per step the logarithm of the dims falls by `rate` at most, under a strong penalty, and rises by half of that under
-    none, five steps late as Adam's means are, and by the schedule of the learning rate. They stand still where the
-    penalty times its weight is `balance` of the ranking loss at 150 dims; that is more with fewer dims and with time. A
-    batch of 16 measures them with an error of 11 %.
+    rate: float
+    level: float
+    drift: float
+    speed_noise: float
+    dims_noise: float
+    error: float
+    fastest: float = 0.15
+
+
+PLANTS = {  # the first two are fitted to runs of MiniLM on question-passage pairs at a learning rate of 1e-4
+    "64 pairs": Plant(0.30, -2.7, -1.3, 0.016, 0.001, 0.042),
+    "16 pairs": Plant(0.08, -4.4, -1.8, 0.012, 0.041, 0.068),
+    "fast": Plant(0.6, -3.0, -1.0, 0.016, 0.001, 0.042, 0.2),
+    "slow": Plant(0.02, -3.5, -0.5, 0.007, 0.014, 0.06, 0.05),
+    "needs more and more": Plant(0.1, -1.5, 0.5, 0.01, 0.022, 0.06),
+}
+
+
+def simulated(weight: Target, start: float, total_steps: int, plant: Plant) -> np.ndarray:
+    """Active dims over a run on a model of training.
+
+    With y the logarithm of the dims over 120, dims stand still where `log(weight) + 2.1 y` is the plant's level, which
+    drifts over the run. Else they move by `rate` times the difference a step, but no more than `fastest`, some five
+    steps late, and by the schedule of the learning rate; speed and dims are disturbed, and measured with an error.
     """
     random = np.random.default_rng(1)
-    dims, speed, seen = math.log(start), 0.0, np.empty(total_steps)
+    y, speed, seen = math.log(start / 120), 0.0, np.empty(total_steps)
     for step in range(total_steps):
-        penalty, ranking = 3e-4 * math.exp(2 * dims), 0.3 * math.exp(0.5 * random.normal())
-        measured = max(math.exp(dims) * (1 + 0.11 * random.normal()), 0.0)
+        dims = seen[step] = 120 * math.exp(y)
+        measured = dims * math.exp(plant.error * random.normal())
+        penalty = 1.3e-4 * measured**2 * math.exp(0.1 * random.normal())
+        ranking = (0.3 + 0.25 * math.exp(-step / 12)) * math.exp(0.25 * random.normal())
+        now = float(weight.weight(step, total_steps))
         weight.measure = lambda _, active=measured: (torch.tensor(16 * active).float(), torch.tensor(16.0))
         fields = {"penalty": torch.tensor(penalty).float(), "ranking": torch.tensor(ranking).float()}
         weight.observe(a_step(torch.zeros(16, 1), step, total_steps, **fields))
-        pressure = float(weight.weight(step, total_steps)) * penalty / 0.3
-        needed = balance * math.exp(0.7 * step / total_steps) * (150 / math.exp(dims)) ** 0.5
-        wish = rate * (0.25 - 0.75 * math.tanh(math.log(max(pressure, 1e-9) / needed) / 1.6 + math.atanh(1 / 3)))
-        learning_rate = min(step / (0.1 * total_steps), (total_steps - step) / (0.9 * total_steps))
-        speed += (wish * learning_rate - speed) / 5
-        dims += speed
-        seen[step] = math.exp(dims)
+        left = 1 - step / total_steps
+        excess = math.log(max(now, 1e-9)) + 2.1 * y - plant.level - plant.drift * (1 - left)
+        wish = -left * plant.fastest * math.tanh(plant.rate * excess / plant.fastest)
+        speed += (wish - speed) / 5 + plant.speed_noise * left * random.normal()
+        y += speed + plant.dims_noise * left * random.normal()
     return seen
 
 
+@pytest.mark.parametrize("plant", PLANTS)
 @pytest.mark.parametrize(
-    ("start", "target", "total_steps", "rate", "error"),
-    [
-        (200, 120, 150, 0.12, 0.2),
-        (200, 60, 150, 0.12, 0.1),
-        (200, 240, 150, 0.12, 0.2),
-        (200, 120, 240, 0.12, 0.05),
-        (200, 240, 240, 0.12, 0.1),
-        (60, 150, 200, 0.12, 0.2),
-        (10_000, 120, 400, 0.2, 0.1),
-        (200, 120, 400, 0.02, 0.2),
-    ],
+    ("start", "target", "total_steps", "error"),
+    [(200, 120, 150, 0.1), (200, 60, 150, 0.1), (200, 240, 150, 0.1), (200, 120, 240, 0.1), (200, 120, 1000, 0.07)],
 )
-def test_dims_come_to_the_target_and_stay(start, target, total_steps, rate, error):
-    """Whatever weight the penalty needs, from above and below."""
-    for balance in (0.15, 0.6):
-        seen = simulated(ActiveDimsTarget(target), start, total_steps, rate, balance)
-        late = seen[2 * total_steps // 3 :]
-        assert np.abs(np.log(late / target)).mean() < error
-        assert seen.min() > 0.7 * min(start, target)
+def test_dims_come_to_the_target_and_stay(plant, start, target, total_steps, error):
+    """Whatever weight the penalty needs and however documents answer it."""
+    seen = simulated(ActiveDimsTarget(target), start, total_steps, PLANTS[plant])
+    late = np.log(seen[2 * total_steps // 3 :] / target)
+    assert np.abs(late).mean() < error
+    assert seen.min() > 0.6 * min(start, target)
+
+
+@pytest.mark.parametrize("plant", ["64 pairs", "16 pairs", "fast"])
+@pytest.mark.parametrize("start", [60, 10_000])
+def test_dims_come_from_far(plant, start):
+    seen = simulated(ActiveDimsTarget(150), start, 400, PLANTS[plant])
+    assert np.abs(np.log(seen[270:] / 150)).mean() < 0.1
+    assert seen.min() > 0.6 * min(start, 150)
 
 
 def test_the_weight_falls_at_once_where_vectors_die():

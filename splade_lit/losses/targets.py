@@ -12,19 +12,17 @@ from splade_lit.losses.weights import Weight
 
 LEAST_FLOPS = 1e-6
 
-# Of the controller. Steps are optimizer steps; errors, pressure and integral are logarithms. Adam answers ten steps
-# late or more and, at high learning rates, fast: more gain than this swings, or follows the noise of small batches.
-_FIRST_PRESSURE = -2.5  # of the penalty times its weight, over the ranking loss
-_MOST_FORWARD = 2.0  # what is added on the way, as sparser documents need more pressure
-_LEAST_PRESSURE, _MOST_PRESSURE = -12.0, 3.0
-_GAIN, _MOST_RISE = 2.0, 2.0  # rises as the learning rate falls, which makes the dims slower to follow
-_LEAD = 1.0  # how far the way from the mean to the recent mean is gone on, as what comes of it is not seen yet
-_INTEGRAL_RATE, _INTEGRAL_RATE_OF_RUN = 0.03, 30.0  # a step, at most; and over the whole run
+# Of the controller. Steps are optimizer steps; errors, pressure and integral are logarithms. Under a fixed weight, dims
+# settle where the penalty balances the ranking loss, and swing around that for some 20 steps, as Adam answers late. A
+# mean of what is measured would make the weight late as well, and the swings last: each step answers the one before.
+_FIRST_PRESSURE = -2.1  # of the penalty times its weight, over the ranking loss
+_FORWARD, _MOST_FORWARD = 0.6, 2.0  # sparser documents need more pressure
+_LEAST_PRESSURE, _MOST_PRESSURE = -12.0, 6.0
+_GAIN, _MOST_RISE = 2.0, 4.0  # rises as the learning rate falls, which makes the dims slower to follow
+_INTEGRAL_RATE, _INTEGRAL_RATE_OF_RUN = 0.06, 40.0  # a step, at most; and over the whole run
 _FAR_BELOW, _STEEPER = 0.5, 8.0  # what is further below the path takes off so many times as much at once
-_MEAN_STEPS, _MEAN_SHARE = (12.0, 50.0), 1 / 40  # time of the moving means: least and most, and share of the run
-_RECENT_STEPS = 6.0
-_RANKING_STEPS = 20.0  # least time of the mean of the ranking loss, which is noisier
 _MOST_INTEGRAL = 5.0
+_SHOWN_STEPS = 12.0  # of the moving mean that is told
 _LEAST_RATIO = 1e-3
 _LEAST_PENALTY = 1e-12
 _QUERY_MEMORY = 10_000
@@ -34,8 +32,8 @@ _STATE = (
     "start",
     "path",
     "ratio",
-    "recent_ratio",
     "penalty_mean",
+    "penalty_steps",
     "ranking_mean",
     "ranking_steps",
     "integral",
@@ -57,15 +55,16 @@ class Target(Weight):
     """A weight that brings a figure of the documents to a target and keeps it there, by what is measured in training.
 
     The figure m, measured on the documents of each optimizer step, shall follow a path p from where it starts, `m_0`,
-    to the target g: `p(t) = g (m_0 / g)^s(t)`, s being `path_left`. The error is `e = log(mean(m / p))`, a moving mean
-    over twelve steps or more, and `e'` likewise over the last six; `a = e' + (e' - e)` is what it is about to be. A
-    controller with proportional, integral and derivative action makes of it the weight of the penalty P:
+    to the target g: `p(t) = g (m_0 / g)^s(t)`, s being `path_left`. A controller with proportional and integral action
+    makes of the error `e = log(m / p)` the weight of the penalty P:
 
-        weight(t) = exp(u_0 + 0.6 log(m_0 / p(t)) + k a(t) + i(t)) mean(R) / mean(P),    i(t + 1) = i(t) + r e(t)
+        weight(t) = exp(u_0 + 0.6 log(m_0 / p(t)) + k e(t) + i(t)) mean(R) / mean(P),    i(t + 1) = i(t) + r e(t)
 
-    k and r rise as the learning rate falls. With moving means of the ranking loss R and of the penalty, any of them
-    will do, however large. Where a step is more than 40 % below the path, the weight falls to nothing at once, before
-    vectors die. The integral is bounded, and stands still while the weight is at a bound.
+    k and r rise as the learning rate falls. With means of the ranking loss R and of the penalty, any of them will do,
+    however large; they are taken over all steps so far, as a mean that followed the penalty would undo that a penalty
+    grows with the dims, which keeps them where they are. Where a step is more than 40 % below the path, the weight
+    falls to nothing at once, before vectors die. The integral is bounded, and stands still while the weight is at a
+    bound.
 
     Counts are summed over the batches of a step, and the weight is decided once a step, by the steps
     before: batch size and accumulation matter for the noise alone. All state is in buffers and stays on the device.
@@ -89,8 +88,8 @@ class Target(Weight):
     start: Tensor
     path: Tensor
     ratio: Tensor
-    recent_ratio: Tensor
     penalty_mean: Tensor
+    penalty_steps: Tensor
     ranking_mean: Tensor
     ranking_steps: Tensor
     integral: Tensor
@@ -128,44 +127,29 @@ class Target(Weight):
 
     def _decide(self, total_steps: int) -> dict[str, Tensor]:
         """The state after the step that the counts are of."""
-        least, most = _MEAN_STEPS
-        mean_steps = min(max(least, total_steps * _MEAN_SHARE), most)
         integral_rate = min(_INTEGRAL_RATE, _INTEGRAL_RATE_OF_RUN / total_steps)
         is_first = self.start == 0
         figure = self.amount / self.rows
         start = torch.where(is_first, figure.clamp(min=_LEAST_RATIO * self.wanted), self.start)
         path = self.wanted * (start / self.wanted) ** path_left(self.step, int(total_steps * self.path_ratio))
-
-        def moving_mean(mean: Tensor, value: Tensor, steps: float) -> Tensor:
-            return torch.where(is_first, value, value + (mean - value) * math.exp(-1 / steps))
-
-        # Of all steps at first, as one alone says little.
-        forgotten = math.exp(-1 / max(_RANKING_STEPS, mean_steps))
-        ranking_steps = torch.where(is_first, 0.0, self.ranking_steps * forgotten) + 1
-        ranking = self.ranking / self.batches
-
-        # A penalty of exactly 0 says nothing of its size, and a mean that went to 0 with it would make any weight.
+        error = (figure / path).clamp(min=_LEAST_RATIO).log()
+        shown = torch.where(is_first, figure / path, self.ratio)
+        ranking, ranking_steps = self.ranking / self.batches, self.ranking_steps + 1
         penalty = self.penalty / self.batches
-        is_first_penalty = self.penalty_mean == 0
-        penalty_mean = torch.where(is_first_penalty, penalty, moving_mean(self.penalty_mean, penalty, mean_steps))
-
-        ratio = moving_mean(self.ratio, figure / path, mean_steps)
-        recent_ratio = moving_mean(self.recent_ratio, figure / path, _RECENT_STEPS)
-        error, recent = (one.clamp(min=_LEAST_RATIO).log() for one in (ratio, recent_ratio))
-        ahead = recent + _LEAD * (recent - error)
-        # Of this step alone, as vectors die within a few.
-        dying = ((figure / path).clamp(min=_LEAST_RATIO).log() + _FAR_BELOW).clamp(max=0)
+        penalty_steps = self.penalty_steps + (penalty != 0)  # one of exactly 0 says nothing of its size
+        penalty_change = torch.where(penalty != 0, (penalty - self.penalty_mean) / penalty_steps.clamp(min=1), 0.0)
+        dying = (error + _FAR_BELOW).clamp(max=0)
         rise = (total_steps / (total_steps - self.step).clamp(min=1)).clamp(max=_MOST_RISE)
-        forward = 0.6 * (start / path).log().clamp(-_MOST_FORWARD, _MOST_FORWARD)
-        wanted = _FIRST_PRESSURE + forward + self.integral + _GAIN * rise * ahead + _STEEPER * dying
+        forward = _FORWARD * (start / path).log().clamp(-_MOST_FORWARD, _MOST_FORWARD)
+        wanted = _FIRST_PRESSURE + forward + self.integral + _GAIN * rise * error + _STEEPER * dying
         at_bound = torch.where(error > 0, wanted > _MOST_PRESSURE, wanted < _LEAST_PRESSURE)
         integral = self.integral + torch.where(at_bound, 0.0, integral_rate * rise * error)
         return {
             "start": start,
             "path": path,
-            "ratio": ratio,
-            "recent_ratio": recent_ratio,
-            "penalty_mean": torch.where(penalty == 0, self.penalty_mean, penalty_mean),
+            "ratio": figure / path + (shown - figure / path) * math.exp(-1 / _SHOWN_STEPS),
+            "penalty_mean": self.penalty_mean + penalty_change,
+            "penalty_steps": penalty_steps,
             "ranking_mean": self.ranking_mean + (ranking - self.ranking_mean) / ranking_steps,
             "ranking_steps": ranking_steps,
             "integral": integral.clamp(-_MOST_INTEGRAL, _MOST_INTEGRAL),
@@ -179,7 +163,7 @@ class Target(Weight):
 
     @property
     def figures(self) -> dict[str, Tensor]:
-        """Where the path is, what is measured, both as the figure itself, and the integral."""
+        """Where the path is, a moving mean of what is measured, both as the figure itself, and the integral."""
         return {"path": self.path.clone(), "measured": self.ratio * self.path, "integral": self.integral.clone()}
 
 
