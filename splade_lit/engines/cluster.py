@@ -33,8 +33,8 @@ from splade_lit.engines.cluster_bodies import (
 )
 from splade_lit.engines.connection import Connection
 from splade_lit.engines.features import FeatureNames
-from splade_lit.engines.folder_index import FolderIndex
-from splade_lit.engines.index import Hit, IndexStats, Parts, Server
+from splade_lit.engines.folder_index import Build, FolderIndex
+from splade_lit.engines.index import Hit, IndexStats, Server
 from splade_lit.engines.index_folder import Header, check_folder
 from splade_lit.engines.limits import LimitGuard, check_queries
 from splade_lit.engines.segments import best_hits
@@ -81,21 +81,14 @@ class ClusterIndex(FolderIndex):
             raise UserError(f"{self._connection.url} has no index {self._connection.name}; build it again.")
 
     @classmethod
-    def _write(
-        cls,
-        place: Path,
-        server: Server | None,
-        parts: Parts,
-        guard: LimitGuard,
-        copy_query: Callable[[Path], None] | None,
-    ) -> None:
+    def _write(cls, place: Path, server: Server | None, build: Build) -> None:
         assert server is not None
-        ceilings = cls._measured_ceilings(parts, copy_query)
+        ceilings = cls._measured_ceilings(build)
         if ceilings:
             (place / _CEILINGS).write_text(json.dumps({"ingest": ceilings.ingest, "search": ceilings.search}))
         with closing(cls.connect(server)) as connection:
             connection.create(cls._body(connection, ceilings))
-            _upload(connection, parts, guard)
+            _upload(connection, build)
 
     @classmethod
     def _check_version(cls, connection: Connection) -> None:
@@ -104,7 +97,7 @@ class ClusterIndex(FolderIndex):
             raise UserError(f"{cls.engine} needs version {least}; {connection.url} is an older one.")
 
     @classmethod
-    def _measured_ceilings(cls, parts: Parts, copy_query: Callable[[Path], None] | None) -> Ceilings | None:
+    def _measured_ceilings(cls, build: Build) -> Ceilings | None:
         return None
 
     @classmethod
@@ -245,22 +238,22 @@ class SeismicSearch(ClusterIndex):
         return best_hits(self._connection.search(body, params={"search_pipeline": "_none"}), k)
 
     @classmethod
-    def _measured_ceilings(cls, parts: Parts, copy_query: Callable[[Path], None] | None) -> Ceilings | None:
+    def _measured_ceilings(cls, build: Build) -> Ceilings | None:
         from splade_lit.encoder.query_side import load_query_side
 
-        ingest = max((float(vectors.data.max(initial=0)) for _, vectors, _ in parts()), default=0.0)
+        ingest = max((float(vectors.data.max(initial=0)) for _, vectors, _ in build.parts()), default=0.0)
         search = _DEFAULT_SEARCH_CEILING
-        if copy_query is not None:
+        if build.copy_query is not None:
             with TemporaryDirectory() as folder:
-                copy_query(Path(folder))
+                build.copy_query(Path(folder))
                 search = float(load_query_side(folder).weights.max(initial=0))
         return Ceilings.of(ingest, search)
 
 
-def _upload(connection: Connection, parts: Parts, guard: LimitGuard) -> None:
+def _upload(connection: Connection, build: Build) -> None:
     with WorkProgress("indexing", "documents", None) as progress:
-        for ids, vectors, texts in parts():
-            fitted = guard.fit(ids, vectors)
+        for ids, vectors, texts in build.parts():
+            fitted = build.guard.fit(ids, vectors)
             _send(connection, "create", ids, fitted, texts, progress.advance)
     connection.refresh()
 

@@ -2,11 +2,19 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import ClassVar, NamedTuple, Self
 
 from splade_lit.engines.index import Parts, Server
 from splade_lit.engines.index_folder import Header, build_whole
 from splade_lit.engines.limits import EngineLimits, LimitGuard
+
+
+class Build(NamedTuple):
+    """What is built: documents, what sees to limits in them, and what writes the query side, if there is one."""
+
+    parts: Parts
+    guard: LimitGuard
+    copy_query: Callable[[Path], None] | None
 
 
 class FolderIndex:
@@ -45,7 +53,7 @@ class FolderIndex:
         cls.check(Path(folder), server)
 
         def write(place: Path, there: Server | None) -> None:
-            cls._write(place, there, parts, guard, copy_query)
+            cls._write(place, there, Build(parts, guard, copy_query))
 
         build_whole(Path(folder), cls.engine, vocab_size, write, cls._drop, copy_query, model, server, cls._check_free)
         guard.report()
@@ -57,15 +65,8 @@ class FolderIndex:
         raise NotImplementedError
 
     @classmethod
-    def _write(
-        cls,
-        place: Path,
-        server: Server | None,
-        parts: Parts,
-        guard: LimitGuard,
-        copy_query: Callable[[Path], None] | None,
-    ) -> None:
-        """Write documents, in which `guard` sees to limits, into a new folder or to a server; see `build_whole`."""
+    def _write(cls, place: Path, server: Server | None, build: Build) -> None:
+        """Write documents into a new folder or to a server; see `build_whole`."""
         raise NotImplementedError
 
     @classmethod

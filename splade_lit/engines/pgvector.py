@@ -23,7 +23,7 @@ from scipy.sparse import csr_array
 from splade_lit.core.errors import UserError, first_line
 from splade_lit.core.progress import WorkProgress
 from splade_lit.core.text import warn_once
-from splade_lit.engines.folder_index import FolderIndex
+from splade_lit.engines.folder_index import Build, FolderIndex
 from splade_lit.engines.index import Hit, IndexStats, NameTakenError, Parts, Server
 from splade_lit.engines.index_folder import check_folder
 from splade_lit.engines.known_hosts import check_known
@@ -55,17 +55,10 @@ class PgvectorIndex(FolderIndex):
             raise UserError(f"{self._table.place} has no table {self._table.name}; build the index again.")
 
     @classmethod
-    def _write(
-        cls,
-        place: Path,
-        server: Server | None,
-        parts: Parts,
-        guard: LimitGuard,
-        copy_query: Callable[[Path], None] | None,
-    ) -> None:
+    def _write(cls, place: Path, server: Server | None, build: Build) -> None:
         """On a server, documents become a table in one transaction."""
-        with closing(_Table.of(place, server, guard.vocab_size)) as table:
-            table.create(parts, guard)
+        with closing(_Table.of(place, server, build.guard.vocab_size)) as table:
+            table.create(build.parts, build.guard)
 
     @classmethod
     def _check_free(cls, server: Server) -> None:

@@ -17,7 +17,7 @@ from splade_lit.core.errors import UserError
 from splade_lit.core.files import hold_folder
 from splade_lit.core.progress import WorkProgress
 from splade_lit.encoder.rows import split_rows
-from splade_lit.engines.folder_index import FolderIndex
+from splade_lit.engines.folder_index import Build, FolderIndex
 from splade_lit.engines.index import Hit, IndexStats, Parts, Server
 from splade_lit.engines.index_folder import FORMAT, Header, check_folder
 from splade_lit.engines.limits import EngineLimits, LimitGuard, check_queries
@@ -61,17 +61,10 @@ class QdrantIndex(FolderIndex):
         )
 
     @classmethod
-    def _write(
-        cls,
-        place: Path,
-        server: Server | None,
-        parts: Parts,
-        guard: LimitGuard,
-        copy_query: Callable[[Path], None] | None,
-    ) -> None:
+    def _write(cls, place: Path, server: Server | None, build: Build) -> None:
         points: Points = ClientPoints.create(open_client(server.url), server) if server else EdgePoints.create(place)
         try:
-            _upload(points, parts, guard)
+            _upload(points, build.parts, build.guard)
         finally:
             points.close()
 

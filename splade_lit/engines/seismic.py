@@ -15,7 +15,7 @@ Seismic cannot change an index: documents that are added or deleted take a new b
 import json
 import os
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -28,10 +28,10 @@ from scipy.sparse import csr_array
 from splade_lit.core.errors import UserError
 from splade_lit.core.files import replace_text
 from splade_lit.core.progress import WorkProgress
-from splade_lit.engines.folder_index import FolderIndex
-from splade_lit.engines.index import Hit, IndexStats, Parts, Server
+from splade_lit.engines.folder_index import Build, FolderIndex
+from splade_lit.engines.index import Hit, IndexStats, Server
 from splade_lit.engines.index_folder import check_folder
-from splade_lit.engines.limits import EngineLimits, LimitGuard, check_queries
+from splade_lit.engines.limits import EngineLimits, check_queries
 from splade_lit.engines.names import require
 from splade_lit.engines.segments import Segment, best_hits, write_segment
 from splade_lit.engines.ties import MORE
@@ -75,21 +75,14 @@ class SeismicIndex(FolderIndex):
         self._names = np.arange(self.vocab_size).astype(require("seismic", "seismic").get_seismic_string())
 
     @classmethod
-    def _write(
-        cls,
-        place: Path,
-        server: Server | None,
-        parts: Parts,
-        guard: LimitGuard,
-        copy_query: Callable[[Path], None] | None,
-    ) -> None:
+    def _write(cls, place: Path, server: Server | None, build: Build) -> None:
         """Documents are asked for twice more, and all of them are in memory at the end."""
-        dataset_class, index_class = _classes(guard.vocab_size)
-        write_segment(place / "documents", parts, guard.vocab_size)
-        dataset, first = dataset_class(dim=guard.vocab_size), 0
+        dataset_class, index_class = _classes(build.guard.vocab_size)
+        write_segment(place / "documents", build.parts, build.guard.vocab_size)
+        dataset, first = dataset_class(dim=build.guard.vocab_size), 0
         with WorkProgress("indexing", "documents", None) as progress:
-            for ids, vectors, _ in parts():
-                rows = guard.fit(ids, vectors).sorted_indices()
+            for ids, vectors, _ in build.parts():
+                rows = build.guard.fit(ids, vectors).sorted_indices()
                 names = [str(first + row) for row in range(len(ids))]
                 dims, starts = rows.indices.astype(np.int64), rows.indptr.astype(np.int64)
                 dataset.add_documents_by_id(names, dims, rows.data, starts)
