@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -188,7 +189,8 @@ def test_any_flipped_bit_is_found_and_mended(encoder, corpus, tmp_path, flips):
     whole, expected = shard.read_bytes(), read_corpus_vectors(folder)[1]
     with ZipFile(shard) as archive:
         starts = [entry.header_offset for entry in archive.infolist()]
-        values = archive.getinfo("data.npy").header_offset + 30 + 8 + 128 + 5
+        header = archive.getinfo("data.npy").header_offset
+    values = header + 30 + sum(struct.unpack_from("<HH", whole, header + 26)) + 128 + 5  # behind name, extra field, npy
     drawn = random.Random(flips)
     ends = range(starts[-1], len(whole))  # with the table of contents
     for place in [values, *starts, *drawn.sample(range(len(whole)), flips), *drawn.sample(ends, flips)]:

@@ -243,7 +243,9 @@ def test_limits_may_be_set_later(make_encoder, tmp_path):
         torch.testing.assert_close(one.encode_document(long).to_dense(), other.encode_document(long).to_dense())
     with pytest.raises(UserError, match="max_document_tokens is 2; it must be at least 3"):
         encoder.max_document_tokens = 2
-    assert encoder.max_document_tokens == 8
+    with pytest.raises(UserError, match="max_query_tokens is 0; it must be at least 1"):
+        encoder.max_query_tokens = 0
+    assert (encoder.max_query_tokens, encoder.max_document_tokens) == (5, 8)
 
 
 def test_more_tokens_than_positions_are_refused(make_encoder):

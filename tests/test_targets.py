@@ -86,7 +86,7 @@ def simulated(weight: Target, start: float, total_steps: int, plant: Plant) -> n
 @pytest.mark.parametrize("plant", PLANTS)
 @pytest.mark.parametrize(
     ("start", "target", "total_steps", "error"),
-    [(200, 120, 150, 0.1), (200, 60, 150, 0.1), (200, 240, 150, 0.1), (200, 120, 240, 0.1), (200, 120, 1000, 0.07)],
+    [(200, 120, 150, 0.1), (200, 60, 150, 0.12), (200, 240, 150, 0.1), (200, 120, 240, 0.1), (200, 120, 1000, 0.07)],
 )
 def test_dims_come_to_the_target_and_stay(plant, start, target, total_steps, error):
     """Whatever weight the penalty needs and however documents answer it."""
@@ -97,7 +97,7 @@ def test_dims_come_to_the_target_and_stay(plant, start, target, total_steps, err
 
 
 @pytest.mark.parametrize("plant", ["64 pairs", "16 pairs", "fast"])
-@pytest.mark.parametrize("start", [60, 10_000])
+@pytest.mark.parametrize("start", [60, 10_000, 25_000])
 def test_dims_come_from_far(plant, start):
     seen = simulated(ActiveDimsTarget(150), start, 400, PLANTS[plant])
     assert np.abs(np.log(seen[270:] / 150)).mean() < 0.1
@@ -193,8 +193,8 @@ def test_expected_flops_are_those_of_an_evaluation():
         ({"target_active_dims": 0}, "model.target_active_dims is 0; it must be at least 1."),
         ({"target_flops": 0.0}, "model.target_flops is 0.0; it must be at least 1e-06."),
         ({"target_active_dims": 9, "penalty": ["anti_zero"]}, "target_active_dims has no effect"),
-        ({"target_active_dims": 9, "l0_threshold": 9}, "l0_threshold is 9, which spares documents at the target of 9"),
-        ({"lambda_d": ActiveDimsTarget(9), "l0_threshold": 40}, "l0_threshold is 40, which spares documents"),
+        ({"target_active_dims": 9, "l0_threshold": 9}, "(model.l0_threshold) of 9 spares documents at the target of 9"),
+        ({"lambda_d": ActiveDimsTarget(9), "l0_threshold": 40}, "(model.l0_threshold) of 40 spares documents"),
     ],
     ids=str,
 )

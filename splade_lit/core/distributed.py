@@ -116,7 +116,7 @@ def lost_process(error: BaseException) -> bool:
     if world_size() == 1 or not isinstance(error, RuntimeError):
         return False
     ended = ("closed by peer", "reset by peer", "Broken pipe", "remote process exited", "no longer reachable")
-    return any(word in str(error) for word in (*ended, "Timed out"))
+    return any(word in str(error) for word in (*ended, "Timed out waiting", "Watchdog caught collective"))
 
 
 @contextmanager

@@ -102,6 +102,7 @@ class _Remote:
             except Exception:  # not all replace what is there, and each says so in its own way
                 if not (self._files.exists(path) and self._files.exists(temporary)):
                     raise
+            if self._files.exists(temporary):  # or does not say so
                 self._files.rm_file(path)
                 self._files.mv(temporary, path)
         finally:

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from splade_lit.core.errors import UserError
 from splade_lit.core.progress import WorkProgress
+from splade_lit.core.ranges import check_range
 from splade_lit.core.tokenisation import Tokenisation
 from splade_lit.core.tokens import Tokens
 from splade_lit.encoder.base import read_base
@@ -116,6 +117,7 @@ class AsymmetricSparseEncoder(nn.Module):
 
     @max_query_tokens.setter
     def max_query_tokens(self, tokens: int) -> None:
+        check_range("encoder", 1, max_query_tokens=tokens)
         self.tokenisation = replace(self.tokenisation, max_query_tokens=tokens)
 
     @property

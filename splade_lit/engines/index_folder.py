@@ -198,7 +198,10 @@ def _remove_all_but(folder: Path, keep: set[str | None], drop: Callable[[Server]
         try:
             server = StoredServer(**json.loads((path / _SERVER_JSON).read_text(encoding="utf-8")))
             if server.name not in {f"{name}_{path.name}" for name in names}:
-                raise UserError(f"{server.name} is another name than this index has on its server; drop it by hand")
+                ways = f"drop it there by hand, if it is yours, then remove {path}"
+                logger.warning("%s: %s is another name than this index has on its server; %s.", path, server.name, ways)
+                keep = {*keep, path.name}
+                continue
             drop(server)
         except (OSError, ValueError, TypeError, UserError) as error:
             logger.warning("%s: what a build left on its server stays there until the next one: %s", path, error)

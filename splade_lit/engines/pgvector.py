@@ -9,12 +9,14 @@ A password is not kept: libpq takes it from PGPASSWORD, for known servers alone 
 
 import json
 import os
+import re
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing, contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import psutil
@@ -33,6 +35,8 @@ from splade_lit.engines.ties import dot, settled
 
 _LOCAL_TABLE = "documents"
 _SECONDS = 20
+# Settings with which libpq looks a password up for one host, or in another file, and sends it to another host.
+_ELSEWHERE = re.compile("hostaddr|service|passfile", re.IGNORECASE)
 
 
 class PgvectorIndex(FolderIndex):
@@ -158,6 +162,8 @@ class _Table:
             raise UserError(f"{server.url} is no address of PostgreSQL; give one such as postgresql://host/database.")
         if "PGPASSWORD" in os.environ:
             check_known(server.url, "PGVECTOR_URL", "PGPASSWORD")
+        elif _ELSEWHERE.search(unquote(urlsplit(server.url).query)):
+            check_known(server.url, "PGVECTOR_URL", "a password of ~/.pgpass for another host")
         return cls(server.url, server.url, server.name, vocab_size, lambda: None)
 
     def exists(self) -> bool:

@@ -23,7 +23,7 @@ import numpy as np
 import xxhash
 from scipy.sparse import csr_array, vstack
 
-from splade_lit.core.errors import UserError
+from splade_lit.core.errors import UserError, first_line
 from splade_lit.core.progress import WorkProgress
 from splade_lit.core.stores import Store, open_store
 from splade_lit.encoder.pruning import Pruning
@@ -293,6 +293,8 @@ def _read_shard(store: Store, name: str, vocab_size: int) -> tuple[list[str], cs
         if not all(isinstance(id, str) for id in ids):
             raise ValueError("ids are strings")
     except _DAMAGE as error:
+        if "://" in store.address and isinstance(error, OSError | RuntimeError):
+            raise UserError(f"{store.address}/{name} cannot be read ({first_line(error)}); try again.") from error
         raise UserError(f"{store.address}/{name} is damaged; remove it and encode the corpus again.") from error
     return ids, vectors
 

@@ -269,7 +269,7 @@ def _check_mask(target: int, penalties: Sequence[Penalty]) -> None:
     spared = [one.threshold for one in penalties if isinstance(one, L0Mask)]
     if len(spared) == len(penalties) and min(spared) >= target:
         raise UserError(
-            f"model.l0_threshold is {min(spared)}, which spares documents at the target of {target} active dims, so "
+            f"A mask (model.l0_threshold) of {min(spared)} spares documents at the target of {target} active dims, so "
             "that no penalty brings them there; give a threshold below the target, or none."
         )
 

@@ -32,7 +32,7 @@ _STATE = (
     "start",
     "path",
     "ratio",
-    "penalty_mean",
+    "log_penalty_mean",
     "penalty_steps",
     "ranking_mean",
     "ranking_steps",
@@ -60,11 +60,11 @@ class Target(Weight):
 
         weight(t) = exp(u_0 + 0.6 log(m_0 / p(t)) + k e(t) + i(t)) mean(R) / mean(P),    i(t + 1) = i(t) + r e(t)
 
-    k and r rise as the learning rate falls. With means of the ranking loss R and of the penalty, any of them will do,
-    however large; they are taken over all steps so far, as a mean that followed the penalty would undo that a penalty
-    grows with the dims, which keeps them where they are. Where a step is more than 40 % below the path, the weight
-    falls to nothing at once, before vectors die. The integral is bounded, and stands still while the weight is at a
-    bound.
+    k and r rise as the learning rate falls. With means of the ranking loss R and of the penalty (a geometric one), any
+    of them will do, however large; they are taken over all steps so far, as a mean that followed the penalty would undo
+    that a penalty grows with the dims, which keeps them where they are. Where a step is more than 40 % below the path,
+    the weight falls to nothing at once, before vectors die. The integral is bounded, and stands still while the weight
+    is at a bound.
 
     Counts are summed over the batches of a step, and the weight is decided once a step, by the steps
     before: batch size and accumulation matter for the noise alone. All state is in buffers and stays on the device.
@@ -88,7 +88,7 @@ class Target(Weight):
     start: Tensor
     path: Tensor
     ratio: Tensor
-    penalty_mean: Tensor
+    log_penalty_mean: Tensor
     penalty_steps: Tensor
     ranking_mean: Tensor
     ranking_steps: Tensor
@@ -137,7 +137,8 @@ class Target(Weight):
         ranking, ranking_steps = self.ranking / self.batches, self.ranking_steps + 1
         penalty = self.penalty / self.batches
         penalty_steps = self.penalty_steps + (penalty != 0)  # one of exactly 0 says nothing of its size
-        penalty_change = torch.where(penalty != 0, (penalty - self.penalty_mean) / penalty_steps.clamp(min=1), 0.0)
+        log_penalty = penalty.abs().clamp(min=_LEAST_PENALTY).log()  # so that a dense start is forgotten
+        change = (log_penalty - self.log_penalty_mean) / penalty_steps.clamp(min=1)
         dying = (error + _FAR_BELOW).clamp(max=0)
         rise = (total_steps / (total_steps - self.step).clamp(min=1)).clamp(max=_MOST_RISE)
         forward = _FORWARD * (start / path).log().clamp(-_MOST_FORWARD, _MOST_FORWARD)
@@ -148,7 +149,7 @@ class Target(Weight):
             "start": start,
             "path": path,
             "ratio": figure / path + (shown - figure / path) * math.exp(-1 / _SHOWN_STEPS),
-            "penalty_mean": self.penalty_mean + penalty_change,
+            "log_penalty_mean": self.log_penalty_mean + torch.where(penalty != 0, change, 0.0),
             "penalty_steps": penalty_steps,
             "ranking_mean": self.ranking_mean + (ranking - self.ranking_mean) / ranking_steps,
             "ranking_steps": ranking_steps,
@@ -158,8 +159,8 @@ class Target(Weight):
 
     def weight(self, step: int, total_steps: int) -> Tensor:
         """The weight after `step` of a run's `total_steps` optimizer steps; 0 until a penalty has been measured."""
-        scale = self.ranking_mean / self.penalty_mean.clamp(min=_LEAST_PENALTY)
-        return torch.where((self.start > 0) & (self.penalty_mean != 0), self.pressure.exp() * scale, 0.0)
+        weight = (self.pressure - self.log_penalty_mean).exp() * self.ranking_mean
+        return torch.where((self.start > 0) & (self.penalty_steps > 0), weight, 0.0)
 
     @property
     def figures(self) -> dict[str, Tensor]:

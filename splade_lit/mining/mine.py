@@ -13,6 +13,7 @@ from splade_lit.mining.miners import Miner, Scorer
 from splade_lit.mining.selection import Rules, drawn, in_ranks, refused
 
 BLOCK = 512  # pairs whose negatives are looked for together
+_MOST_ROOM = 1_000  # documents looked at in place of a query's answers: copies of some are as many as the corpus
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def _mine_block(
     owner, known = candidates.known(pairs[first])
     barred_owner, barred = candidates.barred(pairs[first])
     excluded = barred_owner * size + barred
-    room = int(np.bincount(excluded // size, minlength=1).max())
+    room = min(int(np.bincount(excluded // size, minlength=1).max()), _MOST_ROOM)
     encoded = miner.encode(queries)
     found = miner.search(encoded, min(rules.last_rank + room, size))
     documents = found.documents.astype(np.int64)

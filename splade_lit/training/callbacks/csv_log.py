@@ -17,6 +17,8 @@ from splade_lit.runs.log import LOG
 
 logger = logging.getLogger(__name__)
 
+_MOST_DAMAGED = 2  # rows at the end, that a crash can leave
+
 
 class CsvLog(Logger):
     """Writes `metrics.csv`: a column a metric, a row an optimizer step, empty where a metric was not logged.
@@ -95,9 +97,9 @@ class CsvLog(Logger):
         except (OSError, ValueError) as error:
             raise self._damaged() from error
         kept = len(rows)
-        while kept and not _is_whole(rows[kept - 1]):
+        while kept and len(rows) - kept < _MOST_DAMAGED and not _is_whole(rows[kept - 1]):
             kept -= 1
-        if (rows and "step" not in rows[0]) or not all((row["step"] or "").isdecimal() for row in rows[:kept]):
+        if not all((row.get("step") or "").isdecimal() for row in rows[:kept]):
             raise self._damaged()
         if kept < len(rows):
             logger.warning("%s: its last rows, %d, are damaged and left out.", self.path, len(rows) - kept)

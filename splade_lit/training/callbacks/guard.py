@@ -132,8 +132,10 @@ class CollapseGuard(L.Callback):
         """Go on from there."""
         self._told = list(state_dict["told"])
         self._start, latest = state_dict["start"], state_dict["latest"]
-        if isinstance(latest, list):  # of earlier versions it is a number
-            self._latest, self._window = Condition(*latest), torch.tensor(state_dict["window"])
+        self._latest = Condition(*latest) if isinstance(latest, list) else None  # of earlier versions it is a number
+        window = torch.tensor(state_dict["window"])
+        if window.shape == self._window.shape:  # that of earlier versions is smaller
+            self._window = window
 
     def _look(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         condition = _condition(self._window)

@@ -8,7 +8,7 @@ from typing import Any
 import lightning as L
 from lightning.fabric.plugins.environments import SLURMEnvironment
 
-from splade_lit.core.distributed import world_size
+from splade_lit.core.distributed import gather, world_size
 from splade_lit.training.callbacks.hooks import PhaseCallback
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -59,7 +59,7 @@ class StopSignals(PhaseCallback):
         if world_size() > 1:
             asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
         if self._in_steps and asked:
-            self._stop(self._asked or signal.SIGTERM)
+            self._stop(max(gather(int(self._asked or 0))))  # all processes end with the same code
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """No step follows that others would wait in."""
