@@ -83,7 +83,9 @@ def test_the_variants_that_come_with_it_are_settings_that_there_are(script, tmp_
     assert {name for changes in written.values() for name in changes} <= names
     variants = script._variants(*files, None)
     assert list(variants) == list(written)
-    for name, settings in variants.items():
+    parts = [name for name, changes in written.items() if any(isinstance(value, list) for value in changes.values())]
+    for name in parts:
+        settings = variants[name]
         path = tmp_path / f"{name}.yaml"
         path.write_text(yaml.safe_dump(settings))
         parsed = call(fit.main, "--config", path, "--print_config")

@@ -103,9 +103,8 @@ def worker_of(main: int, mark: str) -> psutil.Process | None:
     return with_mark[0] if with_mark else None
 
 
-@pytest.mark.parametrize(
-    ("engine", "mark"), [("local", "spawn_main"), pytest.param("ray", "ray::Worker", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow  # what goes on when workers die is also seen where they always do
+@pytest.mark.parametrize(("engine", "mark"), [("local", "spawn_main"), ("ray", "ray::Worker")])
 def test_a_worker_that_is_killed_is_replaced(model, corpus, expected, tmp_path, engine, mark):
     if engine == "ray":
         pytest.importorskip("ray")

@@ -86,7 +86,13 @@ def simulated(weight: Target, start: float, total_steps: int, plant: Plant) -> n
 @pytest.mark.parametrize("plant", PLANTS)
 @pytest.mark.parametrize(
     ("start", "target", "total_steps", "error"),
-    [(200, 120, 150, 0.1), (200, 60, 150, 0.12), (200, 240, 150, 0.1), (200, 120, 240, 0.1), (200, 120, 1000, 0.07)],
+    [
+        (200, 120, 150, 0.1),
+        (200, 60, 150, 0.12),
+        (200, 240, 150, 0.1),
+        pytest.param(200, 120, 240, 0.1, marks=pytest.mark.slow),
+        pytest.param(200, 120, 1000, 0.07, marks=pytest.mark.slow),
+    ],
 )
 def test_dims_come_to_the_target_and_stay(plant, start, target, total_steps, error):
     """Whatever weight the penalty needs and however documents answer it."""
