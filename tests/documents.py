@@ -121,6 +121,7 @@ def _write_small(path: Path, copy: Path, world: World) -> None:
     """The same experiment, three steps long, on the tiny model."""
     settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     settings["model"] |= {"base_model": str(world.base), "max_query_tokens": 16, "max_document_tokens": 24}
+    settings["model"].pop("start_active_dims", None)  # of which the tiny model has fewer
     settings["data"] |= {"num_eval_pairs": 8, "batch_size": 8}
     settings["trainer"] |= {"max_steps": 3, "val_check_interval": 3, "enable_progress_bar": False}
     copy.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")

@@ -99,7 +99,7 @@ class CsvLog(Logger):
         kept = len(rows)
         while kept and len(rows) - kept < _MOST_DAMAGED and not _is_whole(rows[kept - 1]):
             kept -= 1
-        if not all((row.get("step") or "").isdecimal() for row in rows[:kept]):
+        if (rows and "step" not in rows[0]) or not all((row["step"] or "").isdecimal() for row in rows[:kept]):
             raise self._damaged()
         if kept < len(rows):
             logger.warning("%s: its last rows, %d, are damaged and left out.", self.path, len(rows) - kept)
