@@ -93,7 +93,7 @@ class Start:
             start = min(start_of_target(target_active_dims), vocab_size)
             return (
                 f"documents start with {active_dims:.1f} active dims, fewer than the target of {target_active_dims}, "
-                f"and the penalty cannot bring dims back; write start_active_dims: {start} under model."
+                f"and lost dims come back slowly; write start_active_dims: {start} under model."
             )
         told = {
             "dead": f"documents start with next to no active dims ({active_dims:.1f} on average)",
@@ -109,7 +109,7 @@ class Start:
 
 
 def start_of_target(target_active_dims: int) -> int:
-    """Active dims to start from for a target: 30% more, as the penalty can only take dims away; 200 at least.
+    """Active dims to start from for a target: 30% more, as dims that are lost come back slowly; 200 at least.
 
     >>> start_of_target(60), start_of_target(300)
     (200, 390)
