@@ -47,6 +47,7 @@ _BMP = "bmp"
 _PEERS = {
     "sentence-transformers, topk": "sentence_transformers",
     "sentence-transformers, semantic_search_seismic": "sentence_transformers",
+    "sentence-transformers, semantic_search_qdrant in memory": "qdrant_client",
     "splade-index": "splade_index",
 }
 _MODULES = {"exact": "numpy", "seismic": "seismic", "qdrant": "qdrant_edge", "pgvector": "psycopg"}
@@ -259,6 +260,27 @@ def _open_peer(settings: argparse.Namespace, parts: "Parts", depth: int) -> tupl
             scores = dot_score(model.encode_query([text]), documents)
             best = torch.topk(scores.to_dense()[0], depth)
             return [(ids[row], score) for row, score in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
+
+        return ranks, None
+    if "qdrant" in settings.side:
+        from qdrant_client import QdrantClient, models
+        from sentence_transformers.sparse_encoder.search_engines import semantic_search_qdrant
+
+        # The helper makes a collection only on a server of this machine: this one is made as it would.
+        client, sparse = QdrantClient(":memory:"), models.SparseVectorParams(index=models.SparseIndexParams())
+        client.create_collection("corpus", vectors_config={}, sparse_vectors_config={"text": sparse})
+        points = [
+            models.PointStruct(
+                id=row, vector={"text": models.SparseVector(indices=dims.tolist(), values=weights.tolist())}
+            )
+            for row, (dims, weights) in enumerate(split_rows(corpus))
+        ]
+        client.upload_points("corpus", points)
+
+        def ranks(text: str) -> list[tuple[str, float]]:
+            query = model.encode_query([text])
+            found, _ = semantic_search_qdrant(query, corpus_index=(client, "corpus"), top_k=depth)
+            return [(ids[hit["corpus_id"]], hit["score"]) for hit in found[0]]
 
         return ranks, None
     from sentence_transformers.sparse_encoder.search_engines import semantic_search_seismic

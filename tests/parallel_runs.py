@@ -1,8 +1,9 @@
 """Trains in as many processes as torchrun starts, or in this one, and notes what must not depend on their number.
 
-    torchrun --nproc-per-node 2 tests/parallel_runs.py FOLDER VARIANT...
+    torchrun --nproc-per-node 2 tests/parallel_runs.py FOLDER PAIRS VARIANT...
 
-FOLDER has a base model `base`, pairs `pairs.jsonl` and a task `task`; a run of a variant leaves `VARIANT-PROCESSES.pt`.
+FOLDER has a base model `base`, pairs `pairs.jsonl` and a task `task`; a run of a variant with PAIRS in the batch of all
+processes leaves `VARIANT-PROCESSES-PAIRS.pt`.
 """
 
 import os
@@ -18,7 +19,6 @@ from splade_lit.data.tasks import load_tasks
 from splade_lit.evaluation.task_evaluation import evaluate_tasks
 from splade_lit.training.module import SpladeModule
 
-GLOBAL_BATCH = 8
 STEPS = 50
 WEAK = {"lambda_d": 1e-3}
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -54,24 +54,22 @@ class Notes(L.Callback):
         self.weight.append(float(trainer.callback_metrics["train/lambda_d"]))
 
 
-def train(folder: Path, variant: str, processes: int) -> None:
+def train(folder: Path, variant: str, processes: int, num_pairs: int) -> None:
     model, data = VARIANTS[variant]
     L.seed_everything(1)
     module = SpladeModule(str(folder / "base"), learning_rate=1e-3, idf_learning_rate=1e-3, **model)
     notes = Notes()
     strategy = {"strategy": "ddp", "devices": processes} if processes > 1 else {}
     trainer = make_trainer(folder, STEPS, callbacks=[notes], **strategy)
-    trainer.fit(
-        module, make_data(folder / "base", folder / "pairs.jsonl", batch_size=GLOBAL_BATCH // processes, **data)
-    )
+    trainer.fit(module, make_data(folder / "base", folder / "pairs.jsonl", batch_size=num_pairs // processes, **data))
     figures = evaluate_tasks(module.encoder.eval(), load_tasks([str(folder / "task")]))
     state = {name: value for name, value in module.state_dict().items() if name.startswith("objective.")}
     noted = {"loss": notes.loss, "weight": notes.weight, "gradients": notes.gradients}
     if trainer.is_global_zero:
-        torch.save({**noted, "figures": figures, "state": state}, folder / f"{variant}-{processes}.pt")
+        torch.save({**noted, "figures": figures, "state": state}, folder / f"{variant}-{processes}-{num_pairs}.pt")
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for name in sys.argv[2:]:
-        train(Path(sys.argv[1]), name, int(os.environ["WORLD_SIZE"]))
+    for name in sys.argv[3:]:
+        train(Path(sys.argv[1]), name, int(os.environ["WORLD_SIZE"]), int(sys.argv[2]))

@@ -80,6 +80,7 @@ def test_a_table_of_a_small_task(small_task):
     modules = {"exact": "numpy", "seismic": "seismic", "qdrant": "qdrant_edge", "qdrant in memory": "qdrant_client"}
     modules |= {"bmp": "bmp", "sentence-transformers, topk": "sentence_transformers", "splade-index": "splade_index"}
     modules |= {"sentence-transformers, semantic_search_seismic": "sentence_transformers"}
+    modules |= {"sentence-transformers, semantic_search_qdrant in memory": "qdrant_client"}
     done = subprocess.run(small_task, capture_output=True, text=True, env=environment(), timeout=600)
     assert done.returncode == 0, done.stderr
     lines = [line.split("|")[1:-1] for line in done.stdout.splitlines() if line.startswith("|")][2:]

@@ -19,38 +19,40 @@ from splade_lit.data.loader import PairLoader
 
 
 @pytest.fixture(scope="module")
-def noted(world: World, tmp_path_factory) -> Any:
-    """Function of a variant and a number of processes: what was noted of its run."""
+def noted(world: World, tiny_tokenizer, tmp_path_factory) -> Any:
+    """Function of a variant, a number of processes and one of pairs in a batch of all: what was noted of its run."""
     folder = tmp_path_factory.mktemp("parallel")
     (folder / "base").symlink_to(world.base)
-    (folder / "pairs.jsonl").symlink_to(world.pairs)
+    write_pairs(folder / "pairs.jsonl", tiny_tokenizer, num_pairs=256)
     (folder / "task").symlink_to(world.tasks)
 
     @cache
-    def train(processes: int) -> None:
+    def train(processes: int, num_pairs: int) -> None:
         if processes == 1:
             threads = torch.get_num_threads()
             torch.set_num_threads(1)
             for variant in VARIANTS:
-                parallel_runs.train(folder, variant, 1)
+                parallel_runs.train(folder, variant, 1, num_pairs)
             torch.set_num_threads(threads)
             return
         launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        script = [f"--nproc-per-node={processes}", parallel_runs.__file__, str(folder), *VARIANTS]
-        done = subprocess.run([*launch, *script], capture_output=True, text=True, timeout=600)
+        script = [f"--nproc-per-node={processes}", parallel_runs.__file__, str(folder), str(num_pairs), *VARIANTS]
+        done = subprocess.run([*launch, *script], capture_output=True, text=True, timeout=1800)
         assert done.returncode == 0, done.stderr[-4000:]
 
-    def read(variant: str, processes: int) -> Any:
-        train(processes)
-        return torch.load(folder / f"{variant}-{processes}.pt", weights_only=True)
+    def read(variant: str, processes: int, num_pairs: int) -> Any:
+        train(processes, num_pairs)
+        return torch.load(folder / f"{variant}-{processes}-{num_pairs}.pt", weights_only=True)
 
     return read
 
 
-@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("processes", "num_pairs"), [(2, 8), *(pytest.param(n, 32, marks=pytest.mark.slow) for n in (2, 4))]
+)
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_any_number_of_processes_is_one(noted, variant, processes):
-    one, several = noted(variant, 1), noted(variant, processes)
+def test_any_number_of_processes_is_one(noted, variant, processes, num_pairs):
+    one, several = noted(variant, 1, num_pairs), noted(variant, processes, num_pairs)
     assert one["gradients"].keys() == several["gradients"].keys()
     for name, gradient in one["gradients"].items():
         # Some gradients are 0 but for rounding, as those of the biases of keys are.

@@ -9,6 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from splade_lit.core.errors import UserError
 from splade_lit.core.files import replace_text
+from splade_lit.core.text import parse_json
 from splade_lit.losses.citation import PartFacts
 from splade_lit.runs.emissions import Footprint
 from splade_lit.runs.machine import Hardware
@@ -242,7 +243,7 @@ def read_record(folder: str | Path) -> Card | None:
     if not path.is_file():
         return None
     try:
-        return _with_parts(from_plain(Card, json.loads(path.read_text(encoding="utf-8"))))
+        return _with_parts(from_plain(Card, parse_json(path.read_text(encoding="utf-8"))))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         reason = str(error)
         if isinstance(error, ValidationError):

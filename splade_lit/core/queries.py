@@ -1,11 +1,10 @@
 """Queries in a file: jsonl with `_id` and `text`, or lines of id, tab, text."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from splade_lit.core.errors import UserError
-from splade_lit.core.text import Mender, open_text
+from splade_lit.core.text import Mender, open_text, parse_json
 
 
 def read_queries(path: Path) -> Iterator[tuple[str, str]]:
@@ -23,13 +22,13 @@ def read_queries(path: Path) -> Iterator[tuple[str, str]]:
                 continue
             try:
                 if is_json:
-                    record = json.loads(line)
+                    record = parse_json(line)
                     id, text = record["_id"], record["text"]
                     if type(id) not in (str, int) or not isinstance(text, str):
                         raise TypeError("ids and texts are strings")
                 else:
                     id, text = line.rstrip("\r\n").split("\t")[:2]
-            except (ValueError, KeyError, TypeError, RecursionError) as error:
+            except (ValueError, KeyError, TypeError) as error:
                 needed = "_id and text, both strings" if is_json else "an id, a tab and a text"
                 raise UserError(f"{path}, line {number}: a query needs {needed}.") from error
             yield mend(str(id)), mend(text)

@@ -6,6 +6,7 @@ replaced and counted, and an id that a format cannot hold is refused.
 
 import gzip
 import io
+import json
 import logging
 import re
 import zlib
@@ -103,6 +104,14 @@ def open_text(path: Path, longest: int | None = LONGEST_LINE) -> Iterator[TextIO
             yield io.TextIOWrapper(binary, encoding="utf-8-sig", errors="surrogateescape", newline="\n")
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: cannot be read: {error}") from error
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of JSON text; a ValueError says that it is none, or nested too deeply to be read."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def without_end(line: str) -> str:

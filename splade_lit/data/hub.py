@@ -31,7 +31,7 @@ from splade_lit.core.tables import (
     read_rows,
     read_unique,
 )
-from splade_lit.core.text import Mender, warn_once
+from splade_lit.core.text import Mender, parse_json, warn_once
 
 # These log what is raised right after, and that a folder has no README.md, which it need not have.
 logging.getLogger("datasets.packaged_modules").setLevel(logging.CRITICAL)
@@ -209,7 +209,7 @@ def _hub_files(
         builder = datasets.load_dataset_builder(source, config, revision=revision)
     except ConnectionError:
         if known.is_file():
-            files, commit = json.loads(known.read_text(encoding="utf-8"))
+            files, commit = parse_json(known.read_text(encoding="utf-8"))
             return files, commit
         raise
     if builder.config.data_files is None:  # no network, but prepared by `datasets` itself

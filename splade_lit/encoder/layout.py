@@ -6,7 +6,6 @@ SPLADE-doc). No weights are read here.
 """
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ import xxhash
 
 from splade_lit.core.errors import UserError, first_line
 from splade_lit.core.sources import resolve_source
+from splade_lit.core.text import parse_json
 from splade_lit.encoder.pruning import Pruning
 
 # As transformers, whose tokenizers say 10^30 where they have none.
@@ -290,12 +290,12 @@ def read_json(path: Path, missing: Any = None, kind: type = dict) -> Any:
         UserError: there is no such file and no `missing`, it is not JSON, or not of this `kind`.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         if missing is not None:
             return missing
         raise UserError(f"{path} is missing, so {path.parent} is not a whole model; fetch it again.") from None
-    except (OSError, ValueError, RecursionError):
+    except (OSError, ValueError):
         raise UserError(f"{path} is not JSON; fetch the model again.") from None
     if not isinstance(content, kind):
         raise UserError(f"{path} is not laid out as sentence-transformers' files are; fetch the model again.")

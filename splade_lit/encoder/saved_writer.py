@@ -28,6 +28,7 @@ from transformers import PreTrainedTokenizerBase
 
 from splade_lit.core.errors import UserError
 from splade_lit.core.files import replace_text
+from splade_lit.core.text import parse_json
 from splade_lit.encoder.document import MlmDocumentEncoder
 from splade_lit.encoder.layout import SavedLayout, find_saved, read_json
 from splade_lit.encoder.masked_lm import quiet_transformers
@@ -171,7 +172,7 @@ def save_tokenizer(
     tokenizer.backend_tokenizer.no_padding()
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
+    config = parse_json(path.read_text(encoding="utf-8"))
     config = {name: value for name, value in config.items() if name not in _LOCAL_KEYS}
     # Names that transformers 5 gave to what transformers 4 knows as these; 5 reads both.
     if config.get("tokenizer_class") == "TokenizersBackend":

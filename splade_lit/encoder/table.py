@@ -10,6 +10,7 @@ from safetensors.numpy import save_file
 
 from splade_lit.core.errors import UserError, first_line
 from splade_lit.core.files import replace_text, whole_file
+from splade_lit.core.text import parse_json
 from splade_lit.encoder.layout import SavedLayout
 
 
@@ -91,7 +92,7 @@ def idf_from_json(path: str | Path, vocabulary: Mapping[str, int], vocab_size: i
         UserError: the file is missing, is not such a JSON object, or shares no token with the tokenizer.
     """
     try:
-        table = json.loads(Path(path).read_text(encoding="utf-8"))
+        table = parse_json(Path(path).read_text(encoding="utf-8"))
         pairs = [(str(token), float(weight)) for token, weight in table.items()]
     except OSError as error:
         raise UserError(

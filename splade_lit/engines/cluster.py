@@ -17,7 +17,7 @@ from scipy.sparse import csr_array
 from splade_lit.core.errors import UserError, first_line
 from splade_lit.core.files import hold_folder
 from splade_lit.core.progress import WorkProgress
-from splade_lit.core.text import warn_once
+from splade_lit.core.text import parse_json, warn_once
 from splade_lit.encoder.rows import split_rows
 from splade_lit.engines.cluster_bodies import (
     MAX_FEATURE_WEIGHT,
@@ -72,7 +72,10 @@ class ClusterIndex(FolderIndex):
             raise UserError(f"{self.folder} holds a damaged index (it names no server); build it again.")
         self._names = FeatureNames.of_dims(self.vocab_size)
         ceilings = self.folder / self._header.name / _CEILINGS
-        self._ceilings = Ceilings(**json.loads(ceilings.read_text())) if ceilings.is_file() else None
+        try:
+            self._ceilings = Ceilings(**parse_json(ceilings.read_text())) if ceilings.is_file() else None
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(f"{self.folder} holds a damaged index ({ceilings}); build it again.") from error
         self._connection = self.connect(self._header.server)
         self._check_there()
 

@@ -1,6 +1,5 @@
 """What search engines have in common here: build, add, delete, search, open by address."""
 
-import json
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from urllib.parse import unquote
 from scipy.sparse import csr_array
 
 from splade_lit.core.errors import UserError
+from splade_lit.core.text import parse_json
 from splade_lit.engines.known_hosts import remember
 
 INDEX_JSON = "index.json"
@@ -188,10 +188,10 @@ def read_index_json(folder: Path) -> dict[str, Any]:
     """What the file of an index says; a UserError if there is none, or it is damaged."""
     path = folder / INDEX_JSON
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{folder} holds no index; give one that python -m splade_lit.index has written.") from None
-    except (OSError, ValueError, RecursionError):
+    except (OSError, ValueError):
         content = None
     if not isinstance(content, dict):
         raise UserError(f"{path} is damaged; build the index again.")

@@ -19,6 +19,7 @@ from typing import Any
 
 from splade_lit.core.errors import UserError
 from splade_lit.core.files import hold_folder, replace_text
+from splade_lit.core.text import parse_json
 from splade_lit.engines.index import INDEX_JSON, NameTakenError, Server, StoredServer, read_index_json
 
 FORMAT = 1
@@ -196,7 +197,7 @@ def _remove_all_but(folder: Path, keep: set[str | None], drop: Callable[[Server]
         if not OURS.fullmatch(path.name) or path.name in keep or not (path / _SERVER_JSON).is_file():
             continue
         try:
-            server = StoredServer(**json.loads((path / _SERVER_JSON).read_text(encoding="utf-8")))
+            server = StoredServer(**parse_json((path / _SERVER_JSON).read_text(encoding="utf-8")))
             if server.name not in {f"{name}_{path.name}" for name in names}:
                 ways = f"drop it there by hand, if it is yours, then remove {path}"
                 logger.warning("%s: %s is another name than this index has on its server; %s.", path, server.name, ways)

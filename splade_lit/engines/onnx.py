@@ -1,6 +1,5 @@
 """Document encoders that `export onnx` has written, in onnxruntime."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from importlib import import_module
@@ -10,7 +9,8 @@ import numpy as np
 from scipy.sparse import csr_array
 from transformers import AutoTokenizer
 
-from splade_lit.core.errors import UserError
+from splade_lit.core.errors import UserError, first_line
+from splade_lit.core.text import parse_json
 from splade_lit.core.tokenisation import Tokenisation
 from splade_lit.core.tokens import Tokens
 from splade_lit.encoder.masked_lm import quiet_transformers
@@ -22,6 +22,7 @@ from splade_lit.encoder.vectors import as_csr
 MODEL, INT8_MODEL = "model.onnx", "model_int8.onnx"
 # Padded tokens of a batch at inference; memory holds the logits of all of them.
 _TOKENS_PER_BATCH = 2048
+_MOST_DIMS = 1 << 24  # of a vocabulary; the largest in use have a million
 
 
 class OnnxDocumentEncoder:
@@ -42,15 +43,20 @@ class OnnxDocumentEncoder:
             raise UserError(
                 f"{folder} is no whole export; write one with `python -m splade_lit.export onnx MODEL_DIR`."
             )
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        self.vocab_size: int = config["vocab_size"]
-        known = {field.name: config[field.name] for field in fields(Pruning) if field.name in config}
-        self.pruning = Pruning(**known).capped(config.get("max_active_dims"))  # which earlier exports have instead
-        self._padding_id: int = config["padding_id"]
-        with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-        limits = config["max_query_tokens"], config["max_document_tokens"]
-        self.tokenisation = Tokenisation(tokenizer, *limits, config["prompts"])
+        try:
+            config = parse_json((folder / "config.json").read_text(encoding="utf-8"))
+            self.vocab_size: int = config["vocab_size"]
+            if not 0 < self.vocab_size <= _MOST_DIMS:
+                raise ValueError(f"vocab_size is {self.vocab_size}")
+            known = {field.name: config[field.name] for field in fields(Pruning) if field.name in config}
+            self.pruning = Pruning(**known).capped(config.get("max_active_dims"))  # which earlier exports have instead
+            self._padding_id: int = config["padding_id"]
+            with quiet_transformers():
+                tokenizer = AutoTokenizer.from_pretrained(folder)
+            limits = config["max_query_tokens"], config["max_document_tokens"]
+            self.tokenisation = Tokenisation(tokenizer, *limits, config["prompts"])
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UserError(f"{folder} is a damaged export ({first_line(error)}); write it again.") from error
         self._query_weights = idf_from_json(folder / "idf.json", tokenizer.get_vocab(), self.vocab_size)
         self._session = onnxruntime.InferenceSession(str(folder / file), providers=["CPUExecutionProvider"])
 

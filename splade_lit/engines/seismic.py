@@ -28,6 +28,7 @@ from scipy.sparse import csr_array
 from splade_lit.core.errors import UserError
 from splade_lit.core.files import replace_text
 from splade_lit.core.progress import WorkProgress
+from splade_lit.core.text import parse_json
 from splade_lit.engines.folder_index import Build, FolderIndex
 from splade_lit.engines.index import Hit, IndexStats, Server
 from splade_lit.engines.index_folder import check_folder
@@ -67,7 +68,7 @@ class SeismicIndex(FolderIndex):
         index_class = _classes(self.vocab_size)[1]
         try:
             self._segment = Segment(place / "documents", self.vocab_size, None)
-            if _whole(place / _FILE) != json.loads((place / _WHOLE).read_text(encoding="utf-8")):
+            if _whole(place / _FILE) != parse_json((place / _WHOLE).read_text(encoding="utf-8")):
                 raise ValueError(f"{_FILE} is not whole")
             self._index = index_class.load(str(place / _FILE))
         except (ValueError, KeyError, OSError, EOFError) as error:

@@ -26,6 +26,7 @@ from scipy.sparse import csr_array, vstack
 from splade_lit.core.errors import UserError, first_line
 from splade_lit.core.progress import WorkProgress
 from splade_lit.core.stores import Store, open_store
+from splade_lit.core.text import parse_json
 from splade_lit.encoder.pruning import Pruning
 
 if TYPE_CHECKING:
@@ -237,7 +238,7 @@ def _write_header(store: Store, header: Header) -> None:
 def _read_header(store: Store) -> Header | None:
     try:
         with store.open(_HEADER) as file:
-            values = json.loads(file.read())
+            values = parse_json(file.read())
         return Header(**values | {"pruning": Pruning(**values.get("pruning", {}))})
     except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, AttributeError):
         return None
@@ -287,7 +288,7 @@ def _read_shard(store: Store, name: str, vocab_size: int) -> tuple[list[str], cs
     try:
         with store.open(name) as file:
             packed, data, indices, indptr = _arrays(file, *_ARRAYS)
-        ids = json.loads(packed.tobytes())
+        ids = parse_json(packed.tobytes())
         vectors = csr_array((data.astype(np.float32), indices, indptr), shape=(len(ids), vocab_size))
         vectors.check_format()
         if not all(isinstance(id, str) for id in ids):

@@ -14,6 +14,7 @@ import numpy as np
 
 from splade_lit.core.errors import UserError
 from splade_lit.core.files import replace_text
+from splade_lit.core.text import parse_json
 from splade_lit.data.tasks import RetrievalTask
 from splade_lit.evaluation.metric_names import METRICS
 from splade_lit.evaluation.metrics import RankMetrics
@@ -86,7 +87,7 @@ def read_per_query(path: Path) -> dict[str, list[QueryFigures]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             stage, task, query_id, query = (str(row[name]) for name in _ABOUT)
             names = (*METRICS, *(name for name in row if name not in (*_ABOUT, *METRICS)))
             values = [float(row[name]) for name in names]

@@ -15,6 +15,7 @@ import splade_lit
 from splade_lit.core.distributed import from_first, rank
 from splade_lit.core.errors import UserError
 from splade_lit.core.files import replace_text
+from splade_lit.core.text import parse_json
 from splade_lit.data.tasks import RetrievalTask
 from splade_lit.data.token_store import tokenizer_fingerprint
 from splade_lit.encoder.model import AsymmetricSparseEncoder
@@ -88,7 +89,7 @@ def model_fingerprint(tasks: Sequence[RetrievalTask], encoder: AsymmetricSparseE
 def _read(path: Path) -> StageFigures | None:
     """The figures of a file of the cache, None if it is not there or damaged."""
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
+        kept = parse_json(path.read_text(encoding="utf-8"))
         return StageFigures(kept["figures"], [QueryFigures(**one) for one in kept["per_query"]])
     except (OSError, ValueError, TypeError, KeyError):
         return None

@@ -13,6 +13,7 @@ from typing import Any, Self
 from splade_lit.core.errors import UserError
 from splade_lit.core.files import check_not_read, hold_folder, replace_text, whole_file
 from splade_lit.core.progress import WorkProgress
+from splade_lit.core.text import parse_json
 
 RECORD = "export.json"
 _MARK = ".export"  # the format, in a folder that an export has begun to write into
@@ -56,8 +57,8 @@ class OutputFolder:
 
     def _is_ours(self) -> bool:
         """Whether an export of this format is there, or one that was stopped."""
-        with suppress(OSError, ValueError, RecursionError, TypeError, KeyError):
-            if json.loads((self.folder / RECORD).read_text(encoding="utf-8"))["format"] == self.format:
+        with suppress(OSError, ValueError, TypeError, KeyError):
+            if parse_json((self.folder / RECORD).read_text(encoding="utf-8"))["format"] == self.format:
                 return True
         with suppress(OSError, ValueError):
             return (self.folder / _MARK).read_text(encoding="utf-8") == self.format

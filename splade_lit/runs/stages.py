@@ -18,6 +18,7 @@ from rich.table import Table
 
 from splade_lit.core.errors import UserError
 from splade_lit.core.files import replace_text
+from splade_lit.core.text import parse_json
 from splade_lit.evaluation.metric_names import LIST_METRICS, METRICS, is_measure, is_sparsity
 
 METRICS_JSON = "metrics.json"
@@ -63,7 +64,7 @@ def write_stages(path: Path, stages: Mapping[str, Mapping[str, float]]) -> None:
 def read_json(path: Path) -> Any:
     """The value of a JSON file; a UserError if it cannot be read, or is not JSON."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is not JSON ({error}); restore it, or move it away.") from error
 
