@@ -54,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from splade_lit.mining.miners import CrossEncoderScorer
     from splade_lit.mining.models import check_source, open_miner, open_scorer
     from splade_lit.mining.write import check_notes, mined_file, report, write_mined, write_notes
+    from splade_lit.teachers.sentence_encoder import usual_scale
 
     path = mined_file(options.output)
     choice = Choice(options.min_grade, limit=options.max_pairs)
@@ -96,11 +97,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         teacher = open_scorer(options.teacher, candidates.texts, device, options.max_tokens)
     # Margins are by what a cross-encoder gives, as those of sentence-transformers; what is learned from are its logits.
     written = teacher.in_logits() if options.scores and isinstance(teacher, CrossEncoderScorer) else None
+    scale = usual_scale(options.teacher or options.miner) if options.scores else None
     counts = Counts()
     mined = mine(candidates, pairs.batches("query", BLOCK), miner, rules, teacher, counts, written)
-    settings = _settings(options)
+    settings = _settings(options) | ({} if scale is None else {"scale": scale})
     facts = write_mined(
-        path, pairs, candidates, mined, rules.num_negatives, counts, settings, options.scores, options.drop_incomplete
+        path, pairs, candidates, mined, rules.num_negatives, counts, settings, scale, options.drop_incomplete
     )
     lines = report(facts)
     if notes is not None:
@@ -114,7 +116,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"written     {path}\nto train    --data.source {options.output} --data.query_column query", end=" ")
     positives = ", ".join(f"positive_{number}" for number in range(2, pairs.num_positives + 1))
     more = f" --data.positive_columns '[{positives}]'" if positives else ""
-    print(f"--data.document_column answer{more} --data.negative_columns '[{columns}]'")
+    learned = " --data.score_columns '[scores]' --model.ranking '[kl]'" if options.scores else ""
+    print(f"--data.document_column answer{more} --data.negative_columns '[{columns}]'{learned}")
 
 
 def _in_corpus(found: int, sought: int) -> list[str]:
@@ -206,7 +209,7 @@ def _parser() -> CommandParser:
     add(
         "--scores",
         action="store_true",
-        help="write a column `scores` too: answers first, then negatives; of a cross-encoder, logits",
+        help="write a column `scores` too: answers first, then negatives; logits of a cross-encoder, cosines times 20",
     )
     add("--drop-incomplete", action="store_true", help="leave out pairs with fewer negatives, which are kept otherwise")
     parser.add_shared("--device")

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from command_runs import call
+from tiny_runs import save_sentence_encoder
 from transformers import BertConfig, BertForSequenceClassification
 
 from splade_lit import mine
@@ -105,3 +106,21 @@ def test_the_column_of_scores_changes_no_choice(tmp_path, tiny_tokenizer):
             for text in texts
         ]
         assert row["scores"] == pytest.approx(logits, abs=1e-3)
+
+
+def test_written_cosines_are_scores_to_learn_from(tmp_path, tiny_tokenizer):
+    """Times 20, as `score` and a teacher in training have them; margins are of cosines. The last line reads them."""
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    words = ["song", "film", "city", "river", "king", "queen", "band"]
+    rows = [{"query": word, "answer": f"{word} of the {words[n - 1]}"} for n, word in enumerate(words)]
+    source, model = write(tmp_path / "pairs.jsonl", rows), tmp_path / "dense"
+    save_sentence_encoder(model, tiny_tokenizer)
+    given = ["--teacher", model, "--device", "cpu", "--num-negatives", 2, "--max-score", 0.9999, "--scores"]
+    _, printed = negatives(source, tmp_path / "mined.parquet", *given)
+    encoder = sentence_transformers.SentenceTransformer(str(model), device="cpu")
+    for row in pq.read_table(tmp_path / "mined.parquet").to_pylist():
+        texts = [row[name] for name in ("answer", "negative_1", "negative_2") if row[name]]
+        cosines = encoder.similarity(encoder.encode_query([row["query"]]), encoder.encode_document(texts))[0]
+        assert [one for one in row["scores"] if one is not None] == pytest.approx((20 * cosines).tolist(), abs=0.02)
+    assert any(row["negative_1"] for row in pq.read_table(tmp_path / "mined.parquet").to_pylist())
+    assert printed.rstrip().endswith(" --data.score_columns '[scores]' --model.ranking '[kl]'")

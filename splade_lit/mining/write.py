@@ -15,7 +15,7 @@ from splade_lit.core.files import replace_text, whole_file
 from splade_lit.data.pairs import Pairs
 from splade_lit.mining.candidates import Candidates
 from splade_lit.mining.mine import Counts, Mined
-from splade_lit.mining.n_tuples import SCORES, n_tuple_rows, n_tuple_schema
+from splade_lit.mining.n_tuples import n_tuple_rows, n_tuple_schema
 
 METADATA = "splade_lit.mine"
 """The key in the file's metadata under which its settings stand."""
@@ -65,13 +65,13 @@ def write_mined(
     num_negatives: int,
     counts: Counts,
     settings: Mapping[str, object],
-    scores: bool = False,
+    score_scale: float | None = None,
     drop_incomplete: bool = False,
 ) -> MinedFacts:
     """Write pairs with their negatives, as sentence-transformers' `n-tuple`; a reader never sees half of the file.
 
     The columns are `query`, `answer`, `positive_2` and so on where pairs have further answers, `negative_1` and so on,
-    null where there are no more, and with `scores` a list of the scores of all documents of the row in this order.
+    null where there are no more, and with `score_scale` a list of the scores of all documents of the row in this order.
 
     Args:
         path: the file.
@@ -81,7 +81,7 @@ def write_mined(
         num_negatives: columns of negatives.
         counts: what was looked at, complete when `mined` is.
         settings: kept in the metadata of the file.
-        scores: write the scores.
+        score_scale: write the scores, times this; what is counted stays as mined.
         drop_incomplete: leave out pairs with fewer negatives.
 
     Raises:
@@ -89,7 +89,7 @@ def write_mined(
     """
     documents = ["answer", *(f"positive_{n}" for n in range(2, pairs.num_positives + 1))]
     documents += [f"negative_{n}" for n in range(1, num_negatives + 1)]
-    schema = n_tuple_schema(documents, scores, METADATA, settings)
+    schema = n_tuple_schema(documents, score_scale is not None, METADATA, settings)
     num_found = np.zeros(num_negatives + 1, np.int64)
     seen: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
 
@@ -101,7 +101,7 @@ def write_mined(
             margins = (answer - block.negative_scores)[there]
             seen.append((answer[found > 0, 0], block.negative_scores[there], margins))
             kept = found == num_negatives if drop_incomplete else np.ones(len(found), bool)
-            yield _rows(schema, pairs, candidates, block, kept)
+            yield _rows(schema, pairs, candidates, block, kept, score_scale)
 
     try:
         with whole_file(path) as temporary:
@@ -135,18 +135,25 @@ def _groups(batches: Iterable[pa.RecordBatch]) -> Iterable[list[pa.RecordBatch]]
         yield group
 
 
-def _rows(schema: pa.Schema, pairs: Pairs, candidates: Candidates, block: Mined, kept: np.ndarray) -> pa.RecordBatch:
+def _rows(
+    schema: pa.Schema,
+    pairs: Pairs,
+    candidates: Candidates,
+    block: Mined,
+    kept: np.ndarray,
+    score_scale: float | None,
+) -> pa.RecordBatch:
     part = pairs.select(block.pairs[kept])
     columns: list[list[str | None]] = [
         list(chain.from_iterable(part.batches(name))) for name in pairs.columns[: 1 + pairs.num_positives]
     ]
     for numbers in block.negatives[kept].T:
         columns.append([candidates.texts[number] if number >= 0 else None for number in numbers.tolist()])
-    if SCORES not in schema.names:
+    if score_scale is None:
         return n_tuple_rows(schema, columns)
     chosen_by = np.concatenate([block.answer_scores, block.negative_scores], axis=1)
     scores = chosen_by if block.written is None else block.written
-    return n_tuple_rows(schema, columns, scores[kept])
+    return n_tuple_rows(schema, columns, score_scale * scores[kept])
 
 
 def check_notes(path: Path | None) -> None:
