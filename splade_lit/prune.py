@@ -125,6 +125,7 @@ def _write(folder: Path, of_queries: "Pruning", pruning: "Pruning", limits: Sequ
 
     from splade_lit.card.pruned import tell_pruning
     from splade_lit.card.record import PrunedTask
+    from splade_lit.encoder.layout import warn_of_export
     from splade_lit.encoder.saved_writer import write_pruning
 
     whole = limits[0].figures if limits else {}
@@ -140,8 +141,7 @@ def _write(folder: Path, of_queries: "Pruning", pruning: "Pruning", limits: Sequ
         logger.warning("sentence-transformers knows a number of dims alone, and gives the other weights too.")
     elif pruning.max_document_active_dims and not new.max_active_dims:
         logger.warning("sentence-transformers has one number of dims for both sides, and cuts queries to it too.")
-    if (folder / "onnx" / "config.json").is_file():
-        logger.warning("%s has the limits of before; export again.", folder / "onnx")
+    warn_of_export(folder, "limits")
     print(f"written: {folder} keeps of a document: {pruning.documents_keep}{'; its card says so' if has_card else ''}")
 
 

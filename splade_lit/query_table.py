@@ -51,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         replace_table,
     )
     from splade_lit.data.corpus import open_corpus
+    from splade_lit.encoder.layout import warn_of_export
     from splade_lit.encoder.query_side import load_query_side
 
     if settings.output:
@@ -88,9 +89,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         console.print(_effects(effects(encoder, tasks, moved)))
     if settings.output:
         copy_with_table(settings.model, settings.output, tables[0].after, side, settings.revision)
+        warn_of_export(settings.output, "query weights")
         console.print(f"written    {settings.output}", soft_wrap=True)
     elif settings.write:
-        console.print(f"written    {replace_table(settings.model, tables[0].after, side)}", soft_wrap=True)
+        written = replace_table(settings.model, tables[0].after, side)
+        warn_of_export(Path(settings.model), "query weights")
+        console.print(f"written    {written}", soft_wrap=True)
 
 
 def _factors(table: "MovedTable") -> str:

@@ -162,6 +162,19 @@ def test_the_effect_on_a_task_is_that_of_evaluating_both(world, tmp_path):
         assert sum(map(int, lines[2][-2].split("/"))) == len(task.queries)
 
 
+def test_an_export_of_before_is_told(world, tmp_path, caplog):
+    """In the folder that is changed, and in the copy."""
+    model = tmp_path / "model"
+    shutil.copytree(world.folder / "model", model)
+    (model / "onnx").mkdir()
+    (model / "onnx" / "config.json").write_text("{}")
+    for place, options in ((model, ["--write"]), (tmp_path / "copy", ["--output", tmp_path / "copy"])):
+        caplog.clear()
+        outcome = call(query_table.main, model, "--corpus", world.folder / "docs.jsonl", *options)
+        assert outcome.code == 0, outcome.err
+        assert f"{place / 'onnx'} has the query weights of before; export again." in caplog.text
+
+
 def test_the_table_in_place_and_an_idf_json(world, tmp_path, tiny_tokenizer):
     model = tmp_path / "model"
     shutil.copytree(world.folder / "model", model)

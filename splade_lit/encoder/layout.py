@@ -6,6 +6,7 @@ SPLADE-doc). No weights are read here.
 """
 
 import hashlib
+import logging
 import os
 import shutil
 from collections.abc import Sequence
@@ -20,6 +21,8 @@ from splade_lit.core.errors import UserError, first_line
 from splade_lit.core.sources import resolve_source
 from splade_lit.core.text import parse_json
 from splade_lit.encoder.pruning import Pruning
+
+logger = logging.getLogger(__name__)
 
 # As transformers, whose tokenizers say 10^30 where they have none.
 NO_LIMIT = 1_000_000
@@ -326,3 +329,10 @@ def _add_file(digest: xxhash.xxh3_64, path: Path, name: str) -> None:
     if path.suffix in (".json", ".safetensors", ".bin", ".txt", ".model"):
         with path.open("rb") as file:
             digest.update(f"{name} {hashlib.file_digest(file, xxhash.xxh3_64).hexdigest()}".encode())
+
+
+def warn_of_export(folder: Path, changed: str) -> None:
+    """Warn if a saved model, of which something has changed, holds an ONNX export of before."""
+    export = folder / "onnx"
+    if (export / "config.json").is_file():
+        logger.warning("%s has the %s of before; export again.", export, changed)
