@@ -14,7 +14,7 @@ from splade_lit.core.ranges import check_range
 from splade_lit.losses.citation import PartFacts
 from splade_lit.losses.distillation import KLDivergence, MarginMSE
 from splade_lit.losses.part import Part, Step, plain
-from splade_lit.losses.penalties import PENALTIES, Flops, L0Mask, Penalty, PenaltyName, as_penalties
+from splade_lit.losses.penalties import PENALTIES, Flops, L0Mask, Penalty, PenaltyName, as_penalties, name_apart
 from splade_lit.losses.ranking import InBatch, RankingLoss
 from splade_lit.losses.targets import LEAST_FLOPS, ActiveDimsTarget, FlopsTarget, Target
 from splade_lit.losses.weights import Ramp, Schedule, Weight
@@ -117,6 +117,7 @@ class Objective(nn.Module):
                 "model.flops_idf_power is of the penalty flops; name it in model.penalty, or leave this out."
             )
         on_documents = [as_penalty(one) for one in penalties]
+        name_apart(on_documents)
         shared = [one for one in on_documents if one.weight is None]
         if not shared and any(needs_shared.values()):
             name = next(name for name, given in needs_shared.items() if given)

@@ -84,8 +84,12 @@ class Part(nn.Module):
 
     def __init_subclass__(cls, **settings: Any) -> None:
         super().__init_subclass__(**settings)
-        words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower()
-        cls.name, cls.tag = cls.__dict__.get("name", words), cls.__dict__.get("tag", cls.__name__)
+        cls.name, cls.tag = cls.__dict__.get("name", cls.class_name()), cls.__dict__.get("tag", cls.__name__)
+
+    @classmethod
+    def class_name(cls) -> str:
+        """The name of the class as a column in the log."""
+        return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower()
 
     @property
     def settings(self) -> dict[str, Any]:

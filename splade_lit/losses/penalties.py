@@ -1,6 +1,8 @@
 """Penalties on activations that make vectors sparse. All in fp32: an untrained model's can exceed what fp16 holds."""
 
 import math
+from collections.abc import Sequence
+from itertools import chain, count
 from typing import Any, Literal
 
 import torch
@@ -335,6 +337,25 @@ PENALTIES: dict[PenaltyName, type[Penalty]] = {
     "df_flops": DfFlops,
     "anti_zero": AntiZero,
 }
+
+
+def name_apart(penalties: Sequence[Penalty]) -> None:
+    """Name each penalty whose name an earlier one has by its class, and by a number where that is taken too.
+
+    Changed in place; names of the first ones stay, which logs of before have.
+
+    >>> penalties = [Flops(), L0Mask(L1(), 3), DfFlops(), DfFlops(memory=9)]
+    >>> name_apart(penalties)
+    >>> [one.name for one in penalties]
+    ['penalty', 'l1', 'df_flops', 'df_flops_2']
+    """
+    taken = set[str]()
+    for one in penalties:
+        if one.name in taken:
+            of_class = (one.penalty if isinstance(one, L0Mask) else one).class_name()
+            names = chain([of_class], (f"{of_class}_{number}" for number in count(2)))
+            one.name = next(name for name in names if name not in taken)
+        taken.add(one.name)
 
 
 def as_penalties(setting: Any) -> list[Any]:
