@@ -381,11 +381,12 @@ def test_pairs_are_there_after_set_up_only(make) -> None:
     [
         ({}, "36 of 36 batches hold a single pair"),
         ({"negative_columns": ["wrong"]}, ""),  # a hard negative is another document
+        ({"negative_columns": ["seldom"]}, "35 of 36 batches hold a single pair"),  # named, and empty in most rows
     ],
 )
 def test_batches_of_a_single_pair_are_told(make, tmp_path: Path, caplog, settings, warned) -> None:
     row = {"query": "song river", "answer": "the song of the river"}
-    rows = [row | {"wrong": f"who {number}"} for number in range(40)]
+    rows = [row | {"wrong": f"who {n}", "seldom": None if n else "the band"} for n in range(40)]
     data = set_up(make(source=str(write_pairs(tmp_path / "same.jsonl", rows)), num_eval_pairs=4, **settings))
     with caplog.at_level(logging.WARNING, "splade_lit"):
         data.train_dataloader()

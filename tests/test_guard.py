@@ -15,6 +15,7 @@ from tiny_runs import make_data, make_trainer, named_weights, save_base, write_p
 
 from splade_lit.core.errors import UserError
 from splade_lit.encoder.condition import Bounds, Condition
+from splade_lit.encoder.start import Start
 from splade_lit.fit import main
 from splade_lit.training.callbacks.guard import CollapseGuard
 from splade_lit.training.divergence import DivergenceWatch
@@ -243,10 +244,35 @@ def one_document(pairs: Path) -> Path:
 def test_one_document_repeated(make_base, pairs, caplog):
     single = one_document(pairs)
     train(make_base(), single, CollapseGuard(every_n_steps=2), 20, {"lambda_d": 3.0})
+    assert "1.000); look whether texts of the data differ; if" in told(caplog, "documents start nearly constant")[0]
     assert "64 of 64 batches hold a single pair" in told(caplog, "single pair")[0]
     assert len(told(caplog, "training collapses")) == 1
     with pytest.raises(UserError, match="64 of 64 batches hold a single pair, with no other document"):
         train(make_base(), single, CollapseGuard("stop"), 20, {})
+
+
+def test_a_remedy_that_is_applied_is_not_advised():
+    """A bias for 200 dims makes no texts differ; where it has been set, the line does not tell to set it."""
+    size, dense = 30_522, Condition(9_000.0, 0.5)
+    for remedied in (dense, None):  # with auto; a grafted head
+        line = Start(Condition(200.0, 1.0), remedied, 200).warning(size)
+        assert line.endswith(
+            "set for 200 active dims already and does not help, so look whether texts of the data differ."
+        )
+        line = Start(Condition(200.0, 0.5, 20.0, 256.0), remedied, 200).warning(size)
+        assert "does not help; write another number of dims as model.start_active_dims" in line
+    assert "write start_active_dims: auto" in Start(Condition(5_000.0, 0.5), None, 5_000).warning(size)
+
+
+def test_documents_on_target_are_not_dense(make_base, pairs, caplog):
+    """However large the target; above one and a half times it they are."""
+    size = 30_522
+    assert Start(Condition(2_100.0, 0.5)).warning(size, 2_000) is None
+    assert "documents start dense" in Start(Condition(3_100.0, 0.5)).warning(size, 2_000)
+    base, steady = make_base(10.0), {"learning_rate": 0.0, "start_active_dims": 170}
+    module = train(base, pairs, CollapseGuard("stop", every_n_steps=2), 6, steady | {"target_active_dims": 160})
+    assert module.encoder.vocab_size / 2 < 160
+    assert not told(caplog, "dense")
 
 
 @pytest.fixture

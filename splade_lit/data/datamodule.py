@@ -195,8 +195,9 @@ class PairsDataModule(LightningDataModule):
         if len(loader) == 0:
             ways = "lower batch_size or the number of devices, or set drop_last to false"
             raise UserError(f"data: {len(self.train_rows)} pairs give no batch; {ways}.")
-        has_negatives = len(self.documents) > self._loaded().num_positives
-        self.single_batches = 0 if has_negatives else sum(len(batch) == 1 for batch in loader.sampler.batches())
+        num_negatives = self.answers.present(loader.rows)[:, self._loaded().num_positives :].sum(axis=1)
+        batches = loader.sampler.batches()
+        self.single_batches = sum(len(batch) == 1 and not num_negatives[batch[0]] for batch in batches)
         if 2 * self.single_batches > len(loader):
             count = f"{self.single_batches} of {len(loader)} batches hold a single pair"
             ways = "remove copies of texts, raise batch_size, or give negative_columns"

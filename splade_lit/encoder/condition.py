@@ -14,6 +14,7 @@ MAX_SIMILARITY = 0.99
 MAX_EMPTY_SHARE = 0.03
 _LEAST_EMPTY = 3  # documents: one or two of a small batch are no sign
 _DENSE_SHARE = 0.05
+_DENSE_OF_TARGET = 1.5
 _DENSE_DIMS = 1000.0  # few enough in no vocabulary, unless they are less than half of it
 
 
@@ -70,13 +71,16 @@ class Bounds:
         return "constant" if condition.similarity > self.max_similarity else None
 
 
-def dense_dims(vocab_size: int) -> float:
+def dense_dims(vocab_size: int, target_active_dims: int | None = None) -> float:
     """Active dims above which documents count as dense: 5% of a vocabulary, of a small one 1,000 or half of it.
 
-    >>> [dense_dims(size) for size in (200, 4_000, 40_000)]
-    [100.0, 1000.0, 2000.0]
+    With a target it is one and a half times that at least.
+
+    >>> [dense_dims(size) for size in (200, 4_000, 40_000)], dense_dims(40_000, 1_600)
+    ([100.0, 1000.0, 2000.0], 2400.0)
     """
-    return max(_DENSE_SHARE * vocab_size, min(_DENSE_DIMS, vocab_size / 2.0))
+    of_vocabulary = max(_DENSE_SHARE * vocab_size, min(_DENSE_DIMS, vocab_size / 2.0))
+    return max(of_vocabulary, _DENSE_OF_TARGET * (target_active_dims or 0))
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from splade_lit.core.ranges import check_range
 from splade_lit.core.tokens import Tokens
 from splade_lit.encoder.base import read_base
 from splade_lit.encoder.body.packing import evaluation_mode
-from splade_lit.encoder.condition import Bounds, Condition, dense_dims
+from splade_lit.encoder.condition import Bounds, Condition, Problem, dense_dims
 from splade_lit.encoder.grafted import DOCUMENTS_AT_A_TIME, START_ACTIVE_DIMS, calibrate_bias
 from splade_lit.encoder.model import AsymmetricSparseEncoder
 from splade_lit.encoder.query import idf_from_document_frequencies
@@ -66,10 +66,12 @@ class Start:
     Attributes:
         condition: figures of a sample of them.
         remedied: figures of before the decoder bias was set, where it was set because of them.
+        set_dims: active dims that the decoder bias was set for, if it was.
     """
 
     condition: Condition
     remedied: Condition | None = None
+    set_dims: int | None = None
 
     def __str__(self) -> str:
         """One line with the figures."""
@@ -86,7 +88,7 @@ class Start:
         A target that they start below is wrong too, by more than the error of measuring a sample.
         """
         active_dims = self.condition.active_dims
-        problem = Bounds(dense_dims(vocab_size)).problem(self.condition)
+        problem = Bounds(dense_dims(vocab_size, target_active_dims)).problem(self.condition)
         if problem is None:
             if target_active_dims is None or active_dims >= _NEAR_TARGET * target_active_dims:
                 return None
@@ -102,10 +104,18 @@ class Start:
             "partly_dead": f"{self.condition.empty_share:.0%} of documents start without active dims",
             "constant": f"documents start nearly constant (mean cosine similarity {self.condition.similarity:.3f})",
         }
-        remedy = (
-            f"write start_active_dims: auto under model to start from {START_ACTIVE_DIMS}, or another number of dims."
-        )
-        return f"{told[problem]}; {remedy}"
+        return f"{told[problem]}; {self._remedy(problem, vocab_size)}"
+
+    def _remedy(self, problem: Problem, vocab_size: int) -> str:
+        """What to do; `auto` is no advice where it has set the bias, which makes no texts differ that are alike."""
+        look = "look whether texts of the data differ"
+        if self.set_dims == usual_active_dims(vocab_size):
+            tried = f"the decoder bias is set for {self.set_dims} active dims already and does not help"
+            if problem == "constant":
+                return f"{tried}, so {look}."
+            return f"{tried}; write another number of dims as model.start_active_dims, or take another base model."
+        auto = f"write start_active_dims: auto under model to start from {START_ACTIVE_DIMS}, or another number of dims"
+        return f"{look}; if they do, {auto}." if problem == "constant" else f"{auto}."
 
 
 def start_of_target(target_active_dims: int) -> int:
@@ -145,7 +155,7 @@ def set_start(
                 return Start(found)
             active_dims = usual
         logits = calibrate_bias(document, sample, int(active_dims))
-        return Start(Condition.of(torch.log1p(torch.relu(logits))), found)
+        return Start(Condition.of(torch.log1p(torch.relu(logits))), found, int(active_dims))
 
 
 def _check_finite(encoder: AsymmetricSparseEncoder, base_model: str) -> None:

@@ -65,7 +65,7 @@ class CollapseGuard(L.Callback):
         min_active_dims: mean active dims of a document that are next to none below this; if not given, a fifth of the
             target where the loss has one, 2 at least.
         max_active_dims: mean active dims of a document that are dense above this; if not given, 5% of the vocabulary,
-            of a small one 1,000 or half of it.
+            of a small one 1,000 or half of it, and one and a half times the target at least where the loss has one.
         max_similarity: mean cosine similarity of two documents that makes them all alike above this.
         max_empty_share: share of documents without an active dim that is too large above this, three documents at
             least. Pairs whose text is empty never come into a batch.
@@ -175,8 +175,8 @@ class CollapseGuard(L.Callback):
         return condition.active_dims > self._latest.active_dims
 
     def _problem(self, trainer: L.Trainer, pl_module: L.LightningModule, condition: Condition) -> Problem | None:
-        dense = self.max_active_dims or dense_dims(encoder_of(pl_module).vocab_size)
         objective: Any = pl_module.objective
+        dense = self.max_active_dims or dense_dims(encoder_of(pl_module).vocab_size, objective.target_active_dims)
         least = self.min_active_dims
         if least is None:
             least = max(MIN_ACTIVE_DIMS, _LEAST_OF_TARGET * (objective.target_active_dims or 0))
