@@ -39,6 +39,11 @@ def _parser() -> CommandParser:
         "--pairs",
         help="file (jsonl, csv, tsv, parquet; gzipped or not), data set folder or Hub id (default: made of the corpus)",
     )
+    parser.add_argument(
+        "--pairs-config",
+        help="which configuration of the data set, if there are several; triples for MS MARCO's files of three texts a "
+        "line",
+    )
     parser.add_argument("--query-column", help="its column of queries (default: query, question and the like)")
     parser.add_argument("--document-column", help="its column of documents (default: answer, document and the like)")
     parser.add_argument("--positive-columns", nargs="+", default=[], help="its columns of further answers, if any")

@@ -163,6 +163,45 @@ def test_columns_go_by_usual_names_or_are_asked_for(world, here):
     assert (settings["data"]["query_column"], settings["data"]["document_column"]) == ("frage", "passage")
 
 
+def test_triples_without_a_line_of_names(world, here):
+    """MS MARCO's files of three texts a line; without the configuration the error quotes no whole texts."""
+    lines = [
+        f"which river is number {n}\triver {n} {'flows ' * 30}\tno river {n} {'at all ' * 30}\n" for n in range(40)
+    ]
+    Path("triples.tsv").write_text("".join(lines))
+    arguments = ["mine", "--pairs", "triples.tsv", "--base-model", world.base, "--no-timing"]
+    (error,) = call(init.main, *arguments).errors
+    assert len(error) < 300
+    assert error.endswith("the file has no line of names: --pairs-config triples reads such triples.")
+    given = ["--pairs-config", "triples", "--negative-columns", "negative_1"]
+    outcome = call(init.main, *arguments, *given)
+    assert outcome.code == 0, outcome.err
+    assert "40 rows (query, answer" in outcome.out
+    data = yaml.safe_load(Path("experiments/mine.yaml").read_text())["data"]
+    assert [data[name] for name in ("source", "config", "negative_columns")] == [
+        "triples.tsv",
+        "triples",
+        ["negative_1"],
+    ]
+    alone = call(init.main, "other", "--corpus", "triples.tsv", *given[:2])
+    assert "are about pairs; give them with --pairs" in alone.errors[0]
+
+
+def test_documents_without_titles_are_found_in_a_task_with_them(world, here):
+    """As in a plain file: pairs may have the text alone."""
+    corpus = (world.folder / "docs.jsonl").read_text()
+    Path("task").mkdir()
+    Path("task/corpus.jsonl").write_text(corpus)
+    Path("task/queries.jsonl").write_text(json.dumps({"_id": "q", "text": "a query"}) + "\n")
+    Path("task/qrels").mkdir()
+    Path("task/qrels/test.tsv").write_text("query-id\tcorpus-id\tscore\nq\tdoc-0\t1\n")
+    outcome = start(world, "--corpus", "task", "--no-timing")
+    assert outcome.code == 0, outcome.err
+    assert "documents of the pairs are in it (100.0%)" in outcome.out
+    task = load_task("experiments/mine-heldout")[0]
+    assert next(iter(task.corpus.values())).startswith("a title ")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 
 import numpy as np
 
@@ -21,6 +22,7 @@ QUERY_COLUMNS = ("query", "question", "anchor", "sentence1", "title")
 DOCUMENT_COLUMNS = ("answer", "document", "positive", "passage", "context", "sentence2", "text")
 TEXT_COLUMNS = ("text", "contents", "content", "passage", "document", "body")
 MIN_PAIRS = 20
+_SHOWN = 40  # characters of a name: where a file has no line of names they are whole texts
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class OwnPairs:
 
     Attributes:
         unused_columns: columns of the source that are no part of the pairs.
+        config: which configuration of the source, if one is named.
     """
 
     pairs: Pairs
@@ -38,6 +41,7 @@ class OwnPairs:
     negative_columns: list[str]
     positive_columns: Sequence[str] = ()
     unused_columns: Sequence[str] = ()
+    config: str | None = None
 
 
 @dataclass(frozen=True)
@@ -61,19 +65,20 @@ def read_pairs(
     document_column: str | None,
     negative_columns: list[str],
     positive_columns: Sequence[str] = (),
+    config: str | None = None,
 ) -> OwnPairs:
-    """Pairs from columns that are named, or go by a usual name.
+    """Pairs from columns that are named, or go by a usual name; `config` as `open_pairs` has it.
 
     Raises:
         UserError: as `load_pairs`; a column is not named and has no usual name, or there are too few pairs.
     """
     if source == DOCSTRINGS:
         raise UserError("docstrings come with a retrieval task of their own; train with experiments/quickstart.yaml.")
-    opened = open_pairs(source)
+    opened = open_pairs(source, config)
     names = opened.columns
     query = query_column or _usual(source, names, QUERY_COLUMNS, document_column, "queries", "--query-column")
     document = document_column or _usual(source, names, DOCUMENT_COLUMNS, query, "documents", "--document-column")
-    pairs = load_pairs(source, query, document, negative_columns, positive_columns)
+    pairs = load_pairs(source, query, document, negative_columns, positive_columns, config=config)
     if len(pairs) < MIN_PAIRS:
         raise UserError(
             f"{source}: {len(pairs)} pairs with text are too few to train and to test with; give at least {MIN_PAIRS}, "
@@ -81,7 +86,8 @@ def read_pairs(
         )
     used = (query, document, *positive_columns, *negative_columns)
     unused = [name for name in names if name not in used]
-    return OwnPairs(pairs, len(opened.read(used)), query, document, negative_columns, positive_columns, unused)
+    num_rows = len(opened.read(used))
+    return OwnPairs(pairs, num_rows, query, document, negative_columns, positive_columns, unused, config)
 
 
 def read_corpus(source: str, text_column: str | None, pairs: Pairs) -> OwnCorpus:
@@ -94,7 +100,7 @@ def read_corpus(source: str, text_column: str | None, pairs: Pairs) -> OwnCorpus
     column = text_column_of(source, names, text_column) if names else text_column or "text"
     corpus = open_corpus(source, column)
     facts = inspect_corpus(corpus, pairs)
-    if "title" in names and facts.found_share < 1:
+    if corpus.untitled is not None and facts.found_share < 1:
         plain = open_corpus(source, column, titles=False)
         facts_of_plain = inspect_corpus(plain, pairs)
         if facts_of_plain.num_found > facts.num_found:
@@ -141,5 +147,10 @@ def make_task(
 def _usual(source: str, names: Sequence[str], usual: Sequence[str], taken: str | None, what: str, option: str) -> str:
     found = [name for name in usual if name in names and name != taken]
     if not found:
-        raise UserError(f"{source}: name the column of {what} with {option}; its columns are {', '.join(names)}.")
+        shown = ", ".join(shorten(name, _SHOWN, placeholder="...") for name in names)
+        unnamed = option == "--query-column" and any(len(name) > _SHOWN for name in names)
+        hint = " If these are texts, the file has no line of names: --pairs-config triples reads such triples."
+        raise UserError(
+            f"{source}: name the column of {what} with {option}; its columns are {shown}.{hint if unnamed else ''}"
+        )
     return found[0]

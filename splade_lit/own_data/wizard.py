@@ -92,8 +92,9 @@ def write_experiment(options: Namespace) -> None:
             options.document_column,
             options.negative_columns,
             options.positive_columns,
+            options.pairs_config,
         )
-        check_not_read(pairs_file, open_pairs(options.pairs).files)
+        check_not_read(pairs_file, open_pairs(options.pairs, options.pairs_config).files)
     else:
         own = made.own
         _say(*made_lines(made.facts, options.corpus))
@@ -156,9 +157,9 @@ def _check_belongings(options: Namespace) -> None:
     """Options that are about pairs, or about none, with what they are about."""
     if options.pairs is None and options.corpus is None:
         raise UserError("Give pairs with --pairs, or a corpus with --corpus, of whose documents pairs are then made.")
-    columns = ("query_column", "document_column", "positive_columns", "negative_columns")
-    if options.pairs is None and any(getattr(options, name) for name in columns):
-        raise UserError("--query-column, --document-column and the like are about pairs; give them with --pairs.")
+    belongings = ("pairs_config", "query_column", "document_column", "positive_columns", "negative_columns")
+    if options.pairs is None and any(getattr(options, name) for name in belongings):
+        raise UserError("--pairs-config, --query-column and the like are about pairs; give them with --pairs.")
     if options.corpus is None and options.title_column:
         raise UserError("--title-column is about a corpus, of which pairs are made; give it with --corpus.")
 
