@@ -12,21 +12,28 @@ from command_runs import FailsAfter, call, steps
 
 from splade_lit.core.errors import UserError
 from splade_lit.fit import main
-from splade_lit.runs.folder import last_checkpoint
+from splade_lit.runs.folder import check_checkpoint, last_checkpoint
 from splade_lit.training.checkpoint_io import WholeCheckpoints
 
 
 def test_checkpoints_that_no_run_goes_on_from_are_passed_over(tmp_path, caplog):
     folder = tmp_path / "checkpoints"
     folder.mkdir()
-    last, best, cut = (folder / f"{name}.ckpt" for name in ("last", "best", "cut"))
-    torch.save({"state_dict": {}, "optimizer_states": []}, last)
+    last, best, cut, flipped = (folder / f"{name}.ckpt" for name in ("last", "best", "cut", "flipped"))
+    weights = torch.arange(100)
+    torch.save({"state_dict": {"weights": weights}, "optimizer_states": []}, last)
     torch.save({"state_dict": {}}, best)
-    cut.write_bytes(last.read_bytes()[:200])
-    for age, path in enumerate((cut, best, last)):
+    whole = last.read_bytes()
+    cut.write_bytes(whole[:200])
+    place = whole.index(weights.numpy().tobytes()) + 300
+    flipped.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+    passed = (cut, best, flipped)
+    for age, path in enumerate((*passed, last)):
         os.utime(path, (2e9 - age, 2e9 - age))
     assert last_checkpoint(str(tmp_path)) == last
-    assert caplog.messages == [f"{path} has weights only or is damaged; going on from {last}." for path in (cut, best)]
+    assert caplog.messages == [f"{path} has weights only or is damaged; going on from {last}." for path in passed]
+    with pytest.raises(UserError, match=f"{flipped} is damaged .*/data/0"):
+        check_checkpoint(flipped)
     last.unlink()
     with pytest.raises(UserError, match=f"{cut} is not a checkpoint of a run"):
         last_checkpoint(str(tmp_path))

@@ -4,11 +4,12 @@ import logging
 import shutil
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import torch
 
 from splade_lit.core.distributed import rank
-from splade_lit.core.errors import UserError
+from splade_lit.core.errors import UserError, first_line
 from splade_lit.core.files import check_free, check_writable
 from splade_lit.evaluation.per_query import PER_QUERY
 from splade_lit.runs.config import CONFIG
@@ -39,7 +40,7 @@ def last_checkpoint(folder: str | None) -> Path | None:
     refusals: list[UserError] = []
     for path in found:
         try:
-            read_checkpoint(path)
+            check_checkpoint(path)
         except UserError as error:
             refusals.append(error)
             continue
@@ -67,12 +68,10 @@ def check_run_folder(folder: str | None, checkpoint: str | None, overwrite: bool
     check_writable(folder=path)
     if rank() == 0:
         check_free(path)
-    if checkpoint is not None:
-        read_checkpoint(Path(checkpoint))
-        if path.resolve() in Path(checkpoint).resolve().parents:
-            if overwrite:
-                raise UserError(f"--overwrite would remove {checkpoint}, which --ckpt_path asks for; give one of them.")
-            return
+    if checkpoint is not None and path.resolve() in Path(checkpoint).resolve().parents:
+        if overwrite:
+            raise UserError(f"--overwrite would remove {checkpoint}, which --ckpt_path asks for; give one of them.")
+        return
     check_may_replace(path, overwrite)
 
 
@@ -102,6 +101,20 @@ def read_checkpoint(path: Path, device: str = "meta", resumable: bool = True) ->
     if not whole:
         raise UserError(f"{path} is not a checkpoint of a run; give one such as runs/NAME/checkpoints/last.ckpt.")
     return checkpoint
+
+
+def check_checkpoint(path: Path) -> None:
+    """Raise a UserError if a run cannot go on from a checkpoint; all of it is read, about 1 GB a second."""
+    read_checkpoint(path)
+    try:
+        with ZipFile(path) as archive:  # of which torch looks at no checksum
+            damaged = archive.testzip()
+    except Exception as error:  # as above; zipfile's readers have their own
+        damaged = first_line(error)
+    if damaged is not None:
+        raise UserError(
+            f"{path} is damaged ({damaged}); give another checkpoint, or --ckpt_path last for one beside it."
+        )
 
 
 def encoder_state(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:

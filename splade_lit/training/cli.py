@@ -36,6 +36,7 @@ from splade_lit.runs.folder import (
     CHECKPOINTS,
     LAST,
     MODEL,
+    check_checkpoint,
     check_may_replace,
     check_run_folder,
     check_same_model,
@@ -136,6 +137,8 @@ class FitCLI(LightningCLI):
             self.config.ckpt_path = last and str(last)
             # A run that ended before its first checkpoint begins again.
             self.config.overwrite |= last is None and has_no_result(settings.default_root_dir)
+        elif self.config.ckpt_path is not None:
+            check_checkpoint(Path(self.config.ckpt_path))
         check_run_folder(settings.default_root_dir, self.config.ckpt_path, self.config.overwrite)
         has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
         if settings.accelerator in ("cpu", "tpu") or not has_gpu:
