@@ -21,6 +21,7 @@ from splade_lit.analysis.query_table import table_change
 from splade_lit.analysis.subject import open_subject
 from splade_lit.data.datamodule import PairsDataModule
 from splade_lit.encoder.check_saved import check_saved
+from splade_lit.encoder.masked_lm import load_masked_lm, load_tokenizer
 from splade_lit.training.module import SpladeModule
 
 QUERY, DOCUMENT = "query_0_SparseStaticEmbedding", "document_0_MLMTransformer"
@@ -242,3 +243,26 @@ def test_the_models_own_tokenizer_is_that_of_the_data(world, tiny_tokenizer, tmp
         assert outcome.code == 0, outcome.err
         assert {name == "OwnTokenizer" for name in used} == {allowed}
         used.clear()
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("num_hidden_layers", 300_000), ("n_layers", 300_000), ("num_labels", 10**8), ("inner", [10**9])]
+)
+def test_a_config_with_sizes_of_no_model_is_told_at_once(tiny_tokenizer_dir, tiny_tokenizer, tmp_path, name, size):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    shutil.copy(tiny_tokenizer_dir / "tokenizer.json", folder)
+    (folder / "model.safetensors").touch()
+    (folder / "config.json").write_text(json.dumps({"model_type": "bert", "rope_theta": 10**9, name: size}))
+    told = f"{folder}: {name} is [0-9,]+ in its config.json, which no model has; fetch the model again"
+    with pytest.raises(UserError, match=told):
+        load_masked_lm(str(folder), tiny_tokenizer)
+    with pytest.raises(UserError, match=told):
+        load_tokenizer(str(folder))
+
+
+def test_a_tokenizer_without_an_end_leaves_the_limit_to_the_model(make_encoder, tiny_tokenizer, monkeypatch):
+    monkeypatch.setattr(tiny_tokenizer, "model_max_length", float("inf"))
+    encoder = make_encoder()
+    positions = encoder.document.model.config.max_position_embeddings
+    assert encoder.tokenisation.max_query_tokens == positions

@@ -15,6 +15,7 @@ from sentence_transformers import SparseEncoder
 from sentence_transformers.util import select_max_active_dims
 
 from splade_lit import AsymmetricSparseEncoder, UserError, encode, evaluate, export, fit, load_query_side, search
+from splade_lit.encoder.layout import read_pruning
 from splade_lit.encoder.pruning import Pruning
 from splade_lit.encoder.rows import prune_documents
 from splade_lit.engines.onnx import OnnxDocumentEncoder
@@ -268,3 +269,10 @@ def test_settings_out_of_range(world, tmp_path, setting):
     outcome = call(fit.main, "--config", world.config(tmp_path / "run", setting))
     assert outcome.code == 2
     assert next(iter(setting)) in outcome.errors[0]
+
+
+def test_limits_of_files_of_strangers():
+    assert read_pruning({"max_active_dims": 10**30}).max_document_active_dims == 2**31 - 1
+    for value in (True, float("inf"), 0, "9"):
+        with pytest.raises(UserError, match=f"max_document_active_dims is {value!r} in the model's JSON files"):
+            read_pruning({"pruning": {"max_document_active_dims": value}})

@@ -329,6 +329,8 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
         "route of nothing",
     ),
     "other prompts": (lambda f: change_json(f / "config_sentence_transformers.json", prompts=["who"]), "laid out"),
+    "no text": (lambda f: change_json(f / "config_sentence_transformers.json", prompts={"document": 5}), "is 5"),
+    "endless": (lambda f: change_json(f / QUERY / "tokenizer_config.json", model_max_length=1e999), "is inf"),
     "other limit": (
         lambda f: change_json(f / "config_sentence_transformers.json", max_active_dims=0),
         "max_active_dims",

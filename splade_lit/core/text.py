@@ -24,6 +24,7 @@ _QRELS_FORMS += "query id, 0, document id and grade (TREC), with tabs or spaces 
 _HALF_PAIR = re.compile("[\ud800-\udfff]")  # bytes that are not UTF-8 become such halves too
 _COLUMN = re.compile(r"[^ \t\r\n\v\f]+")  # str.split would cut ids at white space of other kinds
 
+_MOST_DIGITS = 300  # that a float can hold
 LONGEST_LINE = 64 << 20
 """Bytes of a line, or characters of a field of csv, beyond which a file is taken for damaged."""
 _READ_BYTES = 1 << 18
@@ -107,11 +108,17 @@ def open_text(path: Path, longest: int | None = LONGEST_LINE) -> Iterator[TextIO
 
 
 def parse_json(text: str | bytes) -> Any:
-    """The value of JSON text; a ValueError says that it is none, or nested too deeply to be read."""
+    """The value of JSON text; a ValueError says that it is none, nested too deeply, or has a number beyond floats."""
     try:
-        return json.loads(text)
+        return json.loads(text, parse_int=_whole_number)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def _whole_number(digits: str) -> int:
+    if len(digits) > _MOST_DIGITS:
+        raise ValueError(f"a number has {len(digits)} digits")
+    return int(digits)
 
 
 def without_end(line: str) -> str:

@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 # As transformers, whose tokenizers say 10^30 where they have none.
 NO_LIMIT = 1_000_000
+_LARGEST_LIMIT = 2**31 - 1  # that arrays of token ids and dims can be compared with
 # The modules of each route, under the names that releases gave them.
 _ROUTES: dict[str, list[tuple[str, ...]]] = {
     "query": [("SparseStaticEmbedding", "IDF")],
@@ -220,8 +221,8 @@ def _read_layout(folder: Path, source: str) -> SavedLayout:
         max_document_tokens=(
             _limit(limits, "document_length") or _limit(limits, "max_seq_length") or _token_limit(document)
         ),
-        prompts={name: text or "" for name, text in (model_config.get("prompts") or {}).items()},
-        pruning=_pruning(model_config),
+        prompts={name: _prompt(name, text) for name, text in (model_config.get("prompts") or {}).items()},
+        pruning=read_pruning(model_config),
     )
 
 
@@ -233,8 +234,12 @@ def _inside(folder: Path, name: str | Path) -> Path:
     return path
 
 
-def _pruning(model_config: dict[str, Any]) -> Pruning:
-    """The limits as `Pruning.saved` writes them; where sentence-transformers wrote the file, its cap of both sides."""
+def read_pruning(model_config: dict[str, Any]) -> Pruning:
+    """The limits as `Pruning.saved` writes them; where sentence-transformers wrote the file, its cap of both sides.
+
+    Raises:
+        UserError: a limit is out of range.
+    """
     limits = model_config.get("pruning") or {}
     if not limits:
         return Pruning().capped(_limit(model_config, "max_active_dims"))
@@ -273,14 +278,22 @@ def _choice(config: dict[str, Any], name: str, default: str, other: str) -> Any:
 
 def _limit(config: dict[str, Any], name: str) -> int | None:
     value = config.get(name)
-    if value is not None and not (isinstance(value, int | float) and value >= 1):
+    if value is None:
+        return None
+    if isinstance(value, bool) or not (isinstance(value, int | float) and 1 <= value < inf):
         raise UserError(f"{name} is {value!r} in the model's JSON files; it must be a number of at least 1.")
-    return None if value is None else int(value)
+    return min(int(value), _LARGEST_LIMIT)
+
+
+def _prompt(name: str, text: Any) -> str:
+    if not isinstance(text, str | None):
+        raise UserError(f"The prompt {name} is {text!r} in the model's JSON files; it must be a text.")
+    return text or ""
 
 
 def _size(config: dict[str, Any], name: str, most: float = inf) -> float:
     value = config.get(name, 0.0)
-    if not (isinstance(value, int | float) and 0 <= value <= most and value < inf):
+    if isinstance(value, bool) or not (isinstance(value, int | float) and 0 <= value <= most and value < inf):
         ends = "at least 0" if most == inf else f"from 0 to {most:g}"
         raise UserError(f"{name} is {value!r} in the model's JSON files; it must be a number {ends}.")
     return float(value)

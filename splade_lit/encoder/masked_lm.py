@@ -1,7 +1,8 @@
 """Loading what a base model brings: its tokenizer and its masked-language model."""
 
 import logging
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from transformers import (
     AutoConfig,
     AutoModelForMaskedLM,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -31,6 +33,9 @@ _DROPOUTS = (
     *("dropout", "attention_dropout", "embedding_dropout", "mlp_dropout"),
 )
 _PAD_TOKENS = ("[PAD]", "<pad>", "<|pad|>", "<|padding|>")
+# The largest whole numbers of a config.json, by the ends of their names: models are built by them before their weights
+# are looked at. Frequencies (`rope_theta`) are no sizes.
+_LARGEST = ((r"layers?|groups|networks|block_sizes", 1_000), (r"labels", 100_000), (r".*(?<!theta)", 20_000_000))
 _WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
 
 
@@ -46,6 +51,7 @@ def load_tokenizer(source: str, **settings: Any) -> PreTrainedTokenizerBase:
     path = source if layout is None else str(layout.document_folder)
     if not Path(resolve_source(path), "tokenizer.json").is_file():
         _check_source(path)
+    _check_sizes(path, settings)  # the tokenizer's class may be that of the config.json
     try:
         tokenizer = AutoTokenizer.from_pretrained(resolve_source(path), **settings)
     except Exception as error:  # tokenizers raises bare exceptions for files that it cannot read
@@ -85,6 +91,7 @@ def load_masked_lm(
     path = resolve_source(source)
     if Path(path).is_dir() and not any(any(Path(path).glob(pattern)) for pattern in _WEIGHT_FILES):
         raise UserError(f"{source} has no weights (model.safetensors); copy them beside its config.json.")
+    _check_sizes(source, settings)
     with quiet_transformers():
         try:
             config = AutoConfig.from_pretrained(path, **settings)
@@ -146,6 +153,31 @@ def _check_source(source: str) -> None:
             raise UserError(f"{source} is not a model folder: it has no config.json.")
     elif Path(path).exists() or path.startswith((".", "/")) or path.count("/") > 1:
         raise UserError(f"{source} is not a folder; give a model folder, a Hub id, or package:NAME/FOLDER.")
+
+
+def _check_sizes(source: str, settings: Mapping[str, Any]) -> None:
+    """Raise a UserError if a config.json has sizes that no model has, of which one would take hours and all memory."""
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(resolve_source(source), revision=settings.get("revision"))
+        sizes = list(_whole_numbers(config))
+    except Exception:  # whoever loads it says what is wrong
+        return
+    for name, size in sizes:
+        if size > next((most for ends, most in _LARGEST if re.search(f"({ends})$", name)), size):
+            told = f"{name} is {size:,} in its config.json, which no model has"
+            raise UserError(f"{source}: {told}; fetch the model again or use another one.")
+
+
+def _whole_numbers(value: Any, name: str = "") -> Iterator[tuple[str, int]]:
+    """Name and value of all whole numbers, those of lists under the list's name; labels have names of their own."""
+    if isinstance(value, dict) and name != "label2id":
+        for inner in value:
+            yield from _whole_numbers(value[inner], inner)
+    elif isinstance(value, list):
+        for one in value:
+            yield from _whole_numbers(one, name)
+    elif type(value) is int:
+        yield name, value
 
 
 def _load_failure(source: str, local_problem: str, error: Exception) -> str:

@@ -68,7 +68,7 @@ class AsymmetricSparseEncoder(nn.Module):
         super().__init__()
         if len(query.idf_weights) != document.vocab_size:
             raise ValueError(f"query side has {len(query.idf_weights)} dims, document side {document.vocab_size}")
-        limit, positions = int(tokenizer.model_max_length), document.max_positions
+        limit, positions = int(min(tokenizer.model_max_length, NO_LIMIT)), document.max_positions
         if limit >= NO_LIMIT:  # the tokenizer has none
             limit = min(getattr(document.model.config, "max_position_embeddings", NO_LIMIT), NO_LIMIT)
         self.query = query

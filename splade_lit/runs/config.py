@@ -28,5 +28,5 @@ def read_config(path: Path) -> dict[str, Any]:
         return {}
     try:
         return dict(yaml.safe_load(current_names(path.read_text(encoding="utf-8"), str(path))))
-    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"{path} is not the resolved configuration of a run; restore it, or move it away.") from error
