@@ -8,14 +8,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from splade_lit.command_line.arguments import read_settings
 from splade_lit.core.errors import UserError
 from splade_lit.core.queries import read_queries
 from splade_lit.core.tables import FORMATS, column_names, read_numbers, read_rows, read_unique
 from splade_lit.core.text import read_qrels, read_trec_run
+from splade_lit.encoder.table import idf_from_json
+from splade_lit.engines.shards import open_shards
 from splade_lit.evaluation.per_query import read_per_query
+from splade_lit.runs.config import read_config
+from splade_lit.runs.stages import read_stages
 
 WORDS = st.sampled_from(["query-id", "corpus-id", "score", "_id", "text", "q1", "Q0", "-2", "1e999", "nan", '"', ""])
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | WORDS
@@ -67,3 +73,50 @@ def test_whatever_a_file_holds_it_is_read_or_told(content, zipped):
                 path.write_bytes(gzip.compress(content) if zipped == ".gz" else content)
                 with contextlib.suppress(UserError):
                     read(path)
+
+
+FIGURES = dict.fromkeys(("ndcg@10", "mrr@10", "map@100"), 0.5)
+DEEP = "[" * 200_000
+BEYOND_FLOATS = 10**400
+DIRECTED: dict[str, tuple[str, Callable[[Path], Any]]] = {
+    "stages": (json.dumps({"after": {"NanoNQ_dot_ndcg@10": BEYOND_FLOATS}}), read_stages),
+    "figures": (
+        json.dumps({"stage": "a", "task": "t", "query_id": "q", "query": "w", "x": BEYOND_FLOATS} | FIGURES),
+        read_per_query,
+    ),
+    "idf": (json.dumps({"song": BEYOND_FLOATS}), lambda path: idf_from_json(path, {"song": 0}, 1)),
+    "config": (DEEP, read_config),
+    "settings": (DEEP, lambda path: read_settings(["--config", str(path)])),
+}
+
+
+@pytest.mark.parametrize("kind", DIRECTED)
+def test_numbers_beyond_all_floats_and_values_nested_too_deeply_are_told(tmp_path, kind):
+    content, read = DIRECTED[kind]
+    path = tmp_path / "file"
+    path.write_text(content)
+    with pytest.raises(UserError, match=str(path)):
+        read(path)
+
+
+HEADER = {"model": "m", "corpus": "c", "vocab_size": 30, "values": "float16", "shard_documents": 2, "num_documents": 3}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("shard_documents", value) for value in (0, -5, 1e999, "x", True, None)),
+        *(("num_documents", value) for value in (0, "200", 200.0, 10**30)),
+        *(("vocab_size", value) for value in (0, 10**12, "x")),
+        *(("values", value) for value in ("float128", 32)),
+        *(("pruning", value) for value in ("x", {"max_document_active_dims": "x"}, {"min_document_weight_share": 2})),
+        ("model", 5),
+    ],
+)
+def test_a_header_of_shards_that_no_run_writes_is_told(tmp_path, name, value):
+    path = tmp_path / "corpus.json"
+    path.write_text(json.dumps(HEADER | {"pruning": {"max_document_active_dims": 9}}))
+    assert open_shards(tmp_path)[0].pruning.max_document_active_dims == 9
+    path.write_text(json.dumps(HEADER | {name: value}))
+    with pytest.raises(UserError, match="does not hold the vectors of a whole corpus"):
+        open_shards(tmp_path)

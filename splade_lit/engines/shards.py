@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import re
+import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,7 @@ from splade_lit.core.errors import UserError, first_line
 from splade_lit.core.progress import WorkProgress
 from splade_lit.core.stores import Store, open_store
 from splade_lit.core.text import parse_json
+from splade_lit.encoder.layout import read_pruning
 from splade_lit.encoder.pruning import Pruning
 
 if TYPE_CHECKING:
@@ -239,11 +241,24 @@ def _read_header(store: Store) -> Header | None:
     try:
         with store.open(_HEADER) as file:
             values = parse_json(file.read())
-        return Header(**values | {"pruning": Pruning(**values.get("pruning", {}))})
-    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, AttributeError):
+        header = Header(**values | {"pruning": read_pruning({"pruning": values.get("pruning")})})
+    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, AttributeError, UserError):
         return None
     except OSError as error:
         raise UserError(f"{store.address} cannot be read ({error.strerror or error}); try again.") from error
+    return header if _is_possible(header) else None
+
+
+def _is_possible(header: Header) -> bool:
+    """Whether the values of a header are ones that `write_corpus_vectors` writes."""
+    counts = [header.shard_documents, 1 if header.num_documents is None else header.num_documents]
+    sizes = [(header.vocab_size, np.iinfo(np.int32).max), *((count, sys.maxsize) for count in counts)]
+    texts = (header.model, header.corpus)
+    return (
+        all(type(size) is int and 1 <= size <= most for size, most in sizes)
+        and header.values in ("float32", "float16")
+        and all(isinstance(text, str) for text in texts)
+    )
 
 
 def _names(store: Store) -> list[str]:
