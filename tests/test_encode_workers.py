@@ -22,7 +22,7 @@ from fsspec.implementations.local import LocalFileSystem
 from splade_lit import encode
 from splade_lit.core.errors import UserError
 from splade_lit.core.stores import open_store
-from splade_lit.data.corpus import open_corpora
+from splade_lit.data.corpus import _streamed, open_corpora
 from splade_lit.engines import workers
 from splade_lit.engines.shards import read_corpus_vectors
 
@@ -233,14 +233,33 @@ def test_a_data_set_is_streamed_without_a_copy(model, corpus, expected, tmp_path
 
 
 def test_what_is_wrong_with_a_streamed_data_set_is_told(tmp_path):
+    """A folder stands in for a Hub id, which `datasets` reads in the same way."""
     (tmp_path / "train.jsonl").write_text('{"_id": "a", "text": "x"}\n{"_id": "a", "text": "y"}\n')
     with pytest.raises(UserError, match="two documents have the id 'a'"):
-        list(open_corpora([str(tmp_path)], stream=True))
+        list(_streamed(str(tmp_path), "text"))
     with pytest.raises(UserError, match="no column body; its columns are _id, text"):
-        open_corpora([str(tmp_path)], "body", stream=True)
+        _streamed(str(tmp_path), "body")
     (tmp_path / "train.jsonl").write_text('{"_id": "a", "text": 5}\n')
     with pytest.raises(UserError, match="the column text holds 5, which is no text"):
+        list(_streamed(str(tmp_path), "text"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("b.jsonl.gz", gzip.compress(b'{"_id": "b", "text": "x"}\n' * 999)[:40], "cannot be read"),
+        ("b.jsonl", b'{"other": [1]}\n', "no column _id, text"),
+        ("b.jsonl", b'{"_id": "b", "text": 5}\n', "the column text must hold text"),
+    ],
+)
+def test_what_is_wrong_midway_is_told(tmp_path, name, content, told):
+    (tmp_path / "a.jsonl").write_bytes(b'{"_id": "a", "text": "x"}\n')
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=rf"^{tmp_path / name}.*: {told}"):
         list(open_corpora([str(tmp_path)], stream=True))
+    if b"5" not in content:  # which `datasets` makes a text
+        with pytest.raises(UserError, match=f"^{tmp_path}: cannot be read: "):
+            list(_streamed(str(tmp_path), "text"))
 
 
 def test_ids_are_unique_over_all_files(model, corpus, tmp_path):

@@ -4,6 +4,7 @@ import glob
 import textwrap
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import datasets
 import numpy as np
 
-from splade_lit.core.errors import UserError
+from splade_lit.core.errors import UserError, first_line
 from splade_lit.core.files import Folder
 from splade_lit.core.tables import BATCH_ROWS
 from splade_lit.core.text import Mender
@@ -88,12 +89,12 @@ def open_corpora(sources: Sequence[str], text_column: str = "text", stream: bool
 
     Several files are read one after another as their documents are asked for, and no copy of them is made; ids are
     unique in all of them together, which is known after the last. With `stream` so is one file, and so is a data set by
-    Hub id or folder, of which nothing is kept on disk. A UserError is that of `open_corpus`.
+    folder or Hub id, of which nothing is kept on disk. A UserError is that of `open_corpus`.
     """
     files = [path for source in sources for path in _matching(source)]
     if len(files) == 1 and (not stream or _is_collection(files[0])):
         return open_corpus(files[0], text_column)
-    if len(files) == 1 and not local_path(files[0]).is_file():
+    if len(files) == 1 and not local_path(files[0]).exists():
         return _streamed(files[0], text_column)
     opened = [open_texts(path) for path in files]
     paths = tuple(path for one in opened for path in one.files)
@@ -114,18 +115,21 @@ def _is_collection(source: str) -> bool:
 
 
 def _streamed(source: str, text_column: str) -> Corpus:
-    """A data set that `datasets` streams."""
-    path = local_path(source)
-    with plain_errors(source):
-        dataset = datasets.load_dataset(str(path) if path.exists() else source, split="train", streaming=True)
+    """A data set of the Hub that `datasets` streams."""
+    with _told(source), plain_errors(source):
+        dataset = datasets.load_dataset(source, split="train", streaming=True)
         names = dataset.column_names or list(next(iter(dataset)))
     columns, with_ids = _columns(names, text_column, titles=True)
     if text_column not in names:
         raise UserError(f"{source}: no column {text_column}; its columns are {', '.join(names)}.")
 
+    def read() -> Iterator[dict[str, Any]]:
+        with _told(source):
+            yield from dataset
+
     def rows() -> Iterator[tuple[str, str]]:
         hashes, mend = array("q"), Mender()
-        values = ([_plain_text(row[name], source, name, mend) for name in columns] for row in dataset)
+        values = ([_plain_text(row[name], source, name, mend) for name in columns] for row in read())
         for id, text in _documents(values, with_ids):
             hashes.append(hash(id))
             yield id, text
@@ -133,13 +137,24 @@ def _streamed(source: str, text_column: str) -> Corpus:
         found, counts = np.unique(np.frombuffer(hashes, np.int64), return_counts=True)
         if with_ids and len(found) < len(hashes):  # ids, or their hashes alone: read once more to know
             several, seen = set(found[counts > 1].tolist()), set[str]()
-            for row in dataset:
+            for row in read():
                 id = str(row[columns[0]])
                 if hash(id) in several and id in seen:
                     raise UserError(f"{source}: two documents have the id {id!r}; make ids unique.")
                 seen.update([id] if hash(id) in several else [])
 
     return Corpus(None, rows, source)
+
+
+@contextmanager
+def _told(source: str) -> Iterator[None]:
+    """Turn whatever the readers of `datasets` raise, each in its own way, into a UserError of one sentence."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{source}: cannot be read: {first_line(error)}.") from error
 
 
 def _plain_text(value: Any, source: str, name: str, mend: Mender) -> str | None:
