@@ -25,7 +25,7 @@ class KnownAnswers:
         queries, self._queries = np.unique(fingerprints[:, 0], return_inverse=True)
         texts, numbers = np.unique(documents, return_inverse=True)
         self._documents = numbers.reshape(documents.shape)
-        self._num_positives, self._num_texts = num_positives, len(texts)
+        self.num_positives, self._num_texts = num_positives, len(texts)
         answers = np.s_[:, :num_positives]
         self._pairs = np.unique(self._keys(answers)[self._present[answers]])
         owner, self._answers = np.divmod(self._pairs, max(self._num_texts, 1))
@@ -43,7 +43,7 @@ class KnownAnswers:
     @property
     def num_contradictions(self) -> int:
         """Hard negatives that answer the query of their own row, by another column or another row."""
-        negatives = np.s_[:, self._num_positives :]
+        negatives = np.s_[:, self.num_positives :]
         return int(np.isin(self._keys(negatives)[self._present[negatives]], self._pairs).sum())
 
     def present(self, rows: Int64[np.ndarray, " queries"]) -> np.ndarray:

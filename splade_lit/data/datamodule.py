@@ -158,11 +158,12 @@ class PairsDataModule(LightningDataModule):
         self.held_out_tasks = tuple(held_out_tasks)
         self.has_teacher = bool(teachers or score_columns)
         self.teachers, self._teacher_settings = teachers, (teacher_max_tokens, scales)
-        self._taught_by = {
+        self._taught_by: dict[str, Any] = {
             "teacher": list(teachers),
             "teacher_max_tokens": teacher_max_tokens,
             "teacher_scale": scales,
             "score_columns": list(score_columns),
+            "scores": None,  # their hash, once they are read
         }
         self._teacher_scores: TeacherScores | None = None
         self._pairs: Pairs | None = None
@@ -212,23 +213,30 @@ class PairsDataModule(LightningDataModule):
         return self._loader(self.eval_rows, self.eval_batch_size, shuffle=False) if len(self.eval_rows) else []
 
     def state_dict(self) -> dict[str, Any]:
-        """Where in the epoch training stands, and which teacher it has.
+        """Where in the epoch training stands, which teacher it has, and how many batches make a step.
 
         Lightning keeps the state of a loader too, but forgets to load it where the loader was there before the
         checkpoint, as it is in a run that counts its steps by epochs.
         """
         loader = {} if self._train_loader is None else {"train_loader": self._train_loader.state_dict()}
-        return {"taught_by": self._taught_by, **loader}
+        return {"taught_by": self._taught_by, "batches_a_step": self._batches_a_step, **loader}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there; a warning says where the teacher is another."""
+        """Go on from there; warnings say where the teacher, or the number of batches that make a step, is another."""
         before, now = state_dict.get("taught_by", {}), self._taught_by
         if changed := [f"data.{name} {now[name]} (was {was})" for name, was in before.items() if now[name] != was]:
             logger.warning("Resuming with another teacher than the checkpoint's run: %s.", ", ".join(changed))
+        if (was := state_dict.get("batches_a_step")) not in (None, self._batches_a_step):
+            text = "Resuming with trainer.accumulate_grad_batches %s (was %s)."
+            logger.warning(text, self._batches_a_step, was)
         self._loader_state = state_dict.get("train_loader")
         if self._train_loader is not None and self._loader_state is not None:
             self._train_loader.load_state_dict(self._loader_state)
             self._loader_state = None
+
+    @property
+    def _batches_a_step(self) -> int | None:
+        return self.trainer.accumulate_grad_batches if self.trainer else None
 
     @property
     def train_pairs(self) -> Pairs:
@@ -314,6 +322,7 @@ class PairsDataModule(LightningDataModule):
 
     def _teach(self, pairs: Pairs) -> TeacherScores | None:
         if pairs.scores is not None:
+            self._taught_by["scores"] = f"of hash {xxhash.xxh3_64_hexdigest(pairs.scores.tobytes())}"
             (scale,) = self._teacher_settings[1] or [1.0]
             return RowTeacher(scale * pairs.scores, self.fingerprints[:, 1:] != NO_TEXT)
         if not self.teachers:

@@ -104,9 +104,14 @@ class PairLoader:
         cuts = np.searchsorted(middles, lengths.sum() * np.arange(1, self.num_processes) / self.num_processes)
         return tuple(np.diff(cuts, prepend=0, append=len(lengths)).tolist())
 
+    @property
+    def _settings(self) -> dict[str, Any]:
+        """What decides which batches an epoch has, and what of them is an answer."""
+        return self.sampler.settings | {"columns of answers": self.answers.num_positives}
+
     def state_dict(self) -> dict[str, Any]:
         """The epoch, how many of its batches are done, and which these are; Lightning saves it with each checkpoint."""
-        state = {**self._state, "batches_of": self.sampler.settings}
+        state = {**self._state, "batches_of": self._settings}
         if self.trained_batches is not None:
             state["batches"] = min(self._state["batches"], self.trained_batches())
         return state
@@ -116,7 +121,7 @@ class PairLoader:
 
         Where the state is one of other batches, a warning says what has changed, and the epoch's begin with the first.
         """
-        before, now = state.get("batches_of", {}), self.sampler.settings
+        before, now = state.get("batches_of", {}), self._settings
         if changed := [f"{name} {now[name]} (was {value})" for name, value in before.items() if value != now[name]]:
             if not self._told:  # Lightning may load it more than once
                 text = "Resuming with other batches than the checkpoint's run, from the first of the epoch: %s."
