@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy import sparse
 
+from splade_lit.command_line.arguments import number_from, positive_int
 from splade_lit.core.errors import UserError
 
 _WARM = 64  # documents before the clock starts
@@ -261,24 +262,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
 
 
+_positive = number_from(1e-3)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Estimate what a corpus costs to encode, store and serve.")
     add = parser.add_argument
     add("--model", required=True, help="saved model: folder or Hub id")
     add("--task", required=True, help="retrieval task whose corpus is like yours, as of python -m splade_lit.evaluate")
-    add("--documents", type=float, nargs="+", default=[8.8e6, 1e9, 1e11], help="sizes of corpora (%(default)s)")
-    add("--sample", type=int, default=2_000, help="documents to measure with (%(default)s)")
-    add("--pairs", type=float, help="pairs to train on: those of the data times passes over them")
+    sizes = [8.8e6, 1e9, 1e11]
+    add("--documents", type=number_from(1), nargs="+", default=sizes, help="sizes of corpora (%(default)s)")
+    add("--sample", type=positive_int, default=2_000, help="documents to measure with (%(default)s)")
+    add("--pairs", type=number_from(1), help="pairs to train on: those of the data times passes over them")
     add(
         "--pairs-per-second",
-        type=float,
+        type=_positive,
         help="that a run of fit trains on, on one machine: steps a second x batch_size",
     )
-    add("--processes", type=int, default=1, help="encoding at a time on one machine (%(default)s)")
-    add("--hours", type=float, default=24.0, help="in which the corpus is to be encoded (%(default)s)")
-    add("--watts", type=float, required=True, help="of a machine at work")
-    add("--price-per-hour", type=float, required=True, help="of a machine")
-    add("--memory-gib", type=float, default=64.0, help="of a machine that serves, for the index (%(default)s)")
+    add("--processes", type=positive_int, default=1, help="encoding at a time on one machine (%(default)s)")
+    add("--hours", type=_positive, default=24.0, help="in which the corpus is to be encoded (%(default)s)")
+    add("--watts", type=number_from(0), required=True, help="of a machine at work")
+    add("--price-per-hour", type=number_from(0), required=True, help="of a machine")
+    add("--memory-gib", type=_positive, default=64.0, help="of a machine that serves, for the index (%(default)s)")
     add("--device", help="cpu, cuda, ... (default: cuda where there is one)")
     return parser
 

@@ -60,3 +60,17 @@ def test_the_script_measures_a_model(encoder, world, tmp_path):
         assert word in done.stdout
     (nanoseconds,) = re.findall(r"nanoseconds a posting in exact search\W+([\d.]+)", done.stdout)
     assert 0 < float(nanoseconds) < 1000
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *((option, "0") for option in ("--documents", "--sample", "--processes", "--hours", "--memory-gib", "--pairs")),
+        *(("--watts", "-1"), ("--price-per-hour", "nan"), ("--pairs-per-second", "0"), ("--hours", "inf")),
+    ],
+)
+def test_numbers_that_make_no_sense_are_told_before_the_measurement(script, capsys, option, value):
+    words = ["--model", "m", "--task", "t", "--watts", "1", "--price-per-hour", "1", option, value]
+    with pytest.raises(SystemExit):
+        script.main(words)
+    assert f"argument {option}: must be a" in capsys.readouterr().err

@@ -1,4 +1,6 @@
-"""The one place that knows of ranks: which process of a run this is, and what its processes tell each other.
+"""The one place where the processes of a run talk to each other; it also says which of them this is.
+
+What only asks for a rank may take Lightning's, which is the same.
 
 Without a process group there is one process, of rank 0, and nothing here waits.
 """
