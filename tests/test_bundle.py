@@ -332,6 +332,7 @@ def test_the_statements_for_pgvector_run(bundles):
     statements = (folder / "engines" / "pgvector.sql").read_text()
     with postgres() as url, psycopg.connect(url, autocommit=True) as connection:
         connection.execute(statements)
-        ((id, found, score),) = connection.execute("SELECT" + statements.rpartition("SELECT")[2]).fetchall()
+        connection.execute(f"INSERT INTO documents VALUES ('2', 'of no shared term', '{{}}/{encoder.vocab_size}')")
+        ((id, found, score),) = connection.execute("SELECT" + statements.rpartition(";\nSELECT")[2]).fetchall()
     assert (id, found) == ("1", text)
     assert score == pytest.approx(float(expected), rel=1e-4)

@@ -11,15 +11,18 @@ from command_runs import call, read_json
 from export_world import QUERIES, TEXTS, lines_of, make_export_world, matrix, names_of, run, vectors_of
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.sparse import csr_array
 
 from splade_lit import export, index
 from splade_lit.core.errors import UserError
 from splade_lit.encoder.model import AsymmetricSparseEncoder
 from splade_lit.encoder.query_side import load_query_side
 from splade_lit.engines.cluster_bodies import cut_to_feature
-from splade_lit.engines.features import escape, plain_floats, unescape
-from splade_lit.exports.clusters import doc_only_table
-from splade_lit.exports.impacts import scaled_back
+from splade_lit.engines.documents import Documents
+from splade_lit.engines.features import FeatureNames, escape, plain_floats, unescape
+from splade_lit.exports.clusters import ClusterExport, doc_only_table
+from splade_lit.exports.impacts import Counts, scaled_back
+from splade_lit.exports.vespa import vespa_lines
 
 
 @pytest.fixture(scope="module")
@@ -122,9 +125,47 @@ def test_vespa_has_tensors_that_are_exact(world, tmp_path):
     asked = {str(d): w for d, w in zip(vector.indices.tolist(), plain_floats(vector.data), strict=True)}
     assert json.loads(query["input.query(q)"]) == asked
     assert "wand(terms, @terms)" in query["yql"]
+    searches = lines_of(tmp_path / "out", "queries.jsonl")
+    assert [line["id"] for line in searches] == list(QUERIES)
+    run(world, tmp_path / "out", "vespa", "--query", QUERIES["q1"])
+    assert searches[0]["body"] == read_json(tmp_path / "out" / "query.json")
     schema = (tmp_path / "out" / "doc.sd").read_text()
     assert schema.count("{") == schema.count("}")
     assert "schema doc {" in schema
+
+
+def test_vespa_gets_no_character_that_it_refuses(world, tmp_path, caplog):
+    names, vectors = names_of(world), csr_array(np.ones((1, 3), np.float32))
+    wrong, right = "\x0b\x0c\x1f\ufdd0\U0001ffff\ud800", "\t\n\r\x7f\x85\ue000\ufffd\U0001f600"
+
+    def lines(id: str) -> list[dict]:
+        documents = Documents(3, 1, lambda: iter([([id], vectors, [f"a{wrong}b{right}"])]))
+        return [json.loads(line) for line in vespa_lines(documents, names, 100, Counts())]
+
+    assert lines("d 1")[0]["fields"]["text"] == f"a{' ' * len(wrong)}b{right}"
+    assert f"{len(wrong)} characters of texts are refused by Vespa" in caplog.text
+    with pytest.raises(UserError, match="has a character that Vespa refuses"):
+        lines("d\x0c1")
+
+
+@pytest.mark.parametrize("format", ["anserini", "ciff"])
+def test_queries_without_weights_are_left_out_of_topics_and_told(world, tmp_path, caplog, format):
+    (tmp_path / "asked.jsonl").write_text('{"_id": "q1", "text": "song"}\n{"_id": "q2", "text": ""}')
+    given = ("--model", world / "model", "--vectors", world / "vectors", "--queries-file", tmp_path / "asked.jsonl")
+    assert call(export.main, format, *given, "--output", tmp_path / "out").code == 0
+    lines = (tmp_path / "out" / "queries.tsv").read_text().splitlines()
+    assert [line.split("\t")[0] for line in lines] == ["q1"]
+    assert "1 query has no token with an impact; queries.tsv leaves out such queries" in caplog.text
+
+
+def test_weights_of_queries_are_clipped_for_seismic_and_told(world, caplog):
+    side = load_query_side(world / "model")
+    (song,) = side.encode("song").indices.tolist()
+    side.weights[song] = 100
+    names = FeatureNames.of_dims(len(side.weights))
+    for product, field, most in (("opensearch", "sparse_vector", 64), ("opensearch", "rank_features", 100)):
+        assert ClusterExport(product, field, names, side).weights("song")[str(song)] == most
+    assert "Weights of queries above 64 are clipped" in caplog.text
 
 
 def test_the_loss_is_that_of_the_written_vectors(world, tmp_path, caplog):

@@ -29,8 +29,12 @@ def anserini_lines(
 def topic_lines(
     queries: Iterable[tuple[str, str]], side: QuerySide, names: FeatureNames, scale: float
 ) -> Iterator[str]:
-    """A query a line: its id, a tab, and each token as often as its impact says. Weights below 0 are left out."""
+    """A query a line: its id, a tab, and each token as often as its impact says.
+
+    Weights below 0 are left out, and so are queries without any impact: Anserini's reader ends on a line without text.
+    """
     for id, text in queries:
         ((dims, weights),) = split_rows(side.encode(text))
         impacts = to_impacts(np.maximum(weights, 0), scale).tolist()
-        yield f"{id}\t{repeated([names.names[dim] for dim in dims.tolist()], impacts)}"
+        if any(impacts):
+            yield f"{id}\t{repeated([names.names[dim] for dim in dims.tolist()], impacts)}"

@@ -22,6 +22,7 @@ from scipy.sparse import csr_array
 
 from splade_lit.core.errors import UserError
 from splade_lit.core.progress import WorkProgress
+from splade_lit.core.text import warn_once
 from splade_lit.encoder.query_side import QuerySide
 from splade_lit.encoder.rows import split_rows
 from splade_lit.engines.cluster_bodies import (
@@ -127,10 +128,19 @@ class ClusterExport:
         return query_body(self.product, self.field, self.weights(text), k)
 
     def weights(self, text: str) -> dict[str, float]:
-        """Feature to weight of a query, without those that the engine refuses."""
-        ((dims, weights),) = split_rows(self.side.encode(text))
+        """Feature to weight of a query: what the engine refuses is left out or, with a warning, clipped."""
+        ((dims, weights),) = split_rows(self.as_asked(self.side.encode(text)))
         kept = weights > 0
         return self.names.weights(dims[kept].tolist(), weights[kept])
+
+    def as_asked(self, queries: csr_array) -> csr_array:
+        """Query vectors as the engine takes them: SEISMIC's weights end at `MAX_FEATURE_WEIGHT`."""
+        if (self.product, self.field) != ("opensearch", "sparse_vector"):
+            return queries
+        if (queries.data > MAX_FEATURE_WEIGHT).any():
+            most = f"{MAX_FEATURE_WEIGHT:g}"
+            warn_once(f"Weights of queries above {most} are clipped there, as the query neural_sparse takes no more.")
+        return csr_array(queries.minimum(MAX_FEATURE_WEIGHT))
 
     def _write_documents(
         self, output: OutputFolder, documents: Documents, most_bytes: int

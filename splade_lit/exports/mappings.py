@@ -89,7 +89,7 @@ def _by_dims(example: Example) -> dict[str, list[int] | list[float]]:
 
 
 def _sql(vocab_size: int, document: Example, query: Example) -> str:
-    """Statements; in pgvector's text, dims count from 1."""
+    """Statements; in pgvector's text, dims count from 1. OFFSET 0 keeps the product from being computed twice."""
     vectors = [
         f"{{{','.join(f'{dim + 1}:{weight}' for dim, weight in zip(one.dims.tolist(), one.values, strict=True))}}}"
         f"/{vocab_size}"
@@ -99,6 +99,7 @@ def _sql(vocab_size: int, document: Example, query: Example) -> str:
     return f"""CREATE EXTENSION IF NOT EXISTS vector;
 CREATE TABLE documents (id text PRIMARY KEY, text text, vector sparsevec({vocab_size}) NOT NULL);
 INSERT INTO documents VALUES ('1', '{text}', '{vectors[0]}');
-SELECT id, text, -(vector <#> '{vectors[1]}') AS score
-FROM documents ORDER BY score DESC, id LIMIT {_HITS};
+SELECT id, text, score
+FROM (SELECT id, text, -(vector <#> '{vectors[1]}') AS score FROM documents OFFSET 0) scored
+WHERE score > 0 ORDER BY score DESC, id LIMIT {_HITS};
 """

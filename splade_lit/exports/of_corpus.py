@@ -30,7 +30,7 @@ from splade_lit.exports.anserini import anserini_lines, topic_lines
 from splade_lit.exports.ciff import write_ciff
 from splade_lit.exports.clusters import FILES, ClusterExport, as_stored
 from splade_lit.exports.impacts import Counts, scaled_back
-from splade_lit.exports.output import VECTORS, LinesRecord, OutputFolder, write_documents
+from splade_lit.exports.output import VECTORS, LinesRecord, OutputFolder, compact, write_documents
 from splade_lit.exports.vectors import index_lines, query_lines, query_weights, term_lines
 from splade_lit.exports.vespa import VESPA_SCHEMA, vespa_lines, vespa_query
 
@@ -226,8 +226,8 @@ def export_anserini(settings: Namespace) -> None:
 
 
 def export_vespa(settings: Namespace) -> None:
-    """Write a schema, a feed and a query."""
-    export = Export(settings, rf"{_LINES}|doc\.sd|query\.json")
+    """Write a schema, a feed, an example of a query, and queries."""
+    export = Export(settings, rf"{_LINES}|doc\.sd|query\.json|queries\.jsonl")
     with export.output as output:
         documents = export.documents()
         names, counts = export.names(documents), Counts()
@@ -235,8 +235,14 @@ def export_vespa(settings: Namespace) -> None:
         output.write_lines("doc.sd", [VESPA_SCHEMA.rstrip("\n")])
         lines = vespa_lines(documents, names, settings.scale, counts)
         write_documents(output, "documents", lines, documents.num_documents)
-        weights = query_weights(settings.query, export.side, names)
-        output.write_json("query.json", vespa_query(weights, settings.scale, _EXAMPLE_HITS))
+
+        def body(text: str) -> dict[str, object]:
+            return vespa_query(query_weights(text, export.side, names), settings.scale, _EXAMPLE_HITS)
+
+        output.write_json("query.json", body(settings.query))
+        if export.queries is not None:
+            asked = (compact({"id": id, "body": body(text)}) for id, text in export.queries)
+            output.write_lines("queries.jsonl", asked)
         record = LinesRecord(counts.documents, counts.postings, counts.vanished, settings.scale)
         export.done(record, _counts(record))
 
@@ -278,7 +284,7 @@ def export_cluster(product: Product, settings: Namespace) -> None:
         export.done(record, f"{counts}  field {record.field}")
         ceiling = record.ceilings.ingest if record.ceilings else None
         stored = partial(as_stored, product, settings.field, ceiling=ceiling)
-        export.report_loss(documents, stored, lambda queries: queries)
+        export.report_loss(documents, stored, form.as_asked)
 
 
 def _scaled(documents: float, queries: float) -> "list[Callable[[csr_array], csr_array]]":
@@ -286,9 +292,12 @@ def _scaled(documents: float, queries: float) -> "list[Callable[[csr_array], csr
 
 
 def _write_topics(export: Export, names: FeatureNames) -> None:
-    if export.queries is not None:
-        lines = topic_lines(export.queries, export.side, names, export.settings.query_scale)
-        export.output.write_lines("queries.tsv", lines)
+    if export.queries is None:
+        return
+    lines = topic_lines(export.queries, export.side, names, export.settings.query_scale)
+    if empty := len(export.queries) - export.output.write_lines("queries.tsv", lines):
+        have = f"{empty:,} queries have" if empty > 1 else "1 query has"
+        logger.warning("%s no token with an impact; queries.tsv leaves out such queries, which readers end on.", have)
 
 
 def _tell(names: FeatureNames, side: QuerySide) -> None:
