@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from splade_lit.engines.index import Index, Server
 
 _VECTORS = ".vectors"
-_BUILDS = ("engine", "url", "name", "tasks")
+_BUILDS = ("engine", "url", "name")
 
 logger = logging.getLogger(__name__)
 
@@ -128,6 +128,8 @@ def _open(settings: "argparse.Namespace") -> "Index":
 
     if given := [f"--{name}" for name in _BUILDS if getattr(settings, name)]:
         raise UserError(f"An index that is there says {' and '.join(given)} itself; leave them out.")
+    if settings.tasks:
+        raise UserError("--tasks measure an index as it is built; leave them out where one is changed.")
     return open_index(settings.output)
 
 

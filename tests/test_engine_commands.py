@@ -96,6 +96,10 @@ print(sorted({{"torch", "transformers", "datasets", "lightning", "numba"}} & sys
         (["--output", "INDEX"], "give --model"),
         (["--output", "INDEX", "--delete", "d1", "--model", "MODEL"], "leave out --model"),
         (["--output", "INDEX", "--delete", "d1", "--engine", "qdrant"], "says --engine itself"),
+        (
+            ["--output", "INDEX", "--delete", "d1", "--tasks", "x"],
+            "--tasks measure an index as it is built; leave them",
+        ),
         (["--output", "INDEX", "--delete-file", "nothing.txt"], "nothing.txt"),
         (["--output", "none", "--delete", "d1"], "holds no index"),
         (["--output", "o", "--model", "MODEL", "--corpus", "TASK", "--url", "http://host"], "give --engine qdrant"),

@@ -262,6 +262,20 @@ def test_qdrant_on_a_server_is_asked_what_it_understands(tmp_path):
         open_index(tmp_path / "index")
 
 
+@pytest.mark.parametrize("engine", ["qdrant", "pgvector"])
+def test_an_index_that_was_built_again_is_not_changed(build, engine, tmp_path):
+    opened = build(engine, lambda: [(["a"], vectors(1, 1), None)])
+    build(engine, lambda: [(["b"], vectors(1, 1), None)]).close()
+    for change in (lambda: opened.add(["c"], vectors(1, 2)), lambda: opened.delete(["b"])):
+        with pytest.raises(UserError, match="has been built again meanwhile; open it again for changes"):
+            change()
+    opened.close()
+    opened = open_index(tmp_path / "index")
+    opened.add(["c"], vectors(1, 2))
+    assert opened.stats().num_documents == 2
+    opened.close()
+
+
 def test_limits_of_pgvector(build):
     long = csr_array(np.ones((2, 20_000), np.float32))
     made = build("pgvector", lambda: [(["a", "b"], long, None)], 20_000)
@@ -321,7 +335,7 @@ def test_servers_that_cannot_be_reached_are_told(tmp_path, engine, url, name, wh
 def test_packages_that_are_missing_are_told_before_anything_is_read(tmp_path, monkeypatch, engine, module):
     monkeypatch.setitem(sys.modules, module, None)
     server = Server("postgresql://127.0.0.1:9/db", "docs") if engine == "pgvector" else None
-    with pytest.raises(UserError, match=rf'pip install "splade-lit\[{engine}\]"'):
+    with pytest.raises(UserError, match=rf"run `pip install -c constraints\.txt -e '\.\[{engine}\]'`"):
         engine_class(engine).check(tmp_path / "index", server)
 
 

@@ -35,7 +35,7 @@ from splade_lit.engines.connection import Connection
 from splade_lit.engines.features import FeatureNames
 from splade_lit.engines.folder_index import Build, FolderIndex
 from splade_lit.engines.index import Hit, IndexStats, Server
-from splade_lit.engines.index_folder import Header, check_folder
+from splade_lit.engines.index_folder import check_folder
 from splade_lit.engines.limits import LimitGuard, check_queries
 from splade_lit.engines.segments import best_hits
 from splade_lit.engines.ties import dot, settled
@@ -151,8 +151,7 @@ class ClusterIndex(FolderIndex):
         """Change documents while no build does: sent to an index that is no more, they would make another one."""
         held = hold_folder(self.folder)
         try:
-            if Header.read(self.folder, self.engine) != self._header:
-                raise UserError(f"{self.folder} has been built again meanwhile; open it again for changes.")
+            self._check_current()
             self._check_there()
             yield
             self._connection.refresh()

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar, NamedTuple, Self
 
+from splade_lit.core.errors import UserError
 from splade_lit.engines.index import Parts, Server
 from splade_lit.engines.index_folder import Header, build_whole
 from splade_lit.engines.limits import EngineLimits, LimitGuard
@@ -76,6 +77,11 @@ class FolderIndex:
     @classmethod
     def _drop(cls, server: Server) -> None:
         """Remove what a build has written to a server, if it is there."""
+
+    def _check_current(self) -> None:
+        """Raise a UserError if the folder has been built again since: what was opened has given way."""
+        if Header.read(self.folder, self.engine) != self._header:
+            raise UserError(f"{self.folder} has been built again meanwhile; open it again for changes.")
 
     @property
     def query_folder(self) -> Path | None:

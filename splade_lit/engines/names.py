@@ -52,4 +52,5 @@ def require(name: str, extra: str) -> Any:
     try:
         return import_module(name)
     except ImportError as error:
-        raise UserError(f'The engine needs {name}; pip install "splade-lit[{extra}]".') from error
+        hint = f"pip install -c constraints.txt -e '.[{extra}]'"
+        raise UserError(f"The engine needs {name}, which is not installed; run `{hint}`.") from error

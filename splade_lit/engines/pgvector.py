@@ -85,12 +85,14 @@ class PgvectorIndex(FolderIndex):
 
     def add(self, ids: Sequence[str], vectors: csr_array, texts: Sequence[str] | None = None) -> None:
         """Add documents, float32 `[documents, vocab]`; those whose ids are there already take their places."""
+        self._check_current()
         guard = LimitGuard(self.limits, self.vocab_size)
         self._table.replace(ids, guard.fit(ids, vectors), texts)
         guard.report()
 
     def delete(self, ids: Collection[str]) -> int:
         """Delete documents; how many were there."""
+        self._check_current()
         return self._table.delete(list(ids))
 
     def search(self, queries: csr_array, k: int, only: Collection[str] | None = None) -> list[list[Hit]]:

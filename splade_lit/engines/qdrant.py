@@ -108,8 +108,11 @@ class QdrantIndex(FolderIndex):
 
     def _change(self, change: Callable[[], int]) -> int:
         """Change documents in files while no other process does; a server sees to that itself."""
-        held = hold_folder(self.folder) if self._header.server is None else None
+        server = self._header.server
+        held = hold_folder(self.folder) if server is None else None
         try:
+            if server is None or server.url != MEMORY:
+                self._check_current()
             changed = change()
             self._points.settle()
             return changed

@@ -192,7 +192,8 @@ class RayWorkers:
         try:
             import ray
         except ImportError as error:
-            raise UserError('--engine ray needs Ray; pip install "splade-lit[ray]".') from error
+            hint = "pip install -c constraints.txt -e '.[ray]'"
+            raise UserError(f"--engine ray needs Ray, which is not installed; run `{hint}`.") from error
         self._ray, self._own = ray, not ray.is_initialized()
         if self._own:
             # Workers of a cluster that is started here would come after everything else that the machine does.
