@@ -137,17 +137,18 @@ def test_typing_shows_hits_that_are_the_servers(visit, answers):
     page = visit()
     until(page, "document.querySelectorAll('#empty button').length === 3")  # the queries of the task
     page.type("#query", QUERY, delay=10)
-    until(page, "document.querySelectorAll('#asked li').length === 4")
+    until(page, "document.querySelectorAll('.column.shown > .chips li').length === 4")
     until(page, "!document.querySelector('.busy')")
     for number in range(2):
         expected = answers.search(QUERY, number, 10, None)
         assert hits(page, number) == [hit.id for hit in expected.hits]
         column = page.locator(".column").nth(number)
+        asked = column.locator("> .chips li").all_text_contents()
+        assert asked == [f"{term.token}{term.weight:.2f}" for term in expected.query_terms]
         assert re.search(r"nDCG@10 \d\.\d{3} · search [\d.]+ ms · round trip [\d.]+ ms", column.inner_text())
         for card, hit in zip(column.locator(".hit").all(), expected.hits, strict=True):
             shown = [text.split("\n") for text in card.locator(".chip").all_inner_texts()]
-            labels = [f"({term.token})" if term.in_text is False else term.token for term in hit.terms]
-            assert [name for name, *_ in shown] == labels
+            assert [n for n, *_ in shown] == [f"({t.token})" if t.in_text is False else t.token for t in hit.terms]
             assert [float(share.split(",")[0]) for _, share, *_ in shown] == pytest.approx(
                 [t.share for t in hit.terms], abs=0.006
             )
@@ -269,7 +270,7 @@ def test_keys_alone_are_enough(visit):
     second = hits(page)[1]
     for query in ("song king", QUERY):  # the focus stays at the document while others move
         page.evaluate("query => { document.querySelector('#query').value = query; form.requestSubmit(); }", query)
-        until(page, f"document.querySelectorAll('#asked li').length === {len(query.split())}")
+        until(page, f"document.querySelectorAll('.column.shown > .chips li').length === {len(query.split())}")
         assert page.evaluate(focused) == second
     page.keyboard.press("ArrowUp")
     composed = "{ key: 'ArrowDown', bubbles: true, isComposing: true }"  # of an input method

@@ -24,6 +24,7 @@ async function start() {
   byId("facts").textContent = site.systems.map(describeSystem).join(" · ") + (site.task ? ` · task ${site.task}` : "");
   document.title = `Search ${site.systems[0].name}`;
   columns = site.systems.map(makeColumn);
+  byId("asked").hidden = columns.length > 1;
   byId("columns").classList.toggle("two", columns.length > 1);
   byId("columns").append(...columns.map(column => column.root));
   makeTabs();
@@ -39,10 +40,12 @@ async function start() {
 
 function makeColumn(system, number) {
   const took = element("p", { class: "soft number" }), hits = element("ol", { class: "hits" }), below = element("div");
+  // Two systems may ask with other terms and weights: each shows its own.
+  const asked = site.systems.length > 1 ? element("ul", { class: "chips", "aria-label": byId("asked").getAttribute("aria-label") }) : byId("asked");
   const label = element("h2", { id: `column${number}` }, element("bdi", {}, system.name));
   const root = element("section", { class: `column${number ? "" : " shown"}`, "aria-labelledby": label.id },
-    element("header", {}, label, took), hits, below);
-  return { system, root, took, hits, below, answer: null };
+    element("header", {}, label, took), asked !== byId("asked") && asked, hits, below);
+  return { system, root, took, asked, hits, below, answer: null };
 }
 
 function makeTabs() {
@@ -100,9 +103,8 @@ function remember(query) {
 function showNothing() {
   byId("columns").hidden = true;
   byId("columns").classList.remove("busy");
-  byId("asked").replaceChildren();
   byId("status").textContent = "";
-  columns.forEach(column => { column.answer = null; column.hits.replaceChildren(); });
+  columns.forEach(column => { column.answer = null; column.asked.replaceChildren(); column.hits.replaceChildren(); });
   if (byId("empty").childElementCount) return;
   const some = [...site.queries].sort((a, b) => a.length - b.length).slice(0, Math.max(12, Math.ceil(site.queries.length / 2)));
   for (let last = some.length - 1; last > 0; last -= 1) {
@@ -118,13 +120,13 @@ function showNothing() {
 function draw() {
   const answers = columns.map(column => column.answer).filter(Boolean);
   const colours = new Colours(answers.flatMap(answer => answer.query_terms.map(term => term.token)));
-  byId("asked").replaceChildren(...(answers[0] ? queryChips(answers[0].query_terms, colours) : []));
   columns.forEach((column, number) => drawColumn(column, columns[1 - number], colours));
   byId("status").textContent = columns.map(column => column.problem ?? `${column.system.name}: ${column.answer.hits.length} hits`).join("; ");
 }
 
 function drawColumn(column, beside, colours) {
   const { answer } = column;
+  column.asked.replaceChildren(...(answer ? queryChips(answer.query_terms, colours) : []));
   if (!answer) {
     column.took.textContent = "";
     replaceHits(column, []);
