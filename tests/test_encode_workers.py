@@ -247,10 +247,11 @@ def test_what_is_wrong_with_a_streamed_data_set_is_told(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
-        ("b.jsonl.gz", gzip.compress(b'{"_id": "b", "text": "x"}\n' * 999)[:40], "cannot be read"),
+        ("b.jsonl.gz", gzip.compress(b'{"_id": "b", "text": "x"}\n' * 999, mtime=0)[:40], "cannot be read"),
         ("b.jsonl", b'{"other": [1]}\n', "no column _id, text"),
         ("b.jsonl", b'{"_id": "b", "text": 5}\n', "the column text must hold text"),
     ],
+    ids=["cut", "another column", "a number"],
 )
 def test_what_is_wrong_midway_is_told(tmp_path, name, content, told):
     (tmp_path / "a.jsonl").write_bytes(b'{"_id": "a", "text": "x"}\n')
