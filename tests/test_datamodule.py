@@ -388,8 +388,7 @@ def test_batches_of_a_single_pair_are_told(make, tmp_path: Path, caplog, setting
     row = {"query": "song river", "answer": "the song of the river"}
     rows = [row | {"wrong": f"who {n}", "seldom": None if n else "the band"} for n in range(40)]
     data = set_up(make(source=str(write_pairs(tmp_path / "same.jsonl", rows)), num_eval_pairs=4, **settings))
-    with caplog.at_level(logging.WARNING, "splade_lit"):
-        data.train_dataloader()
+    data.train_dataloader()
     messages = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert len(messages) == bool(warned)
     assert all(warned in message and "remove copies" in message for message in messages)
