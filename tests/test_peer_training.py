@@ -159,7 +159,12 @@ def test_loss_and_gradients(make_masked_lm, tiny_tokenizer, tmp_path, pairs, arc
         assert 0 < masked.sum() < len(masked)
     ours, key_biases = split_key_biases(record.gradients[0])
     expected, _ = split_key_biases({n: p.grad for n, p in peer_parameters(model).items() if p.grad is not None})
-    assert_close(ours, expected, 1e-4)  # kernels of some processors differ by 4e-5
+    # A query weight's gradient is a sum of document weights that nearly cancel: it has their rounding, not its own.
+    documents = module.encoder.encode_document([text for texts in columns[1:] for text in texts]).to_dense()
+    rounding = 2 * torch.finfo(torch.float32).eps * documents.max()
+    error = (ours.pop("idf_weights") - (of_table := expected.pop("idf_weights"))).norm()
+    assert error <= 1e-5 * of_table.norm() + rounding
+    assert_close(ours, expected, 1e-5)
     assert max(float(bias.abs().max()) for bias in key_biases.values()) < 1e-5
 
 
