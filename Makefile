@@ -2,10 +2,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Python compiles what a program imports when it first does; compiling all of torch here takes a minute.
+# Python compiles what a program imports when it first does, and keeps it; compiling all of torch here takes a minute.
 INSTALL := $(BIN)/python -m pip install --quiet --no-compile -c constraints.txt
-# Two test files at a time, a thread each: as fast as two cores go, without waiting for one another's threads.
-TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+# Two test files at a time, a thread each: as fast as two cores go, without waiting for one another's threads. Tests start
+# many programs, each of which would compile the libraries again (20 s) where the environment forbids to keep that.
+TEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help quickstart notebooks test test-all lint format benchmark benchmark-short clean
