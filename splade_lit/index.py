@@ -71,6 +71,11 @@ def _build(settings: "argparse.Namespace", fingerprint: str) -> None:
     server = _server(settings)
     engine.check(settings.output, server)
     tasks = load_tasks(settings.tasks, settings.nanobeir_source, settings.nanobeir_revision)
+    if tasks and settings.corpus:
+        from splade_lit.engines.documents import CorpusSource
+        from splade_lit.engines.quality import check_corpus
+
+        check_corpus(tasks, (id for id, _ in CorpusSource(settings.corpus, settings.text_column).open()))
 
     def copy_query(folder: Path) -> None:
         copy_query_side(settings.model, folder, settings.revision)

@@ -119,3 +119,4 @@ def test_what_cannot_be_done_is_told(world_of_one, encoder, arguments, what):
     told = call(index.main, *(folder / places[word] if word in places else word for word in arguments))
     assert told.code == 2
     assert what in told.errors[0]
+    assert not (folder / "o").exists()

@@ -220,8 +220,12 @@ def test_logged_figures(make_base, pairs):
     assert first["train/document_penalty"] == pytest.approx(float(documents.mean(0).square().sum()), rel=1e-5)
 
     validation = trainer.validate(module, trainer.datamodule, verbose=False)[0]
-    assert validation.keys() == {"val/loss", "val/ranking_loss"}
+    assert validation.keys() == {"val/loss", "val/ranking_loss", "val/document_active_dims"}
     assert validation["val/loss"] > validation["val/ranking_loss"] > 0
+    with torch.no_grad():
+        module.eval()
+        held_out = torch.cat([module.encoder.document(one.documents) for one in trainer.datamodule.val_dataloader()])
+    assert validation["val/document_active_dims"] == pytest.approx(float((held_out > 0).sum(1).float().mean()))
     assert figures.steps[-1].keys() >= validation.keys()
 
 

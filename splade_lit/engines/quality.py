@@ -1,6 +1,7 @@
 """What an engine costs in nDCG@10: a task's queries through an index, and over the vectors that it was made of."""
 
 import logging
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from scipy.sparse import csr_array
@@ -35,6 +36,20 @@ class EngineQuality:
     exact: float
 
 
+def check_corpus(tasks: Sequence[RetrievalTask], ids: Iterable[str]) -> None:
+    """See that a corpus is that of the tasks; reading ends where each task has met a document of its own.
+
+    Raises:
+        UserError: a task has no document among the ids.
+    """
+    missing = list(tasks)
+    for id in ids:
+        if not (missing := [task for task in missing if id not in task.corpus]):
+            return
+    for task in missing:
+        raise UserError(f"{task.name}: none of its documents is in the index; index the task's own corpus.")
+
+
 def engine_quality(index: Index, parts: Parts, task: RetrievalTask, queries: QuerySide) -> EngineQuality:
     """Measure an index on a task whose corpus it was made of.
 
@@ -42,11 +57,10 @@ def engine_quality(index: Index, parts: Parts, task: RetrievalTask, queries: Que
         UserError: no query has a relevant document, or the index has none of the task's documents.
     """
     query_ids = judged_query_ids(task)
+    check_corpus([task], (id for ids, _, _ in parts() for id in ids))
     vectors = queries.encode([task.queries[id] for id in query_ids])
     through = index.search(vectors, _DEPTH)
     exact, there = _exact_hits(parts, vectors, task)
-    if not there:
-        raise UserError(f"{task.name}: none of its documents is in the index; index the task's own corpus.")
     if there < len(task.corpus):
         logger.warning("%s: %d of %d documents are in the index.", task.name, there, len(task.corpus))
     return EngineQuality(task.name, *(_ndcg(task, query_ids, hits) for hits in (through, exact)))

@@ -257,17 +257,20 @@ class SpladeModule(L.LightningModule):
         return losses.loss
 
     def validation_step(self, batch: PairBatch, batch_idx: int) -> None:
-        """Loss of held-out pairs, with the penalty's weight of the moment."""
-        losses = self.losses(batch, self.document_vectors(batch))
-        ranking = {f"val/{name}": losses.values[name] for name in self.objective.ranking_losses}
-        self.log_dict({"val/loss": losses.loss} | ranking, batch_size=len(batch.queries), sync_dist=True)
+        """Loss of held-out pairs, with the penalty's weight of the moment, and the active dims of their documents."""
+        documents = self.document_vectors(batch)
+        losses = self.losses(batch, documents)
+        values = {"loss": losses.loss, "document_active_dims": (documents > 0).sum(1).float().mean()}
+        values |= {name: losses.values[name] for name in self.objective.ranking_losses}
+        named = {f"val/{name}": value for name, value in values.items()}
+        self.log_dict(named, batch_size=len(batch.queries), sync_dist=True)
 
     @property
     def logged_names(self) -> set[str]:
         """Names of all metrics that it logs, which callbacks may watch; those under `val/` need held-out pairs."""
         rates = [f"learning_rate_{group['name']}" for group in self.parameter_groups()]
         names = {f"train/{name}" for name in ("loss", *self.objective.logged_names, *rates)}
-        names |= {f"val/{name}" for name in ("loss", *self.objective.ranking_losses)}
+        names |= {f"val/{name}" for name in ("loss", "document_active_dims", *self.objective.ranking_losses)}
         return names | {f"sparsity/train_{side}_active_dims" for side in ("query", "document")}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
