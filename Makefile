@@ -27,7 +27,7 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) -e '.[dev]'
 	@touch $(VENV)/.quickstart $@
 
-quickstart: $(VENV)/.quickstart ## Train, evaluate and search offline on two CPU cores (about 7 minutes)
+quickstart: $(VENV)/.quickstart ## Train, evaluate and search offline on two CPU cores (about 9 minutes, the install included)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m splade_lit.fit --config experiments/quickstart.yaml --overwrite true
 	HF_HUB_OFFLINE=1 $(BIN)/python -m splade_lit.search --model runs/quickstart/model --corpus docstrings --limit 500 --top 3 \
 		"draw random samples from a normal distribution"

@@ -260,10 +260,9 @@ class SpladeModule(L.LightningModule):
         """Loss of held-out pairs, with the penalty's weight of the moment, and the active dims of their documents."""
         documents = self.document_vectors(batch)
         losses = self.losses(batch, documents)
-        values = {"loss": losses.loss, "document_active_dims": (documents > 0).sum(1).float().mean()}
-        values |= {name: losses.values[name] for name in self.objective.ranking_losses}
-        named = {f"val/{name}": value for name, value in values.items()}
-        self.log_dict(named, batch_size=len(batch.queries), sync_dist=True)
+        values = {f"val/{name}": losses.values[name] for name in self.objective.ranking_losses}
+        values |= {"val/loss": losses.loss, "val/document_active_dims": (documents > 0).sum(1).float().mean()}
+        self.log_dict(values, batch_size=len(batch.queries), sync_dist=True)
 
     @property
     def logged_names(self) -> set[str]:
