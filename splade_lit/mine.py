@@ -46,9 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     from splade_lit.command_line.devices import pick_device
     from splade_lit.core.files import check_not_read
-    from splade_lit.data.collection_pairs import Choice, open_pairs
+    from splade_lit.data.collection_pairs import Choice
     from splade_lit.data.corpus import open_corpus
-    from splade_lit.data.pairs import load_answers, load_pairs
+    from splade_lit.data.pairs import load_answers, load_pairs, pairs_files
     from splade_lit.mining.candidates import find_candidates
     from splade_lit.mining.mine import BLOCK, Counts, mine
     from splade_lit.mining.miners import CrossEncoderScorer
@@ -58,9 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     path = mined_file(options.output)
     choice = Choice(options.min_grade, limit=options.max_pairs)
-    opened = open_pairs(options.pairs, options.pairs_config, options.pairs_split, choice=choice)
+    files = pairs_files(options.pairs, options.pairs_config, options.pairs_split, choice)
     corpus_files = [Path(options.corpus), *Path(options.corpus).rglob("*")] if options.corpus else []
-    check_not_read(path, [*opened.files, *corpus_files])
+    check_not_read(path, [*files, *corpus_files])
     notes = None if path == options.output else options.output / "README.md"
     check_notes(notes)
     check_writable(path)
@@ -167,7 +167,7 @@ def _parser() -> CommandParser:
     add("--pairs-split", default="train", help="which split of the data set (%(default)s)")
     add(
         "--min-grade",
-        type=int,
+        type=positive_int,
         default=1,
         help="lowest grade of an answer in a test collection; documents of any above 0 are no negatives (%(default)s)",
     )

@@ -80,6 +80,16 @@ def test_a_document_gives_pairs_of_each_kind():
     assert [structure_pairs(DOCUMENT, seed) != pairs for seed in range(1, 9)].count(True) > 4
 
 
+def test_a_title_that_is_not_searched_stands_before_no_document():
+    text = DOCUMENT.text.partition("\n\n")[2]
+    searched, not_searched = (Document("d", "Pumps of two kinds", text, is_searched) for is_searched in (True, False))
+    assert (searched.searched, not_searched.searched) == (f"Pumps of two kinds {text}", text)
+    before, after = structure_pairs(searched), structure_pairs(not_searched)
+    assert [(pair.kind, pair.query) for pair in before] == [(pair.kind, pair.query) for pair in after]
+    assert [pair.document.removeprefix("Pumps of two kinds ") for pair in before] == [pair.document for pair in after]
+    assert before != after
+
+
 def test_spans_are_disjoint_but_for_one_in_ten():
     sentences = [" ".join(f"w{n}x{m}" for m in range(14)) + "." for n in range(12)]
     kept = []
@@ -277,6 +287,25 @@ def test_a_third_of_the_pairs_is_given_where_documents_suffice(tmp_path, monkeyp
     assert len(with_made_pairs(own, corpus, tmp_path / "p", num_pairs=400).kinds) == 400
     short = TitledCorpus("here", 9, lambda: (Document(str(n), "", "too short") for n in range(9)))
     assert with_made_pairs(own, short, tmp_path / "p", num_pairs=400) is None
+
+
+def test_titles_of_another_column_are_told_not_to_be_searched(world, here):
+    rows = [json.loads(line) for line in Path("docs.jsonl").read_text().splitlines()]
+    renamed = [{"headline" if name == "title" else name: one for name, one in row.items()} for row in rows]
+    Path("docs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in renamed))
+    Path("queries.jsonl").write_text(json.dumps({"_id": "t", "text": "of which kind"}) + "\n")
+    Path("test.tsv").write_text("query-id\tcorpus-id\tscore\nt\tdoc-0\t1\n")
+    judged = ["--queries", "queries.jsonl", "--qrels", "test.tsv", "--title-column", "headline"]
+    outcome = call(init.main, "alone", "--corpus", "docs.jsonl", "--base-model", world.base, "--no-timing", *judged)
+    assert outcome.code == 0, outcome.err
+    assert "warning    titles of the column headline make queries and are not searched" in outcome.out
+    (task,) = load_task("experiments/alone-heldout")
+    texts = {row["text"] for row in rows}
+    assert set(task.corpus.values()) <= texts
+    pairs = [json.loads(line) for line in Path("experiments/alone-pairs.jsonl").read_text().splitlines()]
+    titles = {row["title"] for row in rows}
+    assert {pair["query"] for pair in pairs} & titles
+    assert not any(pair["answer"].startswith(tuple(f"{title} " for title in titles)) for pair in pairs)
 
 
 def test_real_test_queries_take_the_place_of_made_ones(world, here):

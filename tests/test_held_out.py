@@ -151,3 +151,12 @@ def test_a_task_that_takes_all_pairs_is_told(tmp_path, tiny_tokenizer_dir):
     data = PairsDataModule(str(tiny_tokenizer_dir), pairs.source, held_out_tasks=[str(tmp_path / "all")])
     with pytest.raises(UserError, match="every pair has a query of"):
         data.setup()
+
+
+def test_an_answer_that_is_added_takes_the_place_of_no_document(pairs):
+    rows = [(f"pair-{n}", f"a river {n}") for n in range(90)]
+    task = hold_out(pairs, Corpus(90, lambda: iter(rows), "docs.jsonl"), 12, 1000, "mine").task
+    answers = {id for grades in task.qrels.values() for id in grades}
+    assert len(task.corpus) == 90 + len(answers)
+    assert dict(rows).items() <= task.corpus.items()
+    assert all(task.corpus[id].startswith("answer ") for id in answers)

@@ -124,3 +124,15 @@ def test_written_cosines_are_scores_to_learn_from(tmp_path, tiny_tokenizer):
         assert [one for one in row["scores"] if one is not None] == pytest.approx((20 * cosines).tolist(), abs=0.02)
     assert any(row["negative_1"] for row in pq.read_table(tmp_path / "mined.parquet").to_pylist())
     assert printed.rstrip().endswith(" --data.score_columns '[scores]' --model.ranking '[kl]'")
+
+
+def test_grades_of_no_answer_are_refused(tmp_path):
+    outcome = call(mine.main, "--pairs", tmp_path, "--output", tmp_path / "mined", "--min-grade", 0)
+    assert outcome.code == 2
+    assert "--min-grade" in outcome.errors[0]
+
+
+def test_docstrings_are_mined(world, tmp_path):
+    found, _ = negatives("docstrings", tmp_path / "mined.parquet", "--max-pairs", 50, "--ranks", "0:9")
+    assert len(found) == 50
+    assert all(found.values())

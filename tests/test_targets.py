@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -145,6 +146,14 @@ def test_a_step_that_is_not_finite_is_not_counted(name):
     assert math.isfinite(first)
     assert first == pytest.approx(second)
     assert first > 0
+
+
+def test_a_ranking_loss_below_zero_rewards_no_dims():
+    weight = ActiveDimsTarget(30)
+    for step in range(6):
+        weight.observe(replace(a_step(torch.ones(8, 200), step), ranking=torch.tensor(-0.5)))
+        assert float(weight.weight(step, 100)) >= 0
+    assert float(weight.weight(6, 100)) > 0
 
 
 def test_accumulated_batches_count_as_one_large():

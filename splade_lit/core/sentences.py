@@ -8,15 +8,18 @@ _SHORT_FORM = re.compile(
     r"|refs?|rev|sr|str?|tab|usw|vgl|vols?|vs)\Z",
     re.IGNORECASE,
 )
+_LONGEST_WORD = 64  # characters that are looked at for a short form: cut from a longer word they are none
 # Latin, Cyrillic, Greek, Indic, Arabic, Ethiopic and Armenian marks end a sentence before white space only (3.14);
 # Chinese and Japanese ones need none after them. A blank line always ends one.
 _CLOSING = "\"'\u201d\u2019\u00bb)\\]"
 _WIDE_CLOSING = "\u300d\u300f\uff09\u201d\u2019"
+# Runs are possessive (`++`): what follows a long one is looked at once.
 _END = re.compile(
-    rf"[.!?\u2026\u0964\u0965\u061f\u06d4\u1362\u0589]+[{_CLOSING}]*(?=\s)"
-    rf"|[\u3002\uff01\uff1f\uff61]+[{_WIDE_CLOSING}]*"
+    rf"[.!?\u2026\u0964\u0965\u061f\u06d4\u1362\u0589]++[{_CLOSING}]*+(?=\s)"
+    rf"|[\u3002\uff01\uff1f\uff61]++[{_WIDE_CLOSING}]*+"
     r"|\n\s*\n"
 )
+_NEXT = re.compile(r"\s*+(\S?)")
 # Thai, Lao, Burmese, Khmer, Japanese and Chinese have no spaces between words: each character counts as a word.
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+(?:[-'\u2019.][^\W_{_UNSPACED}]+)*")
@@ -63,7 +66,8 @@ def run_of_words(text: str, first: int, number: int) -> str:
 def _ends_sentence(text: str, start: int, end: re.Match[str]) -> bool:
     if not end[0].startswith((".", "\u2026")):
         return True
-    if text[end.end() :].lstrip()[:1].islower():
+    following = _NEXT.match(text, end.end())
+    if following and following[1].islower():
         return False
-    word = text[start : end.start()].split()[-1:]
+    word = text[max(start, end.start() - _LONGEST_WORD) : end.start()].split()[-1:]
     return end[0] != "." or not word or _SHORT_FORM.match(word[0].lstrip("([\"'")) is None

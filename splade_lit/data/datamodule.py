@@ -191,8 +191,9 @@ class PairsDataModule(LightningDataModule):
         self._pairs = pairs
 
     def train_dataloader(self) -> PairLoader:
-        """The training batches, in another order each epoch; a UserError if there is not one."""
-        loader = self._loader(self._ordered_rows(), self.batch_size, shuffle=True, drop_last=self.drop_last)
+        """The training batches, in another order each epoch, but for `overfit_batches`; a UserError without any."""
+        shuffle = not getattr(self.trainer, "overfit_batches", 0)
+        loader = self._loader(self._ordered_rows(), self.batch_size, shuffle=shuffle, drop_last=self.drop_last)
         if len(loader) == 0:
             ways = "lower batch_size or the number of devices, or set drop_last to false"
             raise UserError(f"data: {len(self.train_rows)} pairs give no batch; {ways}.")

@@ -131,6 +131,15 @@ class PairLoader:
         self._state = self._resumed = {"epoch": state["epoch"], "batches": state["batches"]}
 
 
+def batches_of_step(batch: int, batches_per_step: int, batches_per_epoch: float) -> int:
+    """How many batches the step of a batch has: the last one of an epoch may have fewer.
+
+    >>> [batches_of_step(batch, 2, 3) for batch in range(3)]
+    [2, 2, 1]
+    """
+    return int(min(batches_per_step, batches_per_epoch - batch + batch % batches_per_step))
+
+
 def in_whole_steps(batches: int, accumulated: int, per_epoch: float) -> int:
     """Of the first batches of an epoch, those that optimizer steps were taken on: so many a step, fewer in the last.
 

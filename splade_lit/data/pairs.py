@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -127,6 +128,11 @@ def load_pairs(
     return _without_empty_texts(pairs)
 
 
+def pairs_files(source: str, config: str | None, split: str, choice: Choice) -> list[Path]:
+    """The files of this machine that pairs are read from; a UserError is that of `open_pairs`."""
+    return [] if source == DOCSTRINGS else list(open_pairs(source, config, split, choice=choice).files)
+
+
 def load_answers(
     source: str,
     query_column: str = "query",
@@ -142,6 +148,8 @@ def load_answers(
     Of a test collection these are its judgements of a grade above 0. The arguments are those of `load_pairs`, whose
     `max_pairs` counts only where all rows are too many to be looked up: triples by id, or documents that are scored.
     """
+    if source == DOCSTRINGS:
+        return load_pairs(source)
     judged = has_judgements(source, split)
     choice = Choice(min(min_grade, 1), limit=max_pairs)
     opened = open_pairs(source, QRELS if judged else config, split, DEFAULT_REVISIONS.get(source), choice=choice)

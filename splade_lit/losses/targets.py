@@ -159,7 +159,7 @@ class Target(Weight):
 
     def weight(self, step: int, total_steps: int) -> Tensor:
         """The weight after `step` of a run's `total_steps` optimizer steps; 0 until a penalty has been measured."""
-        weight = (self.pressure - self.log_penalty_mean).exp() * self.ranking_mean
+        weight = (self.pressure - self.log_penalty_mean).exp() * self.ranking_mean.abs()
         return torch.where((self.start > 0) & (self.penalty_steps > 0), weight, 0.0)
 
     @property

@@ -86,7 +86,7 @@ class MadePairs:
 
 
 def read_titled(source: str, text_column: str | None, title_column: str | None) -> TitledCorpus:
-    """A corpus whose titles are in a column `title`, or one that is named, if there is one.
+    """A corpus whose titles are in a column `title`, or one that is named, if there is one; such are not searched.
 
     Raises:
         UserError: as `open_corpus`; a column is not there, or that of texts has no usual name.
@@ -110,7 +110,7 @@ def read_titled(source: str, text_column: str | None, title_column: str | None) 
             names = batch[ids[0]] if ids else map(str, range(start, start + len(texts)))
             heads = batch[titles[0]] if titles else [None] * len(texts)
             for id, title, text in zip(names, heads, texts, strict=True):
-                yield Document(id, title or "", text or "")
+                yield Document(id, title or "", text or "", titles in ([], ["title"]))
 
     return TitledCorpus(source, len(dataset), rows)
 

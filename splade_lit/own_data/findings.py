@@ -189,6 +189,16 @@ def made_warnings(facts: MadePairsFacts) -> list[str]:
     return [f"warning    {text}" for text in found]
 
 
+def title_lines(title_column: str | None) -> list[str]:
+    """That titles of a column with another name than `title` are no part of what is searched."""
+    if title_column in (None, "title"):
+        return []
+    return [
+        f"warning    titles of the column {title_column} make queries and are not searched; name the column title if "
+        "they shall be, as they are by all commands then."
+    ]
+
+
 def _kinds(facts: MadePairsFacts) -> list[str]:
     return [f"           {facts.made.get(kind, 0):,} {words}" for kind, words in _MADE.items()]
 

@@ -86,6 +86,9 @@ def hold_out(
         if key in wanted:
             ids_of.setdefault(key, []).append(id)
     added: dict[str, str] = {}
+    prefix = "pair"
+    while any(id.startswith(f"{prefix}-") for id in ids):
+        prefix = f"{prefix}-of-pairs"
     texts: dict[int, tuple[str, str]] = {}
     qrels: dict[str, dict[str, int]] = {}
     for row, column, answer in zip(*(part[asked].tolist() for part in (rows, columns, answers)), strict=True):
@@ -93,7 +96,7 @@ def hold_out(
         if answer not in ids_of:
             if not add_missing:
                 continue
-            id = f"pair-{row}-{column + 1}" if column else f"pair-{row}"
+            id = f"{prefix}-{row}-{column + 1}" if column else f"{prefix}-{row}"
             ids_of[answer], added[id] = [id], pair[pairs.answer_columns[column]].strip()
         query_id, _ = texts.setdefault(int(queries[row]), (f"q{len(texts) + 1}", pair["query"].strip()))
         qrels.setdefault(query_id, {}).update((id, 1) for id in ids_of[answer])

@@ -30,8 +30,8 @@ _MAX_SPANS = 3
 _KEPT = 0.1  # of the sentences that a query is cut from stay in the document, as in the inverse cloze task
 
 _HEADING = re.compile(
-    r"^(?:#{1,6}[ \t]+(?P<marked>\S.*?)[ \t#]*"  # Markdown
-    r"|(?P<wiki>={2,6})[ \t]*(?P<inner>[^=\n]+?)[ \t]*(?P=wiki)[ \t]*"  # a wiki
+    r"^(?:#{1,6}[ \t]++(?P<marked>\S.*+)"  # Markdown
+    r"|(?P<wiki>={2,6})[ \t]*+(?P<inner>[^=\n]++)(?P=wiki)[ \t]*+"  # a wiki
     r"|(?P<underlined>\S.*)\n(?P<line>[=~^\-])(?P=line){2,}[ \t]*)$",  # Markdown and reStructuredText
     re.MULTILINE,
 )
@@ -48,16 +48,24 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class Document:
-    """A document of a corpus as it is stored; without a title, `title` is empty."""
+    """A document of a corpus as it is stored.
+
+    Attributes:
+        id: its id.
+        title: its title; empty if it has none.
+        text: its text.
+        is_title_searched: whether the title is part of what is searched, as one of a column `title` is.
+    """
 
     id: str
     title: str
     text: str
+    is_title_searched: bool = True
 
     @property
     def searched(self) -> str:
-        """The text that is searched: the title before the text."""
-        return f"{self.title} {self.text}".strip()
+        """The text that is searched: the title, where it is part of it, before the text."""
+        return f"{self.title} {self.text}".strip() if self.is_title_searched else self.text
 
 
 @dataclass(frozen=True)
@@ -87,7 +95,7 @@ def structure_pairs(document: Document, seed: int = 0) -> list[StructurePair]:
     """All pairs that a document is good for; which spans are drawn depends on its text and the seed alone.
 
     From a title to the text; from the first sentence to the rest; from each heading to its section; and from spans of
-    sentences to what stands around them. Where there is a title, it stands before the documents of the others, as it
+    sentences to what stands around them. Where there is a title, it stands before the documents of the others, if it
     does where the document is searched.
     """
     title, sentences = _title_and_sentences(document)
@@ -96,12 +104,13 @@ def structure_pairs(document: Document, seed: int = 0) -> list[StructurePair]:
     pairs: list[StructurePair] = []
     if len(words_of(title)) in _LABEL_WORDS:
         pairs.append(StructurePair(Kind.TITLE, title, _cut(" ".join(sentences))))
+    before = "" if document.title and not document.is_title_searched else title
     if first := _sentence_pair(sentences[0], " ".join(sentences[1:])):
-        pairs.append(replace(first, document=_cut(f"{title} {first.document}")))
+        pairs.append(replace(first, document=_cut(f"{before} {first.document}")))
     for heading, section in _sections(document.text):
         if len(words_of(heading)) in _LABEL_WORDS and heading != title:
-            pairs.append(StructurePair(Kind.HEADING, heading, _cut(f"{title} {section}")))
-    pairs += _span_pairs(title, sentences, random.Random(xxhash.xxh3_64_intdigest(f"{seed} {document.text}".encode())))
+            pairs.append(StructurePair(Kind.HEADING, heading, _cut(f"{before} {section}")))
+    pairs += _span_pairs(before, sentences, random.Random(xxhash.xxh3_64_intdigest(f"{seed} {document.text}".encode())))
     return [pair for pair in pairs if _is_long(pair.document) and pair.query != pair.document]
 
 
@@ -157,7 +166,8 @@ def _pieces(sentence: str) -> list[str]:
 
 
 def _label(heading: re.Match[str]) -> str:
-    return " ".join((heading["marked"] or heading["inner"] or heading["underlined"]).split())
+    marked = heading["marked"] and (heading["marked"].rstrip(" \t#") or heading["marked"])
+    return " ".join((marked or heading["inner"] or heading["underlined"]).split())
 
 
 def _sentence_pair(first: str, rest: str) -> StructurePair | None:

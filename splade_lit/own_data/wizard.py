@@ -45,6 +45,7 @@ from splade_lit.own_data.findings import (
     none_added_lines,
     pairs_lines,
     settings_line,
+    title_lines,
     warnings,
 )
 from splade_lit.own_data.held_out import TASK_FILES, write_beir
@@ -142,7 +143,8 @@ def write_experiment(options: Namespace) -> None:
     limit = settings["model"]["max_document_tokens"]
     corpus_facts = corpus.facts if corpus and not made else None  # parts of documents are not looked up
     found = warnings(facts, corpus_facts, held_out, limit, options.base_model is None)
-    _say(settings_line(settings), *found, *(made_warnings(made.facts) if made else []))
+    unread = title_lines(options.title_column) if to_write else []
+    _say(settings_line(settings), *found, *(made_warnings(made.facts) if made else []), *unread)
     if to_write is not None:
         write_pairs(to_write, pairs_file)
     if not options.no_timing:

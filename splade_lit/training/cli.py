@@ -56,8 +56,9 @@ from splade_lit.training.callbacks.stop_signals import StopSignals
 from splade_lit.training.callbacks.wandb_log import WandbLog
 from splade_lit.training.checkpoint_io import WholeCheckpoints
 from splade_lit.training.help_text import LINKS
-from splade_lit.training.module import SpladeModule, check_precision
+from splade_lit.training.module import SpladeModule
 from splade_lit.training.observer import observe_patiently
+from splade_lit.training.run_checks import check_accumulation, check_precision
 
 logger = logging.getLogger(__name__)
 
@@ -277,7 +278,9 @@ def _train(cli: FitCLI) -> None:
     if checkpoint is not None:
         check_same_model(Path(checkpoint), cli.model)
     check_precision(trainer.precision)
-    check_watched(trainer, cli.model.logged_names)
+    check_accumulation(trainer.callbacks)  # type: ignore[attr-defined]
+    held_out = cli.datamodule.num_eval_pairs and trainer.limit_val_batches
+    check_watched(trainer, {name for name in cli.model.logged_names if held_out or not name.startswith("val/")})
     check_teacher(cli.model.objective.teacher_losses, cli.datamodule.has_teacher)
     try:
         trainer.fit(cli.model, cli.datamodule, ckpt_path=checkpoint, weights_only=True)

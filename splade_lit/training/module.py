@@ -1,7 +1,6 @@
 """The LightningModule: the encoder, its loss, its two optimizer groups and what it logs."""
 
 import logging
-import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, cast, get_args
@@ -10,15 +9,15 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.plugins.precision import Precision
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.enums import GradClipAlgorithmType
 from torch import Tensor
-from torch.optim.lr_scheduler import LambdaLR
 
 from splade_lit.core.distributed import gather_rows
 from splade_lit.core.errors import UserError
 from splade_lit.core.ranges import check_choice, check_range
 from splade_lit.core.tokens import PairBatch
-from splade_lit.data.loader import in_whole_steps
+from splade_lit.data.loader import batches_of_step, in_whole_steps
 from splade_lit.encoder.body.micro_batches import encode_in_micro_batches
 from splade_lit.encoder.body.recompute import Recompute, set_recompute
 from splade_lit.encoder.body.sparse_head import Activation, Pooling
@@ -28,13 +27,14 @@ from splade_lit.losses.objective import Losses, Objective, RankingName
 from splade_lit.losses.part import Step
 from splade_lit.losses.penalties import Penalty, PenaltyName, as_penalties
 from splade_lit.losses.ranking import RankingLoss
-from splade_lit.losses.weights import Schedule, Weight, learning_rate_factor
+from splade_lit.losses.weights import Schedule, Weight
 from splade_lit.training.divergence import DivergenceWatch
+from splade_lit.training.optimizer import make_optimizer, set_rates
+from splade_lit.training.run_checks import check_accumulation, check_precision, check_same_checkpoint
 
 logger = logging.getLogger(__name__)
 
 _OF_BASE_MODEL = ("base_model", "base_revision", "trust_remote_code")
-_PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
 
 
 class SpladeModule(L.LightningModule):
@@ -188,18 +188,23 @@ class SpladeModule(L.LightningModule):
         self.condition = torch.zeros(4)
         self._before_step: dict[str, Tensor] = {}  # what the objective keeps from step to step
         self._seed = torch.initial_seed()
+        self._has_started = False
 
     def setup(self, stage: str) -> None:
         """Set what the training corpus decides: first query weights, decoder bias; and what the device decides."""
         if stage != "fit":
             return
         check_precision(self.trainer.precision)
+        check_accumulation(self.trainer.callbacks)  # type: ignore[attr-defined]
+        check_same_checkpoint(self.trainer.ckpt_path)
         self.divergence.scaled = self._scaled
-        corpus = cast(TrainingCorpus, self.trainer.datamodule)  # type: ignore[attr-defined]
-        start = set_start(self.encoder, corpus, self.hparams["idf"], self.hparams["start_active_dims"])
-        logger.info("%s", start)
-        if warning := start.warning(self.encoder.vocab_size, self.objective.target_active_dims):
-            logger.warning("%s: %s", self.hparams["base_model"], warning)
+        if not self._has_started:  # another fit goes on with what is learned
+            corpus = cast(TrainingCorpus, self.trainer.datamodule)  # type: ignore[attr-defined]
+            start = set_start(self.encoder, corpus, self.hparams["idf"], self.hparams["start_active_dims"])
+            logger.info("%s", start)
+            if warning := start.warning(self.encoder.vocab_size, self.objective.target_active_dims):
+                logger.warning("%s: %s", self.hparams["base_model"], warning)
+            self._has_started = True
         default: Recompute = "cheap" if self.trainer.strategy.root_device.type == "cpu" else "nothing"
         set_recompute(self.encoder.document.model, self.hparams["recompute"] or default)
         self.encoder.document.train()
@@ -231,7 +236,9 @@ class SpladeModule(L.LightningModule):
 
     @property
     def total_steps(self) -> int:
-        """Optimizer steps of the whole run; a `UserError` where it has no known end."""
+        """Optimizer steps of the whole run; those done outside of one. A `UserError` where it has no known end."""
+        if self.trainer.state.fn != TrainerFn.FITTING:
+            return max(self.global_step, 1)
         steps = self.trainer.estimated_stepping_batches
         if steps == float("inf"):
             raise UserError("The run has no known end; set trainer.max_steps or trainer.max_epochs for its schedules.")
@@ -254,7 +261,8 @@ class SpladeModule(L.LightningModule):
         # Tensors only, numbers in the host's memory, so that nothing waits for the device: Lightning would copy a float
         # there, and reads tensors when it writes a row.
         self.log_dict({name: torch.as_tensor(value).detach() for name, value in values.items()})
-        return losses.loss
+        accumulated = self.trainer.accumulate_grad_batches  # what Lightning divides by, however many there are
+        return losses.loss * (accumulated / batches_of_step(batch_idx, accumulated, self.trainer.num_training_batches))
 
     def validation_step(self, batch: PairBatch, batch_idx: int) -> None:
         """Loss of held-out pairs, with the penalty's weight of the moment, and the active dims of their documents."""
@@ -289,15 +297,13 @@ class SpladeModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW over the groups; learning rates rise linearly, then fall linearly to 0, by optimizer steps."""
-        # The fused form leaves out an update on the device. A GradScaler does that by itself, and cannot unscale the
-        # gradients of that form before they are clipped; None lets torch take the next best, where False would take
-        # parameters one by one.
-        fused = None if self._scaled else True
-        optimizer = torch.optim.AdamW(self.parameter_groups(), fused=fused)
-        total_steps = self.total_steps
-        warmup_steps = math.ceil(total_steps * self.hparams["warmup_ratio"])
-        scheduler = LambdaLR(optimizer, lambda step: learning_rate_factor(step, warmup_steps, total_steps))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        ratio, steps = self.hparams["warmup_ratio"], self.total_steps
+        return make_optimizer(self.parameter_groups(), ratio, steps, self._scaled)
+
+    def on_train_start(self) -> None:
+        """Go on at the rates of the settings, where a checkpoint's were others."""
+        if self.trainer.ckpt_path:
+            set_rates(self.optimizers(use_pl_optimizer=False), self.lr_schedulers(), self.parameter_groups())
 
     @property
     def _scaled(self) -> bool:
@@ -388,12 +394,6 @@ class SpladeModule(L.LightningModule):
         """Settings that the checkpoint's run had otherwise, as they are and were; where its base model was is none."""
         now = {name: self.hparams[name] for name in before if name in self.hparams and name not in _OF_BASE_MODEL}
         return [f"model.{name} {value} (was {before[name]})" for name, value in now.items() if value != before[name]]
-
-
-def check_precision(precision: str) -> None:
-    """Raise a `UserError` where a precision does not keep weights, scores and penalties in 32 bits."""
-    if precision not in _PRECISIONS:
-        raise UserError(f"trainer.precision is {precision}; it must be one of {', '.join(_PRECISIONS)}.")
 
 
 def _trainable(module: torch.nn.Module) -> list[torch.nn.Parameter]:

@@ -95,6 +95,7 @@ class CarbonTracker(PhaseCallback, BaseOutput):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take note of where this start begins."""
         self._first_step = trainer.global_step
+        self._timing.begin(trainer)
 
     def on_phase_end(self, trainer: L.Trainer) -> None:
         """Add what was used so far to the stage that ends."""

@@ -99,6 +99,7 @@ class CollapseGuard(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Refuse to train on single pairs, if it is to stop; the DataModule has said so in any case."""
+        self._timing.begin(trainer)
         if self.action != "stop":
             return
         single, batches = trainer.datamodule.single_batches, len(trainer.train_dataloader)  # type: ignore

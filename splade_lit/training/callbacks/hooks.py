@@ -32,6 +32,10 @@ class EveryNSteps:
         self.n = [one for one in n if one]
         self._last = -1
 
+    def begin(self, trainer: L.Trainer) -> None:
+        """Take the step that training starts from, or goes on from, for looked at."""
+        self._last = trainer.global_step
+
     def due(self, trainer: L.Trainer) -> bool:
         """Whether this optimizer step is one, the first time that it is asked about."""
         step = trainer.global_step
@@ -64,6 +68,10 @@ class RowsCallback(L.Callback):
         if trainer.is_global_zero:
             lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows]
             replace_text(Path(trainer.default_root_dir) / self.file, "".join(lines))
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Look at no step again that a run is resumed from."""
+        self._timing.begin(trainer)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         """Look, where due."""

@@ -47,6 +47,7 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Nothing is lost yet."""
+        self._timing.begin(trainer)
         self._saved_at = time.monotonic()
 
     def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:

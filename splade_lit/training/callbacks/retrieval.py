@@ -147,6 +147,7 @@ class RetrievalEvaluation(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Forget the figures that a finished run ended with: it is made longer."""
+        self._timing.begin(trainer)
         if self.kept.pop("after", None):
             self._write(trainer)
 
@@ -253,6 +254,8 @@ def check_watched(trainer: L.Trainer, logged: set[str]) -> None:
     for watcher in _watchers(trainer):
         if watcher.monitor not in known:
             problem = f"{type(watcher).__name__} watches {watcher.monitor}, which nothing in this run measures"
+            if str(watcher.monitor).startswith("val/"):
+                raise UserError(f"{problem}; names with val/ are of held-out pairs, which data.num_eval_pairs sets.")
             raise UserError(f"{problem}{did_you_mean(str(watcher.monitor), known)}")
 
 

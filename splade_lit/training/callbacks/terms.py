@@ -51,6 +51,7 @@ class TermTable(RowsCallback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Look at the model as it starts, unless a run is resumed."""
+        super().on_train_start(trainer, pl_module)
         if not self.rows:
             self.look(trainer, pl_module)
 
