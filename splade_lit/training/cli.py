@@ -279,8 +279,8 @@ def _train(cli: FitCLI) -> None:
         check_same_model(Path(checkpoint), cli.model)
     check_precision(trainer.precision)
     check_accumulation(trainer.callbacks)  # type: ignore[attr-defined]
-    held_out = cli.datamodule.num_eval_pairs and trainer.limit_val_batches
-    check_watched(trainer, {name for name in cli.model.logged_names if held_out or not name.startswith("val/")})
+    has_held_out = bool(cli.datamodule.num_eval_pairs and trainer.limit_val_batches)
+    check_watched(trainer, cli.model.logged_names, has_held_out)
     check_teacher(cli.model.objective.teacher_losses, cli.datamodule.has_teacher)
     try:
         trainer.fit(cli.model, cli.datamodule, ckpt_path=checkpoint, weights_only=True)

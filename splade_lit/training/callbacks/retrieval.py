@@ -241,8 +241,13 @@ class RetrievalEvaluation(L.Callback):
         write_per_query(folder / PER_QUERY, per_query)
 
 
-def check_watched(trainer: L.Trainer, logged: set[str]) -> None:
+def check_watched(trainer: L.Trainer, logged: set[str], has_held_out: bool) -> None:
     """Check that callbacks watch what retrieval measures or the module logs, as far as can be known before the run.
+
+    Args:
+        trainer: of the run.
+        logged: names that the module logs, those under `val/` of held-out pairs.
+        has_held_out: whether there are such pairs.
 
     Raises:
         UserError: one is not.
@@ -252,10 +257,12 @@ def check_watched(trainer: L.Trainer, logged: set[str]) -> None:
         return  # a callback of the user's own may log anything
     known = logged.union(*(figure_names(one.tasks) for one in callbacks_of(trainer, RetrievalEvaluation)))
     for watcher in _watchers(trainer):
+        if not has_held_out and watcher.monitor in {name for name in logged if name.startswith("val/")}:
+            raise UserError(
+                f"{type(watcher).__name__} watches {watcher.monitor}, a figure of held-out pairs; set data.num_eval_pairs."
+            )
         if watcher.monitor not in known:
             problem = f"{type(watcher).__name__} watches {watcher.monitor}, which nothing in this run measures"
-            if str(watcher.monitor).startswith("val/"):
-                raise UserError(f"{problem}; names with val/ are of held-out pairs, which data.num_eval_pairs sets.")
             raise UserError(f"{problem}{did_you_mean(str(watcher.monitor), known)}")
 
 
