@@ -258,9 +258,8 @@ def check_watched(trainer: L.Trainer, logged: set[str], has_held_out: bool) -> N
     known = logged.union(*(figure_names(one.tasks) for one in callbacks_of(trainer, RetrievalEvaluation)))
     for watcher in _watchers(trainer):
         if not has_held_out and watcher.monitor in {name for name in logged if name.startswith("val/")}:
-            raise UserError(
-                f"{type(watcher).__name__} watches {watcher.monitor}, a figure of held-out pairs; set data.num_eval_pairs."
-            )
+            of_pairs = f"{watcher.monitor}, a figure of held-out pairs"
+            raise UserError(f"{type(watcher).__name__} watches {of_pairs}; set data.num_eval_pairs.")
         if watcher.monitor not in known:
             problem = f"{type(watcher).__name__} watches {watcher.monitor}, which nothing in this run measures"
             raise UserError(f"{problem}{did_you_mean(str(watcher.monitor), known)}")
