@@ -84,6 +84,7 @@ def callback(path: str, **settings: Any) -> dict[str, Any]:
         ({"trainer.log_every_n_steps": -1}, "trainer.log_every_n_steps is -1; it must be at least 0."),
         ({"trainer.gradient_clip_val": -1}, "trainer.gradient_clip_val is -1.0; it must be at least 0."),
         ({"trainer.val_check_interval": 0}, "trainer.val_check_interval is 0; give a number of batches"),
+        ({"trainer.barebones": True}, "trainer.barebones leaves out logs, checkpoints and model"),
     ],
 )
 def test_a_run_is_refused_before_anything_is_written(world, tmp_path, changes, sentence):

@@ -129,6 +129,8 @@ class FitCLI(LightningCLI):
         check_range("trainer", 0, gradient_clip_val=trainer.gradient_clip_val)
         if trainer.val_check_interval == 0:
             raise UserError("trainer.val_check_interval is 0; give a number of batches, or a fraction of an epoch.")
+        if trainer.barebones:
+            raise UserError("trainer.barebones leaves out logs, checkpoints and model, which fit writes; leave it out.")
 
     def before_instantiate_classes(self) -> None:
         """Check the folder of the run, and fall back where the machine has no GPU."""
