@@ -73,7 +73,8 @@ def test_gradients_are_those_of_one_batch(architecture, pooling, recompute, make
     encoder = MlmDocumentEncoder(make_masked_lm(architecture, VOCAB), pooling=pooling)
     set_recompute(encoder.model, recompute)
     encoder.eval()
-    for dtype, tolerance in ((torch.float32, 1e-6), (torch.float64, 1e-13)):
+    # Sums of 32-bit numbers come in the processor's own order; without AVX-512 those of MPNet are 1.3e-6 apart.
+    for dtype, tolerance in ((torch.float32, 2e-6 if architecture == "mpnet" else 1e-6), (torch.float64, 1e-13)):
         encoder.to(dtype)
         expected, gradients = backward(encoder, at_once)
         vectors, ours = backward(encoder, cached)
