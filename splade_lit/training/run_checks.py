@@ -1,10 +1,10 @@
 """What a run is refused for before it starts, whoever starts it."""
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import xxhash
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
 from splade_lit.core.distributed import gather, world_size
@@ -38,7 +38,8 @@ def check_same_checkpoint(path: str | Path | None) -> None:
         return
     found = path and str(path)
     if found and Path(found).is_file():
-        found = xxhash.xxh3_128_hexdigest(Path(found).read_bytes())
+        with Path(found).open("rb") as file:
+            found = hashlib.file_digest(file, "blake2b").hexdigest()
     if len(set(gather(found))) > 1:
         raise UserError(
             "The processes of this run would go on from different checkpoints, or some from none; keep the folder of "
