@@ -39,15 +39,20 @@ def test_checkpoints_that_no_run_goes_on_from_are_passed_over(tmp_path, caplog):
         last_checkpoint(str(tmp_path))
 
 
-def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path):
+@pytest.mark.parametrize("missing", [1, 60, 600, 300_000])
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, missing):
+    """Wherever in the file the space ends, which torch tells in three ways."""
     path, io = tmp_path / "last.ckpt", WholeCheckpoints()
+    checkpoint = {"weights": torch.zeros(100_000)}
+    io.save_checkpoint(checkpoint, path)
+    size = path.stat().st_size
     io.save_checkpoint({"weights": torch.zeros(8)}, path)
     before = path.read_bytes()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))  # as a disk that gets full
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size - missing, limits[1]))  # as a disk that gets full
     try:
         with pytest.raises(UserError, match=f"{path} cannot be written .*; free space and go on from the checkpoint"):
-            io.save_checkpoint({"weights": torch.zeros(100_000)}, path)
+            io.save_checkpoint(checkpoint, path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert path.read_bytes() == before

@@ -1,5 +1,7 @@
 """How a command ends: bad input in one sentence with exit code 2, and quietly where nobody reads on."""
 
+import atexit
+import gc
 import io
 import logging
 import os
@@ -20,6 +22,7 @@ def run_command(main: Callable[[Sequence[str] | None], None], arguments: Sequenc
         arguments: what to give it.
     """
     set_waiting()
+    atexit.register(gc.freeze)  # or Python, as it ends, looks through all that torch and its like have made: seconds
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     logging.getLogger("splade_lit").setLevel(logging.INFO if rank() == 0 else logging.ERROR)
     quiet_libraries()

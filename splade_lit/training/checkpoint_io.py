@@ -9,6 +9,8 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from splade_lit.core.errors import UserError
 from splade_lit.core.files import whole_file
 
+_OF_THE_WRITER = ("PytorchStreamWriter", "inline_container", "iostream")  # in what torch says of a full disk
+
 
 class WholeCheckpoints(TorchCheckpointIO):
     """Writes a checkpoint beside its place and moves it there, so that a good one gives way to a good one only.
@@ -28,7 +30,7 @@ class WholeCheckpoints(TorchCheckpointIO):
         except OSError as error:
             raise _unwritable(path, error.strerror or str(error)) from error
         except RuntimeError as error:
-            if "PytorchStreamWriter" not in str(error) and "inline_container" not in str(error):
+            if not any(place in str(error) for place in _OF_THE_WRITER):
                 raise
             raise _unwritable(path, "no space, or a limit of the file system") from error
 
