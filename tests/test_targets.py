@@ -20,6 +20,7 @@ from splade_lit.evaluation.sparsity import SparsityStatistics, expected_flops
 from splade_lit.losses.objective import Objective
 from splade_lit.losses.part import Step
 from splade_lit.losses.targets import ActiveDimsTarget, FlopsTarget, Target
+from splade_lit.losses.weights import penalty_factor
 from splade_lit.training.module import SpladeModule
 
 
@@ -109,6 +110,31 @@ def test_dims_come_from_far(plant, start):
     seen = simulated(ActiveDimsTarget(150), start, 400, PLANTS[plant])
     assert np.abs(np.log(seen[270:] / 150)).mean() < 0.1
     assert seen.min() > 0.6 * min(start, 150)
+
+
+@pytest.mark.parametrize("plant", ["64 pairs", "16 pairs"])
+@pytest.mark.parametrize("target", [60, 120, 240])
+def test_dims_come_to_the_target_after_a_ramp(plant, target):
+    """First they rise, as little holds them; from where they are by then, the path goes down."""
+    seen = simulated(ActiveDimsTarget(target, path_ratio=0.5, ramp_ratio=0.2), 200, 150, PLANTS[plant])
+    assert seen[:30].max() > 1.2 * 200
+    assert np.abs(np.log(seen[100:] / target)).mean() < 0.12
+
+
+def test_the_controller_waits_while_the_weight_rises():
+    """However the dims go meanwhile, the weight rises as a fixed one does; the path starts where they are at the end."""
+    weight, rising = ActiveDimsTarget(100, path_ratio=0.5, ramp_ratio=0.2), []
+    for step in range(21):
+        weight.observe(a_step((torch.arange(1000) < 200 + 10 * step).float().repeat(16, 1), step))
+        rising.append(float(weight.weight(step, 100)))
+    factors = [penalty_factor(step, 20) for step in range(21)]
+    assert rising[1:] == pytest.approx([rising[20] * factor for factor in factors[1:]])
+    assert (rising[0], rising[20] > 0) == (0, True)
+    assert float(weight.integral) == pytest.approx(0, abs=1e-6)
+    assert float(weight.path) == pytest.approx(390)  # of step 19, the last one that has been decided by
+    weight.observe(a_step((torch.arange(1000) < 390).float().repeat(16, 1), 35))
+    weight.observe(a_step((torch.arange(1000) < 390).float().repeat(16, 1), 36))
+    assert float(weight.path) == pytest.approx(math.sqrt(390 * 100), rel=1e-3)  # half of the way, in logarithms
 
 
 def test_the_weight_falls_at_once_where_vectors_die():
@@ -218,12 +244,14 @@ def test_targets_that_cannot_be(settings, sentence):
         Objective(**settings)
     with pytest.raises(UserError, match=r"path_ratio is 2\.0; it must be from 0 to 1"):
         ActiveDimsTarget(9, path_ratio=2.0)
+    with pytest.raises(UserError, match=r"ramp_ratio is 0\.5; it must be from 0 to 0\.25"):
+        FlopsTarget(0.5, ramp_ratio=0.5)
 
 
 def test_the_reference_has_a_fixed_lambda():
     assert Objective().settings["lambda_d"] == 3e-3
     named = Objective(lambda_d=ActiveDimsTarget(120))
-    assert named.settings["lambda_d"]["init_args"] == {"active_dims": 120, "path_ratio": 0.25}
+    assert named.settings["lambda_d"]["init_args"] == {"active_dims": 120, "path_ratio": 0.25, "ramp_ratio": 0.0}
     flat = Objective(target_active_dims=120)
     assert (flat.settings["lambda_d"], flat.settings["target_active_dims"]) == (None, 120)
     assert flat.parts["lambda_d"].settings == named.parts["lambda_d"].settings

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from splade_lit.core.ranges import check_range
 from splade_lit.losses.part import Step
-from splade_lit.losses.weights import Weight
+from splade_lit.losses.weights import Weight, penalty_factor
 
 LEAST_FLOPS = 1e-6
 
@@ -75,7 +75,9 @@ class Target(Weight):
 
     Args:
         target: what the figure should be.
-        path_ratio: fraction of all optimizer steps over which it is approached.
+        path_ratio: fraction of all optimizer steps until the target is reached.
+        ramp_ratio: fraction of all optimizer steps over which the weight rises from 0, as a fixed one does
+            (`penalty_factor`), while the controller waits; the path starts at its end, from where documents are by then.
     """
 
     figure: str = ""
@@ -96,10 +98,11 @@ class Target(Weight):
     pressure: Tensor
     step: Tensor
 
-    def __init__(self, target: float, path_ratio: float) -> None:
+    def __init__(self, target: float, path_ratio: float, ramp_ratio: float) -> None:
         super().__init__()
         check_range(type(self).__name__, 0, 1, path_ratio=path_ratio)
-        self.path_ratio = path_ratio
+        check_range(type(self).__name__, 0, path_ratio, ramp_ratio=ramp_ratio)
+        self.path_ratio, self.ramp_ratio = path_ratio, ramp_ratio
         self.wanted = target
         for name in (*_COUNTS, *_STATE):
             self.register_buffer(name, torch.zeros(()))
@@ -130,8 +133,11 @@ class Target(Weight):
         integral_rate = min(_INTEGRAL_RATE, _INTEGRAL_RATE_OF_RUN / total_steps)
         is_first = self.start == 0
         figure = self.amount / self.rows
-        start = torch.where(is_first, figure.clamp(min=_LEAST_RATIO * self.wanted), self.start)
-        path = self.wanted * (start / self.wanted) ** path_left(self.step, int(total_steps * self.path_ratio))
+        ramp_steps = int(total_steps * self.ramp_ratio)
+        waits = is_first | (self.step < ramp_steps)  # the path goes with what is measured, so that there is no error
+        start = torch.where(waits, figure.clamp(min=_LEAST_RATIO * self.wanted), self.start)
+        left = path_left((self.step - ramp_steps).clamp(min=0), int(total_steps * self.path_ratio) - ramp_steps)
+        path = self.wanted * (start / self.wanted) ** left
         error = (figure / path).clamp(min=_LEAST_RATIO).log()
         shown = torch.where(is_first, figure / path, self.ratio)
         ranking, ranking_steps = self.ranking / self.batches, self.ranking_steps + 1
@@ -159,7 +165,8 @@ class Target(Weight):
 
     def weight(self, step: int, total_steps: int) -> Tensor:
         """The weight after `step` of a run's `total_steps` optimizer steps; 0 until a penalty has been measured."""
-        weight = (self.pressure - self.log_penalty_mean).exp() * self.ranking_mean.abs()
+        ramp = penalty_factor(step, max(1, int(total_steps * self.ramp_ratio)))
+        weight = (self.pressure - self.log_penalty_mean).exp() * self.ranking_mean.abs() * ramp
         return torch.where((self.start > 0) & (self.penalty_steps > 0), weight, 0.0)
 
     @property
@@ -175,14 +182,16 @@ class ActiveDimsTarget(Target):
 
     Args:
         active_dims: of a document, on average.
-        path_ratio: fraction of all optimizer steps over which they are approached.
+        path_ratio: fraction of all optimizer steps until the target is reached.
+        ramp_ratio: fraction of all optimizer steps over which the weight rises from 0, as a fixed one does; the path
+            starts at its end.
     """
 
     figure, unit = "corpus_active_dims", "active dims"
 
-    def __init__(self, active_dims: int, path_ratio: float = 0.25) -> None:
+    def __init__(self, active_dims: int, path_ratio: float = 0.25, ramp_ratio: float = 0.0) -> None:
         check_range("ActiveDimsTarget", 1, active_dims=active_dims)
-        super().__init__(float(active_dims), path_ratio)
+        super().__init__(float(active_dims), path_ratio, ramp_ratio)
         self.active_dims = active_dims
 
     def measure(self, step: Step) -> tuple[Tensor, Tensor]:
@@ -201,16 +210,18 @@ class FlopsTarget(Target):
 
     Args:
         flops: dims that a query and a document share, on average.
-        path_ratio: fraction of all optimizer steps over which they are approached.
+        path_ratio: fraction of all optimizer steps until the target is reached.
+        ramp_ratio: fraction of all optimizer steps over which the weight rises from 0, as a fixed one does; the path
+            starts at its end.
     """
 
     figure, unit = "avg_flops", "FLOPS"
     queries_with: Tensor
     queries_seen: Tensor
 
-    def __init__(self, flops: float, path_ratio: float = 0.25) -> None:
+    def __init__(self, flops: float, path_ratio: float = 0.25, ramp_ratio: float = 0.0) -> None:
         check_range("FlopsTarget", LEAST_FLOPS, flops=flops)
-        super().__init__(flops, path_ratio)
+        super().__init__(flops, path_ratio, ramp_ratio)
         self.flops = flops
 
     def prepare(self, vocab_size: int) -> None:
