@@ -191,4 +191,5 @@ def test_targets_and_several_penalties_with_weights_of_their_own(tmp_path):
     target = "splade_lit.losses.targets.FlopsTarget"
     chosen = ("--model.target_active_dims", "null", "--model.lambda_d", target, "--model.lambda_d.flops", "0.5")
     model = printed("--config", path, *chosen)["model"]
-    assert model["lambda_d"] == {"class_path": target, "init_args": {"flops": 0.5, "path_ratio": 0.25, "ramp_ratio": 0.0}}
+    defaults = {"path_ratio": 0.25, "ramp_ratio": 0.0}
+    assert model["lambda_d"] == {"class_path": target, "init_args": {"flops": 0.5, **defaults}}

@@ -122,7 +122,7 @@ def test_dims_come_to_the_target_after_a_ramp(plant, target):
 
 
 def test_the_controller_waits_while_the_weight_rises():
-    """However the dims go meanwhile, the weight rises as a fixed one does; the path starts where they are at the end."""
+    """However the dims go meanwhile, the weight rises as a fixed one does; the path starts where they end."""
     weight, rising = ActiveDimsTarget(100, path_ratio=0.5, ramp_ratio=0.2), []
     for step in range(21):
         weight.observe(a_step((torch.arange(1000) < 200 + 10 * step).float().repeat(16, 1), step))

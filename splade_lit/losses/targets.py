@@ -77,7 +77,7 @@ class Target(Weight):
         target: what the figure should be.
         path_ratio: fraction of all optimizer steps until the target is reached.
         ramp_ratio: fraction of all optimizer steps over which the weight rises from 0, as a fixed one does
-            (`penalty_factor`), while the controller waits; the path starts at its end, from where documents are by then.
+            (`penalty_factor`), while the controller waits; the path starts at its end, where documents are by then.
     """
 
     figure: str = ""
