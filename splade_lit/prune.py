@@ -41,7 +41,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings = _parser().parse_args(arguments)
     _check(settings)
     from splade_lit.encoder.layout import find_saved
-    from splade_lit.encoder.pruning import Pruning
     from splade_lit.encoder.saved_writer import check_takes_pruning
 
     layout = find_saved(settings.model, settings.revision)
@@ -50,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     saved = layout.pruning
     limits: list[Limit] = []
     given = _is_given(settings)
-    pruning = Pruning().changed(vars(settings)) if given else saved
+    pruning = saved.of_documents.changed(vars(settings)) if given else saved
     if settings.tasks:
         limits, chosen = _measured(settings, saved, pruning if given else None)
         pruning = chosen.pruning if chosen else saved
@@ -184,7 +183,10 @@ def _parser() -> CommandParser:
         help="choose the smallest index that loses no more than LOSS of nDCG@10 on any task; `chance`: no more than "
         "may be chance (p of at least 0.05)",
     )
-    parser.add_shared("--max-document-active-dims", help="choose this: the N largest weights of a document; 0: all")
+    parser.add_shared(
+        "--max-document-active-dims",
+        help="choose this: the N largest weights of a document; 0: all; limits that are not named stay",
+    )
     parser.add_shared("--min-document-weight", help="choose this, alone or with the other two: weights from W on")
     parser.add_shared("--min-document-weight-share", help="choose this, likewise: weights from S times the largest on")
     parser.add_argument("--write", action="store_true", help="keep the chosen limit in the model, in place of its own")

@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if settings.training_corpus:
         trained_on = corpus_frequencies(side, open_corpus(settings.training_corpus, settings.training_text_column))
     tables = [move_table(side, counted, mix, trained_on) for mix in settings.mix]
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     num_kept = int((~tables[0].movable).sum())
     console.print(
         f"corpus     {settings.corpus}: {counted.num_documents:,} documents with {tables[0].num_seen:,} of "

@@ -81,6 +81,19 @@ def test_a_batch_holds_all_texts_that_there_are_and_knows_all_answers(data, tiny
     assert batch.answers.tolist() == sorted(by_hand)
 
 
+def test_letter_case_and_white_space_make_no_other_text(tmp_path, tiny_tokenizer) -> None:
+    rows = [
+        {"query": "who wrote it?", "answer": "the author"},
+        {"query": "Who  wrote it", "answer": "a writer"},
+        {"query": "who sang it", "answer": "a singer"},
+        {"query": "who sings", "answer": "a  singer "},
+    ]
+    data = make_data(tiny_tokenizer, write(tmp_path / "pairs.jsonl", rows))
+    data.setup()
+    answers = data.train_dataloader().batch(np.arange(4)).answers.tolist()
+    assert answers == [[0, 0], [0, 1], [1, 0], [1, 1], [2, 2], [2, 3], [3, 2], [3, 3]]
+
+
 def test_rows_without_a_text_go_together(tmp_path, tiny_tokenizer) -> None:
     """What is not there is no text that two rows share."""
     rows = [{"query": f"who {n}", "answer": f"song {n}", "also": None, "wrong": ""} for n in range(32)]

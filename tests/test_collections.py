@@ -121,11 +121,11 @@ def test_triples_by_id_and_by_text(msmarco: Path) -> None:
 def test_treces_topics_and_judgements(tmp_path: Path) -> None:
     folder = tmp_path / "robust"
     write(folder / "corpus.jsonl", "".join(json.dumps({"_id": id, "text": text}) + "\n" for id, text in TEXTS.items()))
-    write(folder / "topics.robust04.txt", TOPICS)
+    write(folder / "topics.robust04.txt", TOPICS.replace("which film", "which film < 3 hours A<B"))
     write(folder / "qrels.robust04.txt", trec(QRELS[:4]))
     (task,) = load_task(str(folder))  # the one split that there is
     assert task.name == "robust-robust04"
-    assert task.queries == {"1": "what flows", "2": "what is sung", "3": "which film & why"}
+    assert task.queries == {"1": "what flows", "2": "what is sung", "3": "which film < 3 hours A<B & why"}
     assert task.qrels["1"] == {"10": 2, "9": 0}
     assert rows(source=str(folder), split="robust04")[0] == ("what flows", TEXTS["10"])
     assert is_task(f"{folder}:robust04")
@@ -233,7 +233,7 @@ def test_what_is_not_there_is_told(msmarco: Path, tmp_path: Path) -> None:
     ):
         load_pairs(str(msmarco), config="triples", negative_columns=["negative_1"])
     (msmarco / "queries.train.tsv").unlink()
-    with pytest.raises(UserError, match=r"no queries.jsonl, .* there"):
+    with pytest.raises(UserError, match=r"no queries.train.tsv, .*queries.jsonl, .* there"):
         load_pairs(str(msmarco))
 
 

@@ -178,8 +178,11 @@ def test_documents_set_aside_stay_so_when_the_corpus_grows(tmp_path):
 
 def test_too_little_text_is_an_error(tmp_path):
     write_corpus(tmp_path / "docs.jsonl", number=4)
-    with pytest.raises(UserError, match=r"its 4 documents give \d+ pairs to train on and 1 queries to test with"):
+    with pytest.raises(UserError, match=r"its 4 documents, 4 different ones, give \d+ pairs to train on and 1 queries"):
         pairs_of_corpus(read_titled(str(tmp_path / "docs.jsonl"), None, None), tmp_path / "p", "task")
+    write_corpus(tmp_path / "docs.jsonl")
+    with pytest.raises(UserError, match=r"0 pairs to train on .*; hold out fewer than 500 queries \(--held-out\), "):
+        pairs_of_corpus(read_titled(str(tmp_path / "docs.jsonl"), None, None), tmp_path / "p", "task", True, 500)
 
 
 @pytest.fixture(scope="module")
@@ -239,7 +242,8 @@ def test_few_pairs_go_with_others_made_of_the_corpus(world, here):
     settings = yaml.safe_load(Path("experiments/few.yaml").read_text())
     assert settings["data"]["source"] == "experiments/few-pairs.jsonl"
     assert settings["data"]["teacher"][-1] == "bm25"
-    assert settings["model"]["target_active_dims"] == 46  # in place of 150: a quarter of the small vocabulary
+    assert settings["model"]["target_active_dims"] == 46  # a quarter of the small vocabulary
+    assert "warning    the target is 46 active dims, not 150: no more than a quarter of the vocabulary" in outcome.out
     assert settings["trainer"]["max_steps"] <= 100
     (task,) = load_task("experiments/few-heldout")
     assert set(task.queries.values()) <= {row["query"] for row in given}  # real ones
@@ -248,6 +252,23 @@ def test_few_pairs_go_with_others_made_of_the_corpus(world, here):
     assert run.code == 0, run.err
     sizes = read_json(here / "runs/few/model/card.json")["training"]
     assert sizes["train"]["num_pairs"] + sizes["eval"]["num_pairs"] == len(lines) - len(task.queries)
+
+
+def test_made_pairs_of_a_held_out_query_are_counted(world, here):
+    """Titles that are queries of people, too, are asked by pairs that are made."""
+    rows = [json.loads(line) for line in Path("docs.jsonl").read_text().splitlines()]
+    pairs = [{"query": row["title"], "answer": row["text"]} for row in rows]
+    (here / "asked.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    asked = ["--pairs", "asked.jsonl", "--corpus", "docs.jsonl", "--base-model", world.base, "--no-timing"]
+    outcome = call(init.main, "asked", *asked)
+    assert outcome.code == 0, outcome.err
+    pairs, (task,) = load_pairs("experiments/asked-pairs.jsonl"), load_task("experiments/asked-heldout")
+    left_out = [row for row in pairs.dataset if row["query"] in task.queries.values()]
+    assert f"{len(left_out) - len(task.queries)} of them have a held-out query" in outcome.out
+    assert len(left_out) > len(task.queries)
+    settings = yaml.safe_load(Path("experiments/asked.yaml").read_text())
+    comment = Path("experiments/asked.yaml").read_text().split("max_steps:")[1].splitlines()[0]
+    assert f"{len(pairs) - len(left_out) - settings['data']['num_eval_pairs']} pairs" in comment
 
 
 def test_pairs_that_are_read_are_not_written_over(world, here):

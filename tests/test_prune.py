@@ -207,8 +207,12 @@ def test_what_is_written_is_what_the_model_does(own_model, world, tmp_path, capl
     again = run(own_model, world, tmp_path, "--caps", 8, "--weights", "--shares")
     assert "as saved" in again.out[again.out.index(kept) :].splitlines()[0]
     assert call(prune.main, own_model, "--max-document-active-dims", 5, "--write").code == 0
-    assert AsymmetricSparseEncoder.load(own_model).pruning == Pruning(3, 5)
-    assert call(prune.main, own_model, "--max-document-active-dims", 0, "--write").code == 0
+    assert AsymmetricSparseEncoder.load(own_model).pruning == Pruning(3, 5, 0.0, 0.25)  # what is not named stays
+    measured = run(own_model, world, tmp_path, "--caps", "--weights", "--shares", "--max-document-active-dims", 6)
+    assert "at most 6 dims, weights from 25% of the largest" in measured.out
+    lifted = call(prune.main, own_model, "--max-document-active-dims", 0, "--write")
+    assert "keeps of a document: weights from 25% of the largest" in lifted.last_line
+    assert call(prune.main, own_model, "--min-document-weight-share", 0, "--write").code == 0
     assert AsymmetricSparseEncoder.load(own_model).pruning == Pruning(3)
     assert read_json(own_model / CONFIG)["pruning"]["max_document_active_dims"] is None
     assert "at most" not in (own_model / "README.md").read_text()

@@ -102,6 +102,17 @@ def test_looking_writes_nothing_and_tells_what_moves(world):
     assert sum(table.factor_counts) == table.movable.sum()
 
 
+def test_names_in_brackets_stay_as_they_are(world):
+    folder = world.folder / "[b]" / "[/i]"
+    folder.mkdir(parents=True)
+    shutil.copy(world.folder / "docs.jsonl", folder)
+    outcome = run(world, "--corpus", folder / "docs.jsonl", "--output", folder / "new[old]")
+    assert outcome.code == 0, outcome.err
+    assert f"corpus     {folder / 'docs.jsonl'}: 64 documents" in outcome.out
+    assert outcome.last_line == f"written    {folder / 'new[old]'}"
+    assert (folder / "new[old]").is_dir()
+
+
 def test_the_training_corpus_is_what_frequencies_are_compared_with(world, tmp_path):
     rows = [json.loads(line) for line in (world.folder / "docs.jsonl").read_text().splitlines()]
     trained_on = tmp_path / "trained.jsonl"

@@ -139,7 +139,7 @@ def test_a_system_ranks_best_where_that_is_more_than_chance():
         "a ranks best on t: nDCG@10 0.8500, 0.6000 above BM25, more than chance (p 0.0"
     )
     assert finding(compared(a=good, b=equal, BM25=low)) == (
-        "a has the highest figure on t: nDCG@10 0.8500, 0.0000 above b, not more than chance (p 1.0000), "
+        "a shares the highest figure on t: nDCG@10 0.8500, level with b, not more than chance (p 1.0000), "
         "0.6000 above BM25, more than chance (p 0.0006)"
     )
     assert finding(compared(BM25=good, a=low)).startswith("BM25 ranks best on t: nDCG@10 0.8500, 0.6000 above a, more")

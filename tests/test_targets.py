@@ -121,6 +121,15 @@ def test_dims_come_to_the_target_after_a_ramp(plant, target):
     assert np.abs(np.log(seen[100:] / target)).mean() < 0.12
 
 
+def test_what_is_told_as_measured_was_measured():
+    """However far away the target is, a mean of the steps' own figures, the later ones counting most."""
+    weight = ActiveDimsTarget(20_000)
+    for step, dims in enumerate((300, 200, 100, 0)):
+        weight.observe(a_step((torch.arange(1000) < dims).float().repeat(16, 1), step))
+    factors = np.exp(-np.arange(2, -1, -1) / 12)  # the last step has not been followed by another
+    assert float(weight.figures["measured"]) == pytest.approx(np.average([300, 200, 100], weights=factors), rel=1e-5)
+
+
 def test_the_controller_waits_while_the_weight_rises():
     """However the dims go meanwhile, the weight rises as a fixed one does; the path starts where they end."""
     weight, rising = ActiveDimsTarget(100, path_ratio=0.5, ramp_ratio=0.2), []

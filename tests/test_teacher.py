@@ -331,7 +331,7 @@ NUMBERS = [[float(row), row / 2, -1.0] for row in range(12)]
 
 @pytest.mark.parametrize("ending", ["jsonl", "parquet", "csv"])
 @pytest.mark.parametrize("several", [False, True])
-def test_scores_in_columns_are_those_of_a_rows_own_documents(world, make, tmp_path, ending, several):
+def test_scores_in_columns_are_those_of_a_rows_own_documents(world, make, tmp_path, caplog, ending, several):
     numbers = [[*row] for row in NUMBERS]
     numbers[3] = [3.0, None, -1.0]
     if not several:
@@ -345,6 +345,7 @@ def test_scores_in_columns_are_those_of_a_rows_own_documents(world, make, tmp_pa
     settings = {"source": str(source), "score_columns": columns, "teacher": None, "num_eval_pairs": 4}
     data = make(negative_columns=["negative_1", "negative_2"], **settings)
     assert data.has_teacher
+    assert "1 of 12 pairs have scores of fewer than two documents" in caplog.text
     seen = []
     for loader in (data.train_dataloader(), data.val_dataloader()):
         for positions, batch in zip(loader.sampler.batches(), loader, strict=True):
@@ -372,6 +373,7 @@ def test_scores_that_do_not_fit_the_rows_are_refused(world, make, tmp_path):
     refused(r"line 1: the column scores must hold numbers, .* but holds '\[1, None\]'", ["[1, None]"])
     refused(r"line 1: the column scores must hold numbers", [[True, 1.0, 1.0]])
     refused(r"line 1: the column scores must hold numbers", [[math.inf, 1.0, 1.0]])
+    refused(r"no pair has scores of two documents", [[1.0, None, None], None, [None, None, 2.0], [3.0, None, None]] * 3)
     refused(r"no column score_9; its columns are query, answer, ", NUMBERS, name="score_9")
     refused(r"data\.teacher and data\.score_columns are two teachers", NUMBERS, teacher="x")
 

@@ -20,7 +20,7 @@ def check_range(owner: str, least: float = -inf, most: float = inf, **settings: 
     """
     for name, value in settings.items():
         if value is not None and not (isfinite(value) and least <= value <= most):
-            ends = f"at least {least}" if most == inf else f"from {least} to {most}"
+            ends = "finite" if least == -inf else f"at least {least}" if most == inf else f"from {least} to {most}"
             raise UserError(f"{owner}{'.' if owner else ''}{name} is {value}; it must be {ends}.")
 
 

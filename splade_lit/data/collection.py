@@ -114,10 +114,11 @@ def open_folder(folder: Path, split: str, cache_dir: Folder = None) -> Collectio
     A UserError says that a folder has no documents or no queries, or that the split's triples have several files.
     """
     corpus, source = corpus_file(folder), f"{folder}:{split}"
-    queries = _file(folder, [name.format(split) for name in _OF_SPLIT]) or _file(folder, _QUERIES)
+    names_of_queries = (*(name.format(split) for name in _OF_SPLIT), *_QUERIES)
+    queries = _file(folder, names_of_queries)
     qrels = _file(folder, [name.format(split) for name in _QRELS])
     if corpus is None or queries is None:
-        raise UserError(f"{folder}: no {_listed(CORPUS if corpus is None else _QUERIES)} there (nor with .gz).")
+        raise UserError(f"{folder}: no {_listed(CORPUS if corpus is None else names_of_queries)} there (nor with .gz).")
     triples = _one_of(folder, f"qidpidtriples.{split}")
     documents = id_texts(corpus, cache_dir)
     files = [path for path in (corpus, queries, qrels, triples) if path]

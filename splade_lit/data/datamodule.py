@@ -26,8 +26,8 @@ from splade_lit.data.neighbours import neighbour_order
 from splade_lit.data.pairs import DOCSTRINGS, NATURAL_QUESTIONS, Pairs, load_pairs, split_rows
 from splade_lit.data.sampler import NoDuplicatesBatchSampler
 from splade_lit.data.tasks import task_queries
-from splade_lit.data.teacher import MeanTeacher, RowTeacher, in_batch_teacher
-from splade_lit.data.text_keys import without_queries
+from splade_lit.data.teacher import MeanTeacher, in_batch_teacher, row_teacher
+from splade_lit.data.text_keys import text_hashes, without_queries
 from splade_lit.data.token_store import TokenStore, cached_token_store, tokenizer_fingerprint
 from splade_lit.encoder.layout import model_folder
 from splade_lit.encoder.masked_lm import load_tokenizer
@@ -183,7 +183,7 @@ class PairsDataModule(LightningDataModule):
         self.train_rows, self.eval_rows = split_rows(len(pairs), self.num_eval_pairs, self.split_seed)
         logger.info("%s: %d pairs for training, %d held out.", pairs.source, len(self.train_rows), len(self.eval_rows))
         self.fingerprints = pairs.fingerprints()
-        self.answers = KnownAnswers(self.fingerprints, pairs.num_positives)
+        self.answers = KnownAnswers(text_hashes(pairs), pairs.num_positives)
         self._report(pairs)
         stores = [self._tokenize(pairs, position) for position in range(len(pairs.columns))]
         self.queries, *self.documents = stores
@@ -325,7 +325,7 @@ class PairsDataModule(LightningDataModule):
         if pairs.scores is not None:
             self._taught_by["scores"] = f"of hash {xxhash.xxh3_64_hexdigest(pairs.scores.tobytes())}"
             (scale,) = self._teacher_settings[1] or [1.0]
-            return RowTeacher(scale * pairs.scores, self.fingerprints[:, 1:] != NO_TEXT)
+            return row_teacher(pairs.source, scale * pairs.scores, self.fingerprints[:, 1:] != NO_TEXT)
         if not self.teachers:
             return None
         device = self.trainer.strategy.root_device if self.trainer else "cpu"

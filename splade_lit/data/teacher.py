@@ -1,5 +1,6 @@
 """A teacher's scores of the pairs of a batch: of a frozen sentence encoder, whose vectors are made once, or of BM25."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from splade_lit.core.bm25 import BM25, word_counts, word_weights
+from splade_lit.core.errors import UserError
 from splade_lit.core.tables import BATCH_ROWS
 from splade_lit.data.answers import NO_TEXT
 from splade_lit.data.pairs import Pairs
@@ -18,6 +20,8 @@ from splade_lit.encoder.layout import model_folder
 from splade_lit.teachers.kept_vectors import KeptVectors
 from splade_lit.teachers.sentence_encoder import Side, usual_scale
 from splade_lit.teachers.vectors import TextVectors
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,21 @@ class MeanTeacher:
         """fp32 `[rows, documents]`: documents column by column, as in `PairBatch`."""
         scaled = [scale * teacher(rows) for teacher, scale in zip(self.teachers, self.scales, strict=True)]
         return torch.stack(scaled).mean(0)
+
+
+def row_teacher(source: str, scores: np.ndarray, present: np.ndarray) -> RowTeacher:
+    """The teacher that a `RowTeacher` is; a warning tells of pairs that it says nothing of.
+
+    A loss compares documents of a query. A UserError says that no pair has scores of two.
+    """
+    silent = int(((~np.isnan(scores) & present).sum(axis=1) < 2).sum())
+    if silent == len(scores):
+        ways = "name a column of scores for each document of a row, or a list, and give negative_columns"
+        raise UserError(f"{source}: no pair has scores of two documents, so that a teacher teaches nothing; {ways}.")
+    if silent:
+        text = "%s: %d of %d pairs have scores of fewer than two documents, from which a teacher's loss learns nothing."
+        logger.warning(text, source, silent, len(scores))
+    return RowTeacher(scores, present)
 
 
 def in_batch_teacher(

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from splade_lit.data.answers import NO_TEXT
 from splade_lit.data.pairs import Pairs, hashes
 
 _PUNCTUATION = ".,;:?!¿¡\"'()[]。"
@@ -35,6 +36,13 @@ def query_hashes(pairs: Pairs) -> np.ndarray:
 def document_hashes(pairs: Pairs) -> np.ndarray:
     """uint64 `[pairs]`: the hash of each document's key."""
     return pairs.hashes("document", document_key)
+
+
+def text_hashes(pairs: Pairs) -> np.ndarray:
+    """uint64 `[pairs, columns]`: the hash of the key of each text, query or document; `NO_TEXT` if it is empty."""
+    (empty,) = hashes([""])
+    keys = [pairs.hashes(name, query_key if name == "query" else document_key) for name in pairs.columns]
+    return np.stack([np.where(column == empty, np.uint64(NO_TEXT), column) for column in keys], axis=1)
 
 
 def answer_hashes(pairs: Pairs) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -16,7 +16,7 @@ from splade_lit.core.text import text_lines
 _TOP = re.compile(r"<top>(.*?)(?=</?top>|\Z)", re.DOTALL | re.IGNORECASE)
 _FIELDS = {
     "num": re.compile(r"<num>\s*(?:Number\s*:)?\s*([^\s<]+)", re.IGNORECASE),
-    "title": re.compile(r"<title>\s*(?:Topic\s*:)?([^<]*)", re.IGNORECASE),
+    "title": re.compile(r"<title>\s*(?:Topic\s*:)?(.*?)(?=</?[a-z]+>|\Z)", re.DOTALL | re.IGNORECASE),
 }
 _XML_TOPIC = re.compile(r"<topic\s")
 _DOCTYPE = re.compile(r"<!(DOCTYPE|ENTITY)", re.IGNORECASE)

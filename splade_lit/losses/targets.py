@@ -31,7 +31,8 @@ _COUNTS = ("amount", "rows", "penalty", "ranking", "batches")
 _STATE = (
     "start",
     "path",
-    "ratio",
+    "shown",
+    "shown_weight",
     "log_penalty_mean",
     "penalty_steps",
     "ranking_mean",
@@ -89,7 +90,8 @@ class Target(Weight):
     batches: Tensor
     start: Tensor
     path: Tensor
-    ratio: Tensor
+    shown: Tensor
+    shown_weight: Tensor
     log_penalty_mean: Tensor
     penalty_steps: Tensor
     ranking_mean: Tensor
@@ -139,12 +141,12 @@ class Target(Weight):
         left = path_left((self.step - ramp_steps).clamp(min=0), int(total_steps * self.path_ratio) - ramp_steps)
         path = self.wanted * (start / self.wanted) ** left
         error = (figure / path).clamp(min=_LEAST_RATIO).log()
-        shown = torch.where(is_first, figure / path, self.ratio)
         ranking, ranking_steps = self.ranking / self.batches, self.ranking_steps + 1
         penalty = self.penalty / self.batches
         penalty_steps = self.penalty_steps + (penalty != 0)  # one of exactly 0 says nothing of its size
         log_penalty = penalty.abs().clamp(min=_LEAST_PENALTY).log()  # so that a dense start is forgotten
         change = (log_penalty - self.log_penalty_mean) / penalty_steps.clamp(min=1)
+        kept = math.exp(-1 / _SHOWN_STEPS)
         dying = (error + _FAR_BELOW).clamp(max=0)
         rise = (total_steps / (total_steps - self.step).clamp(min=1)).clamp(max=_MOST_RISE)
         forward = _FORWARD * (start / path).log().clamp(-_MOST_FORWARD, _MOST_FORWARD)
@@ -154,7 +156,8 @@ class Target(Weight):
         return {
             "start": start,
             "path": path,
-            "ratio": figure / path + (shown - figure / path) * math.exp(-1 / _SHOWN_STEPS),
+            "shown": kept * self.shown + (1 - kept) * figure,
+            "shown_weight": kept * self.shown_weight + (1 - kept),
             "log_penalty_mean": self.log_penalty_mean + torch.where(penalty != 0, change, 0.0),
             "penalty_steps": penalty_steps,
             "ranking_mean": self.ranking_mean + (ranking - self.ranking_mean) / ranking_steps,
@@ -171,8 +174,9 @@ class Target(Weight):
 
     @property
     def figures(self) -> dict[str, Tensor]:
-        """Where the path is, a moving mean of what is measured, both as the figure itself, and the integral."""
-        return {"path": self.path.clone(), "measured": self.ratio * self.path, "integral": self.integral.clone()}
+        """Where the path is, a moving mean of the figure over some 12 steps, and the integral."""
+        measured = torch.where(self.shown_weight > 0, self.shown / self.shown_weight, 0.0)
+        return {"path": self.path.clone(), "measured": measured, "integral": self.integral.clone()}
 
 
 class ActiveDimsTarget(Target):

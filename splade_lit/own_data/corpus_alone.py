@@ -148,17 +148,18 @@ def pairs_of_corpus(
     aside = {document.id for _, found in tests.values() for document in found}
     pairs, num_short = _pairs_of([document for document in documents if document.id not in aside], seed)
     kept = [pair for same in _by_query(pairs).values() if len(same) <= MOST_SHARING for pair in same]
+    distinct = len(np.unique(keys))
     if len(kept) < MIN_PAIRS or (test_queries and not tests):
+        fewer = f"hold out fewer than {num_queries} queries (--held-out), " if num_queries else ""
         raise UserError(
-            f"{corpus.source}: its {corpus.num_rows:,} documents give {len(kept)} pairs to train on and {len(tests)} "
-            f"queries to test with, which is too little; give more or longer documents (for {MIN_PAIRS} pairs at "
-            "least), titles with --title-column, or pairs with --pairs."
+            f"{corpus.source}: its {corpus.num_rows:,} documents, {distinct:,} different ones, give {len(kept)} pairs "
+            f"to train on and {len(tests)} queries to test with, which is too little; {fewer}give more or longer "
+            f"documents (for {MIN_PAIRS} pairs at least), titles with --title-column, or pairs with --pairs."
         )
     order = np.argsort(hashes(f"{seed} {pair.query} {pair.document}" for pair in kept), kind="stable")
     kept = [kept[place] for place in order.tolist()]  # the first rows are a fair sample of all
     texts = {"query": [pair.query for pair in kept], "document": [pair.document for pair in kept]}
     own = _own_pairs(texts, path)
-    distinct = len(np.unique(keys))
     facts = MadePairsFacts(
         num_documents=corpus.num_rows,
         num_empty=corpus.num_rows - len(keys),

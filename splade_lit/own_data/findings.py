@@ -44,12 +44,14 @@ def made_lines(facts: MadePairsFacts, source: str) -> list[str]:
     return lines
 
 
-def added_lines(facts: MadePairsFacts) -> list[str]:
-    """The pairs that were made beside those that are given."""
+def added_lines(facts: MadePairsFacts, num_left_out: int) -> list[str]:
+    """The pairs that were made beside those that are given; so many of them are not trained on."""
     number = sum(facts.made.values())
+    left_out = f"           {num_left_out:,} of them have a held-out query and are left out of training"
     return [
         f"added      {number:,} pairs made of the structure of the documents, as those given are few:",
         *_kinds(facts),
+        *([left_out] if num_left_out else []),
     ]
 
 
@@ -134,6 +136,17 @@ def settings_line(settings: dict[str, dict[str, Any]]) -> str:
         f"document tokens, {trainer['max_steps']:,} steps of {data['batch_size']} pairs, {trainer['precision']}"
         f"{teacher}"
     )
+
+
+def target_lines(settings: dict[str, dict[str, Any]], wanted: int, vocab_size: int) -> list[str]:
+    """That the target is not the one that was wanted, if so."""
+    target = settings["model"]["target_active_dims"]
+    if target == wanted:
+        return []
+    return [
+        f"warning    the target is {target:,} active dims, not {wanted:,}: no more than a quarter of the vocabulary of "
+        f"{vocab_size:,}."
+    ]
 
 
 def warnings(

@@ -24,6 +24,7 @@ from splade_lit.core.progress import duration
 from splade_lit.core.sources import first_available
 from splade_lit.data.collection_pairs import open_pairs
 from splade_lit.data.tasks import RetrievalTask
+from splade_lit.data.text_keys import without_queries
 from splade_lit.encoder.masked_lm import load_tokenizer
 from splade_lit.own_data.columns import OwnPairs, make_task, read_corpus, read_pairs
 from splade_lit.own_data.corpus_alone import (
@@ -45,6 +46,7 @@ from splade_lit.own_data.findings import (
     none_added_lines,
     pairs_lines,
     settings_line,
+    target_lines,
     title_lines,
     warnings,
 )
@@ -113,23 +115,24 @@ def write_experiment(options: Namespace) -> None:
     few = made is None and len(own.pairs) < FEW_PAIRS
     small = few and not (own.negative_columns or own.positive_columns)
     teachers = teachers_for(facts) if made or few else []
-    if small and teachers and (added := _added_pairs(options, own, pairs_file)):
-        _say(*added_lines(added.facts))
-    else:
-        added = None
+    added = _added_pairs(options, own, pairs_file) if small and teachers else None
+    to_write = made or added
+    trained = to_write.own if to_write else own
+    num_train = len(without_queries(trained.pairs, held_out.task.queries.values()))
+    if added:
+        num_left_out = len(trained.pairs) - num_train - held_out.num_left_out
+        _say(*added_lines(added.facts, num_left_out))
     if few and teachers and not small:
         _say(*none_added_lines())
     if not teachers and (made or few):
         _say(*no_teacher_lines())
-    to_write = made or added
-    trained = to_write.own if to_write else own
     written = partial(
         experiment_yaml,
         path,
         folder,
         trained,
         facts,
-        num_train=len(trained.pairs) - held_out.num_left_out,
+        num_train=num_train,
         num_corpus=len(held_out.task.corpus),
         base_model=base_model,
         tokenizer=tokenizer,
@@ -143,6 +146,7 @@ def write_experiment(options: Namespace) -> None:
     limit = settings["model"]["max_document_tokens"]
     corpus_facts = corpus.facts if corpus and not made else None  # parts of documents are not looked up
     found = warnings(facts, corpus_facts, held_out, limit, options.base_model is None)
+    found += target_lines(settings, options.target_active_dims, len(tokenizer))
     unread = title_lines(options.title_column) if to_write else []
     _say(settings_line(settings), *found, *(made_warnings(made.facts) if made else []), *unread)
     if to_write is not None:

@@ -51,7 +51,9 @@ def finding(comparison: Comparison) -> str:
     rivals += [system for _, system in ranked[2:] if system.kind == "bm25" and rivals[0].kind != "bm25"][:1]
     pairs = [comparison.difference(best, rival) for rival in rivals]
     leads = bool(pairs) and pairs[0] is not None and pairs[0].significant and pairs[0].first == best.name
-    verb = "ranks best on" if leads else "has the highest figure on" if rivals else "on"
+    tied = bool(rivals) and f"{ranked[1][0]:.4f}" == f"{quality:.4f}"
+    highest = f"{'shares' if tied else 'has'} the highest figure on"
+    verb = "ranks best on" if leads else highest if rivals else "on"
     parts = [f"{short(best.name)} {verb} {task}: {comparison.metric_name} {quality:.4f}"]
     parts += [_lead(comparison, best, rival, pair) for rival, pair in zip(rivals, pairs, strict=True)]
     start = best.before.get(comparison.headline, {}).get(comparison.metric)
@@ -65,4 +67,5 @@ def _lead(comparison: Comparison, best: System, rival: System, pair: Difference 
     # The mean of a group counts its sets alike, large or small.
     if pair and pair.significant and pair.first != best.name:
         verdict = "though below it query by query"
-    return f"{ahead:.4f} above {short(rival.name)}, {verdict}"
+    distance = f"{ahead:.4f} above" if f"{ahead:.4f}" != "0.0000" else "level with"
+    return f"{distance} {short(rival.name)}, {verdict}"

@@ -119,7 +119,7 @@ def print_stages(stages: Stages) -> None:
     ranked = {stage: metrics for stage, metrics in stages.items() if by_set(metrics)}
     for table in (stages_table(ranked), measures_table(ranked), lists_table(stages)):
         if table is not None:
-            Console().print(table)
+            Console(markup=False, emoji=False).print(table)
 
 
 def stages_table(stages: Stages) -> Table:

@@ -63,7 +63,7 @@ class CollapseGuard(L.Callback):
             written.
         every_n_steps: optimizer steps that are looked at together.
         min_active_dims: mean active dims of a document that are next to none below this; if not given, a fifth of the
-            target where the loss has one, 2 at least.
+            target where the loss has one, or of where documents began if that is less, 2 at least.
         max_active_dims: mean active dims of a document that are dense above this; if not given, 5% of the vocabulary,
             of a small one 1,000 or half of it, and one and a half times the target at least where the loss has one.
         max_similarity: mean cosine similarity of two documents that makes them all alike above this.
@@ -180,7 +180,8 @@ class CollapseGuard(L.Callback):
         dense = self.max_active_dims or dense_dims(encoder_of(pl_module).vocab_size, objective.target_active_dims)
         least = self.min_active_dims
         if least is None:
-            least = max(MIN_ACTIVE_DIMS, _LEAST_OF_TARGET * (objective.target_active_dims or 0))
+            aim = objective.target_active_dims or 0
+            least = max(MIN_ACTIVE_DIMS, _LEAST_OF_TARGET * min(aim, aim if self._start is None else self._start))
         problem = Bounds(dense, least, self.max_similarity, self.max_empty_share).problem(condition)
         comes_down = (self._start or 0) > dense and trainer.global_step < (
             _PATIENT_SHARE * trainer.estimated_stepping_batches
