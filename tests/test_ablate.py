@@ -74,8 +74,9 @@ def test_variants_that_come_to_the_same_are_refused(script, world, tmp_path):
         script._variants(config, variants, None)
 
 
-def test_the_variants_that_come_with_it_are_settings_that_there_are(script, tmp_path):
-    files = [REPOSITORY / "experiments" / "nq_minilm_cpu.yaml", REPOSITORY / "scripts" / "ablations.yaml"]
+@pytest.mark.parametrize("file", ["ablations.yaml", "ablations_of_the_recipe.yaml"])
+def test_the_variants_that_come_with_it_are_settings_that_there_are(script, tmp_path, file):
+    files = [REPOSITORY / "experiments" / "nq_minilm_cpu.yaml", REPOSITORY / "scripts" / file]
     written = yaml.safe_load(files[1].read_text())
     names = {"seed_everything", "trainer.precision", "trainer.max_steps", "trainer.val_check_interval"}
     names |= {"trainer.callbacks", *(f"model.{name}" for name in signature(SpladeModule).parameters)}
