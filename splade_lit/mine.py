@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     from splade_lit.command_line.devices import pick_device
     from splade_lit.core.files import check_not_read
-    from splade_lit.data.collection_pairs import Choice
+    from splade_lit.data.collection_pairs import QRELS, Choice, has_judgements
     from splade_lit.data.corpus import open_corpus
     from splade_lit.data.pairs import load_answers, load_pairs, pairs_files
     from splade_lit.mining.candidates import find_candidates
@@ -80,7 +80,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     pairs = load_pairs(**chosen)
     # What is not mined for answers a query all the same.
-    answers = load_answers(**chosen) if options.max_pairs or options.min_grade > 1 else None
+    judged_besides = options.pairs_config not in (None, QRELS) and has_judgements(options.pairs, options.pairs_split)
+    further = options.max_pairs or options.min_grade > 1 or judged_besides
+    answers = load_answers(**chosen) if further else None
     corpus = open_corpus(options.corpus, options.text_column) if options.corpus else None
     candidates = find_candidates(pairs, corpus, answers)
     if len(candidates.texts) <= first:

@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from splade_lit.encoder.query_side import load_query_side
 
     if settings.output:
-        check_free(settings.output)
+        check_free(settings.output, settings.model)
     if settings.write:
         check_replaceable(settings.model)
     tasks = []

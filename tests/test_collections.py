@@ -320,6 +320,9 @@ def test_a_registered_set_gives_pairs_triples_and_scored_documents(
     assert "1 of 3 queries have no relevant document or fewer than 2 others that are scored" in caplog.text
     np.testing.assert_array_equal(scored.scores, [[5, 4, 3], [np.nan, 2, 1]])
     assert "1 of 2 pairs have an answer without a score" in caplog.text
+    caplog.clear()
+    assert len(rows(source=source, config="scoreddocs", negative_columns=negatives, max_pairs=1)) == 1
+    assert "1 of 3 queries have no relevant document or fewer than 2 others that are scored" in caplog.text
 
 
 def test_candidates_without_scores(registered: str, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:

@@ -271,6 +271,18 @@ def test_made_pairs_of_a_held_out_query_are_counted(world, here):
     assert f"{len(pairs) - len(left_out) - settings['data']['num_eval_pairs']} pairs" in comment
 
 
+def test_passes_are_told_over_the_pairs_that_are_read(world, here):
+    """A teacher reads no more of them than are trained on."""
+    write_corpus(here / "docs.jsonl", number=4_000)
+    outcome = call(init.main, "large", "--corpus", "docs.jsonl", "--base-model", world.base, "--no-timing")
+    assert outcome.code == 0, outcome.err
+    text = Path("experiments/large.yaml").read_text()
+    data, trainer = (yaml.safe_load(text)[part] for part in ("data", "trainer"))
+    trained = data["max_pairs"] - data["num_eval_pairs"]
+    assert trained == trainer["max_steps"] * data["batch_size"] < len(load_pairs("experiments/large-pairs.jsonl"))
+    assert f"# 1 passes over {trained:,} pairs, {trainer['max_steps']:,} steps each" in text
+
+
 def test_pairs_that_are_read_are_not_written_over(world, here):
     (here / "experiments").mkdir()
     write_few_pairs(here / "experiments" / "few-pairs.jsonl")

@@ -51,9 +51,8 @@ def test_an_answer_is_known_by_a_title_or_other_letters(tmp_path):
     other = "Capital the capital of rivers and of france"
     assert found["where do rivers flow"] == {other}
     assert found["capital of france"] == {other}
-    assert found["the sea"] == {f"{title}{pairs[0]['answer']}" for title in ("", "Rivers ")} | {
-        "Streams They  flow to the sea"
-    }
+    # Of the two forms of an answer, with its title and without, the corpus's is a negative.
+    assert found["the sea"] == {"Rivers They flow to the sea.", "Streams They  flow to the sea"}
 
 
 def test_answers_that_are_not_mined_for_are_no_negatives(tmp_path):
@@ -136,3 +135,16 @@ def test_docstrings_are_mined(world, tmp_path):
     found, _ = negatives("docstrings", tmp_path / "mined.parquet", "--max-pairs", 50, "--ranks", "0:9")
     assert len(found) == 50
     assert all(found.values())
+
+
+def test_judgements_count_where_pairs_are_triples(tmp_path):
+    rows = [{"query": f"song of {n}", "answer": f"the song of {n} and {n + 1}"} for n in range(6)]
+    folder = tmp_path / "judged"
+    (folder / "qrels").mkdir(parents=True)
+    write(folder / "corpus.jsonl", [{"_id": str(n), "text": row["answer"]} for n, row in enumerate(rows)])
+    write(folder / "queries.jsonl", [{"_id": f"q{n}", "text": row["query"]} for n, row in enumerate(rows)])
+    (folder / "qidpidtriples.train.tsv").write_text("q1\t1\t4\nq2\t2\t5\n")
+    (folder / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\nq1\t1\t1\nq1\t5\t1\nq2\t2\t1\n")
+    mined = ("--pairs-config", "triples", "--corpus", folder)
+    found, _ = negatives(folder, tmp_path / "mined.parquet", *mined)
+    assert found["song of 1"] == {row["answer"] for row in rows} - {rows[1]["answer"], rows[5]["answer"]}

@@ -196,7 +196,7 @@ def test_a_teacher_judges_what_the_miner_finds():
     everything = np.arange(30)
     texts = [f"document {n}" for n in range(30)]
     answers = DocumentsOf(np.arange(31), everything)
-    candidates = Candidates(texts, everything[:, None], 30, 30, 0, everything, answers, answers)
+    candidates = Candidates(texts, everything[:, None], 30, 30, 0, everything < 0, everything, answers, answers)
     rules = Rules(4, 2, 15, "top", absolute_margin=0.05)
     blocks = list(mining.mine(candidates, iter([list(numbers)]), scorer("miner"), rules, scorer("teacher")))
     (block,) = blocks

@@ -138,6 +138,16 @@ def test_what_cannot_be_written_is_told_before_anything_is_read(world, tmp_path)
     assert "is no folder of yours to change" in outcome.errors[0]
 
 
+def test_a_copy_into_the_model_is_refused(world):
+    inside = world.folder / "model" / "fitted"
+    outcome = run(world, "--output", inside)
+    assert outcome.code == 2
+    assert outcome.errors == [
+        f"error: {inside} is in the folder of the model that is copied; choose one outside of it."
+    ]
+    assert not inside.exists()
+
+
 def test_only_the_table_of_the_copy_differs(world, tmp_path):
     output = tmp_path / "fitted"
     outcome = run(world, "--output", output)

@@ -188,8 +188,10 @@ def replace_table(source: str, weights: np.ndarray, side: QuerySide) -> Path:
     return write_table(find_saved(source), weights, side.tokens(range(len(weights))))
 
 
-def check_free(output: Path) -> None:
-    """Raise a UserError if a folder to write holds something."""
+def check_free(output: Path, source: str) -> None:
+    """Raise a UserError if a folder to write holds something, or is in that of the model to copy."""
+    if Path(source).is_dir() and output.resolve().is_relative_to(Path(source).resolve()):
+        raise UserError(f"{output} is in the folder of the model that is copied; choose one outside of it.")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output} is in use; give a new or an empty folder.")
 
@@ -210,7 +212,7 @@ def copy_with_table(
     """
     layout = find_saved(source, revision=revision)
     folder = _folder_of(layout)
-    check_free(output)
+    check_free(output, source)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as scratch:

@@ -241,22 +241,25 @@ def _scored(collection: Collection, choice: Choice, notes: list[str]) -> Iterato
     with_scores = any(score for scores in candidates.values() for score in scores.values())
     if not with_scores:
         notes.append("its documents have no scores; the first ones of a query count.")
-    left_out = 0
-    for query_id, scores in candidates.items():
+
+    def chosen(query_id: str, scores: Mapping[str, float]) -> tuple[list[str], list[str]]:
+        """The relevant documents and the negatives of a query; neither where there are too few."""
         grades = (qrels or {}).get(query_id, {})
         relevant = [id for id, grade in grades.items() if grade >= choice.min_grade]
         if qrels is None:
             relevant = list(scores)[:1]
         others = [id for id in scores if id not in relevant and grades.get(id, 0) <= 0][: choice.num_negatives]
-        if not relevant or len(others) < choice.num_negatives:
-            left_out += 1
-            continue
+        return (relevant, others) if relevant and len(others) == choice.num_negatives else ([], [])
+
+    # Counted before the first row is given, as a limit ends the reading early.
+    if left_out := sum(not chosen(*query)[0] for query in candidates.items()):
+        lacking = f"no relevant document or fewer than {choice.num_negatives} others that are scored"
+        notes.append(f"{left_out:,} of {len(candidates):,} queries have {lacking}; left out.")
+    for query_id, scores in candidates.items():
+        relevant, others = chosen(query_id, scores)
         for answer in relevant:
             ids = (answer, *others)
             yield _Row(query_id, ids, tuple(scores.get(id) for id in ids) if with_scores else None)
-    if left_out:
-        lacking = f"no relevant document or fewer than {choice.num_negatives} others that are scored"
-        notes.append(f"{left_out:,} of {len(candidates):,} queries have {lacking}; left out.")
 
 
 def _candidates(collection: Collection, choice: Choice, qrels: Qrels) -> dict[str, dict[str, float]]:

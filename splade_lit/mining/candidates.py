@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import chain, repeat
 
 import numpy as np
-from jaxtyping import Int64, UInt64
+from jaxtyping import Bool, Int64, UInt64
 
 from splade_lit.data.answers import ranges
 from splade_lit.data.corpus import Corpus
@@ -37,6 +37,8 @@ class Candidates:
         num_queries: how many different queries there are; letter case, spaces and punctuation make no difference.
         num_answers: how many different answers, likewise.
         num_in_corpus: how many of them the corpus has, with their titles or without.
+        repeated: which documents are answers that the corpus has in another form, with a title or other punctuation:
+            the one of the corpus may be a negative of other queries, these are none.
     """
 
     texts: list[str]
@@ -44,6 +46,7 @@ class Candidates:
     num_queries: int
     num_answers: int
     num_in_corpus: int
+    repeated: Bool[np.ndarray, " documents"]
     _query_of: Int64[np.ndarray, " pairs"]
     _known: DocumentsOf
     _barred: DocumentsOf
@@ -82,13 +85,15 @@ def find_candidates(pairs: Pairs, corpus: Corpus | None = None, answers: Pairs |
         for (_, text), plain in zip(corpus.rows(), untitled, strict=False):
             if text:
                 found.number(text, plain)
-    sought = np.unique(of_pairs[:, 1])
-    in_corpus = np.isin(sought, found.alike_keys())
+    sought, in_corpus = np.unique(of_pairs[:, 1]), found.alike_keys()
+    num_of_corpus = len(found.texts)
     numbers = np.full((len(pairs), pairs.num_positives), -1)
     for column, name in enumerate(pairs.answer_columns):
         for row, text in enumerate(chain.from_iterable(pairs.batches(name))):
             if text:
                 numbers[row, column] = found.number(text)
+    added = hashes(map(query_key, found.texts[num_of_corpus:]))
+    repeated = np.concatenate([np.zeros(num_of_corpus, bool), np.isin(added, in_corpus)])
     known = (query_of[:, None] * len(found.texts) + numbers)[numbers >= 0]
     owner, documents = found.alike(barred)
     return Candidates(
@@ -96,7 +101,8 @@ def find_candidates(pairs: Pairs, corpus: Corpus | None = None, answers: Pairs |
         numbers,
         len(queries),
         len(sought),
-        int(in_corpus.sum()),
+        int(np.isin(sought, in_corpus).sum()),
+        repeated,
         query_of,
         _documents_of(known, len(queries), len(found.texts)),
         _documents_of(owner * len(found.texts) + documents, len(queries), len(found.texts)),

@@ -60,8 +60,9 @@ def mine(
     """The negatives of all pairs, in their order, a block at a time.
 
     A document that answers the query of a pair anywhere in the data is no negative of it, nor is one that is the query
-    itself, nor a copy of either. Ranks are those of the miner, among the others. Scores are those of the teacher, or if
-    there is none, of the miner. Negatives of pairs with the same query are drawn for each pair.
+    itself, nor a copy of either; of the forms of an answer that the corpus has too, the corpus's may be one. Ranks are
+    those of the miner, among the others. Scores are those of the teacher, or if there is none, of the miner. Negatives
+    of pairs with the same query are drawn for each pair.
 
     Args:
         candidates: the documents.
@@ -102,11 +103,14 @@ def _mine_block(
     barred_owner, barred = candidates.barred(pairs[first])
     excluded = barred_owner * size + barred
     room = min(int(np.bincount(excluded // size, minlength=1).max()), _MOST_ROOM)
+    if candidates.repeated.any():
+        room += rules.last_rank  # each of them ranks beside the document that it repeats
     encoded = miner.encode(queries)
     found = miner.search(encoded, min(rules.last_rank + room, size))
     documents = found.documents.astype(np.int64)
     keys = np.arange(len(queries))[:, None] * size + documents
-    within = in_ranks((found.scores > miner.least) & ~np.isin(keys, excluded), rules)
+    is_other = ~np.isin(keys, excluded) & ~candidates.repeated[documents]
+    within = in_ranks((found.scores > miner.least) & is_other, rules)
 
     scores, scorer, vectors = found.scores.copy(), teacher or miner, encoded
     if teacher is not None:

@@ -124,6 +124,9 @@ def experiment_yaml(
     if small:
         steps = min(steps, _SMALL_STEPS)
     most_pairs = num_eval + steps * batch_size
+    is_limited = bool(teachers) and most_pairs < len(own.pairs)
+    if is_limited:
+        num_train, steps_per_epoch = steps * batch_size, steps
     learning = next(one for one in _LEARNING if steps <= one.most_steps)
     target_active_dims = max(1, min(target_active_dims, int(len(tokenizer) * _MOST_DIMS_SHARE)))
     start = start_of_target(target_active_dims)
@@ -153,7 +156,7 @@ def experiment_yaml(
         interval=math.ceil(steps / (_EVALUATIONS if machine.gpu else _CPU_EVALUATIONS)),
         sample_documents=_SAMPLE_DOCUMENTS if not machine.gpu and num_corpus > _SAMPLE_DOCUMENTS else None,
         teachers=list(teachers),
-        max_pairs=most_pairs if teachers and most_pairs < len(own.pairs) else None,
+        max_pairs=most_pairs if is_limited else None,
         learning=learning,
         start_active_dims=start if learning.sets_start and start < len(tokenizer) else None,
         target_active_dims=target_active_dims,

@@ -185,7 +185,7 @@ class SpladeModule(L.LightningModule):
             self.objective.check_frozen(self.encoder.idf_weights)
         self.objective.prepare(self.encoder.vocab_size)
         self.divergence = DivergenceWatch()
-        self.condition = torch.zeros(4)
+        self.condition = torch.full((4,), torch.nan)  # of the latest batch
         self._before_step: dict[str, Tensor] = {}  # what the objective keeps from step to step
         self._seed = torch.initial_seed()
         self._has_started = False

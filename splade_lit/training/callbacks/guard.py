@@ -32,6 +32,7 @@ Action = Literal["warn", "lower_lambda", "stop"]
 _LOWERED = 0.5
 _PATIENT_SHARE = 1 / 3  # of a run whose documents start dense, until they should have come down
 _LEAST_OF_TARGET = 0.2  # active dims below this share of a target are next to none
+_LEAST_DOCUMENTS = 8  # that tell how a model is; the last batch of an epoch may have fewer
 
 _WAYS: dict[Problem, str] = {
     "dead": "lower model.lambda_d, or let it rise over more steps (model.lambda_ramp_ratio)",
@@ -92,14 +93,17 @@ class CollapseGuard(L.Callback):
         self.max_similarity, self.max_empty_share = max_similarity, max_empty_share
         self._timing = EveryNSteps(every_n_steps)
         self._told: list[str] = []
-        self._start: float | None = None  # active dims at the first look
+        self._start: float | None = None  # active dims of the first batch
         self._latest: Condition | None = None  # at the latest one
         # Sums of the figures of a `Condition` over batches since the last look, and how many had one.
         self._window = torch.zeros(2, 4)
+        self._lost_before = 0  # updates before this start of the run
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Refuse to train on single pairs, if it is to stop; the DataModule has said so in any case."""
         self._timing.begin(trainer)
+        divergence: Any = pl_module.divergence
+        self._lost_before = divergence.state_dict()["state"][2]
         if self.action != "stop":
             return
         single, batches = trainer.datamodule.single_batches, len(trainer.train_dataloader)  # type: ignore
@@ -114,6 +118,8 @@ class CollapseGuard(L.Callback):
         """Take note of a batch; look at them where due, and at the last step."""
         batch = _window_of(pl_module)
         self._window = self._window.to(batch.device) + batch
+        if self._start is None and (first := _condition(batch)):
+            self._start = first.active_dims
         if self._timing.due(trainer) or trainer.global_step == trainer.estimated_stepping_batches:
             self._look(trainer, pl_module)
 
@@ -121,7 +127,8 @@ class CollapseGuard(L.Callback):
         """Let no checkpoint of a collapsed model take the place of one of before, if the guard is to stop."""
         if self.action == "stop" and trainer.global_step:
             for window in (self._window, _window_of(pl_module)):
-                if condition := _condition(window):
+                condition = _condition(window)
+                if condition and condition.num_documents >= _LEAST_DOCUMENTS:
                     self._stop_if_lost(trainer, pl_module, condition)
 
     def state_dict(self) -> dict[str, Any]:
@@ -143,8 +150,6 @@ class CollapseGuard(L.Callback):
         if condition is None:
             return
         self._window = torch.zeros(2, 4)
-        if self._start is None:
-            self._start = condition.active_dims
         objective: Any = pl_module.objective
         if self.action == "stop":
             self._stop_if_lost(trainer, pl_module, condition)
@@ -177,7 +182,9 @@ class CollapseGuard(L.Callback):
 
     def _problem(self, trainer: L.Trainer, pl_module: L.LightningModule, condition: Condition) -> Problem | None:
         objective: Any = pl_module.objective
-        dense = self.max_active_dims or dense_dims(encoder_of(pl_module).vocab_size, objective.target_active_dims)
+        dense = self.max_active_dims
+        if dense is None:
+            dense = dense_dims(encoder_of(pl_module).vocab_size, objective.target_active_dims)
         least = self.min_active_dims
         if least is None:
             aim = objective.target_active_dims or 0
@@ -206,7 +213,7 @@ class CollapseGuard(L.Callback):
         news = divergence.read()
         if problem := self._problem(trainer, pl_module, condition):
             why = f"{self._tell(trainer, pl_module, problem, condition)}; {_ways(pl_module)[problem]}."
-        elif divergence.lost_updates:
+        elif divergence.lost_updates > self._lost_before:
             why = news or f"step {divergence.last_lost}: the loss or its gradient is not finite."
         else:
             return
@@ -226,8 +233,11 @@ def _window_of(pl_module: L.LightningModule) -> torch.Tensor:
 
 
 def _condition(window: torch.Tensor) -> Condition | None:
-    """The mean condition of the batches of a window, in all processes; None where there was no batch."""
-    sums, counts = sum(gather(window.cpu()), torch.zeros(2, 4)).tolist()
+    """The mean condition of the batches of a window; None where there was no batch.
+
+    Each process has the figures of whole batches; their mean makes all of them decide alike.
+    """
+    sums, counts = torch.stack(gather(window.cpu())).mean(0).tolist()
     if not counts[0]:
         return None
     return Condition(sums[0] / counts[0], sums[1] / counts[1] if counts[1] else math.nan, *sums[2:])
