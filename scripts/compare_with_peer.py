@@ -9,6 +9,7 @@ alternate from seed to seed. Time is turned into optimizer steps by measuring a 
 reach 0 where training ends; reading data and making a teacher's vectors count. sentence-transformers' trainer has the
 experiment's learning rates, batch size, accumulation, precision and clipping, its own batches, its own schedule of the
 penalty, and a lambda: of several (--peer-lambdas), the one that ends best on the tasks is taken, which favours it.
+So does the shared start: with --peer-start model.idf=ones it has the query table of ones that it makes by itself.
 
 Models differ in sparsity, so that all are measured twice: as they are, and cut to one number of active dims a document,
 by one method for all: on each task the smallest weights of the corpus's vectors are left out (--cut threshold), or all
@@ -25,118 +26,23 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 from peer_measures import METRIC, Measures, Row, measure_task, shown
-from peer_sides import PeerSettings, check_carried
+from peer_plan import Plan, changed_settings, our_config, start_config
+from peer_sides import check_carried
 from rich.console import Console
 
-from splade_lit.command_line.devices import precision_on_cpu
 from splade_lit.core.errors import UserError
 from splade_lit.core.files import replace_text
 from splade_lit.data.tasks import load_tasks
 from splade_lit.evaluation.paired_tests import Difference
 
 SCRIPTS = Path(__file__).resolve().parent
-# Callbacks that measure and take time, which training for a time has no use for.
-_EVALUATING = ("RetrievalEvaluation", "SparsityMonitor", "TermTable", "CarbonTracker")
-# What the start model says for our side.
-_SETTINGS_OF_START = ("base_model", "base_revision", "idf", "start_active_dims", "pooling", "activation")
 _RESERVE = 0.98  # of the time that steps are planned for
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is compared: an experiment's settings, and how both sides are trained."""
-
-    config: dict[str, Any]
-    seeds: list[int]
-    minutes: float | None
-    steps: int | None
-    probe_steps: int
-    lambdas: list[float]
-    lambda_minutes: float | None
-    peer: dict[str, Any]
-
-    def peer_settings(self, output: Path, folder: Path, seed: int, lambda_d: float, **changes: Any) -> PeerSettings:
-        """Of a run of the peer's trainer: those of the experiment where they have the same meaning."""
-        model, data, trainer = (self.config.get(group, {}) for group in ("model", "data", "trainer"))
-        lambda_q = model.get("lambda_q", 0.0)
-        settings = {
-            "batch_size": data.get("batch_size", 16),
-            "accumulate": trainer.get("accumulate_grad_batches") or 1,
-            "micro_batch_size": None,
-            "learning_rate": model.get("learning_rate", 2e-5),
-            "idf_learning_rate": model.get("idf_learning_rate", 1e-3),
-            "warmup_ratio": model.get("warmup_ratio", 0.1),
-            "weight_decay": model.get("weight_decay", 0.0),
-            "max_grad_norm": trainer.get("gradient_clip_val") or 0.0,
-            "lambda_q": lambda_q if isinstance(lambda_q, int | float) else 0.0,
-            "use_cpu": _on_cpu(trainer),
-            "bf16": _precision(trainer) == "bf16-mixed",
-            "stop_seconds": None,
-            "save": True,
-        }
-        settings |= {name: value for name, value in self.peer.items() if value is not None} | changes
-        return PeerSettings(
-            start=str(output / "start" / "model"),
-            folder=str(folder),
-            data=data | {"cache_dir": str(output / "cache" / f"peer-seed{seed}")},
-            seed=seed,
-            lambda_d=lambda_d,
-            **settings,
-        )
-
-
-def our_config(
-    config: Mapping[str, Any], output: Path, folder: Path, seed: int, steps: int, stop: float | None
-) -> dict:
-    """The settings of a run of ours: the experiment's, from the start model, without evaluations, with a clock."""
-    changed = json.loads(json.dumps(config))
-    changed["seed_everything"] = changed.setdefault("data", {})["seed"] = seed
-    changed["data"]["cache_dir"] = str(output / "cache" / f"ours-seed{seed}")  # so that all that is made counts
-    model = changed.setdefault("model", {})
-    for name in _SETTINGS_OF_START:
-        model.pop(name, None)
-    model["base_model"] = str(output / "start" / "model")
-    trainer = changed.setdefault("trainer", {})
-    kept = [one for one in trainer.get("callbacks") or [] if _class(one) not in _EVALUATING]
-    clock = {"class_path": "peer_sides.StepClock", "init_args": {"folder": str(folder), "stop_seconds": stop}}
-    trainer |= {"default_root_dir": str(folder), "max_steps": steps, "callbacks": [*kept, clock]}
-    trainer |= {"limit_val_batches": 0, "num_sanity_val_steps": 0}
-    return changed
-
-
-def start_config(config: Mapping[str, Any], output: Path) -> dict:
-    """Settings that make the start model: the experiment's, without a step of training and without a teacher."""
-    changed = json.loads(json.dumps(config))
-    changed["trainer"] = {"accelerator": "cpu", "max_steps": 0, "default_root_dir": str(output / "start")}
-    for name in [name for name in changed.get("data", {}) if name.startswith(("teacher", "score", "block"))]:
-        del changed["data"][name]
-    for name in ("ranking", "target_active_dims", "target_flops"):
-        changed.get("model", {}).pop(name, None)
-    changed.setdefault("data", {})["cache_dir"] = str(output / "cache" / "start")
-    return changed
-
-
-def _class(callback: Any) -> str:
-    return str(callback.get("class_path") if isinstance(callback, dict) else callback).rpartition(".")[2]
-
-
-def _on_cpu(trainer: Mapping[str, Any]) -> bool:
-    import torch
-
-    return trainer.get("accelerator") == "cpu" or not torch.cuda.is_available()
-
-
-def _precision(trainer: Mapping[str, Any]) -> Any:
-    """What the experiment's precision comes to on this machine."""
-    precision = trainer.get("precision", "32-true")
-    return precision_on_cpu(precision) if _on_cpu(trainer) else precision
 
 
 class Trainings:
@@ -146,11 +52,11 @@ class Trainings:
         self.plan, self.output = plan, output
 
     def start(self) -> None:
-        """The model that both sides start from."""
-        folder = self.output / "start"
-        if not (folder / "done.json").is_file():
-            self._ours(start_config(self.plan.config, self.output), folder)
-            _done(folder, {})
+        """The model that both sides start from, or one for each."""
+        for config, folder in ((self.plan.config, "start"), (self.plan.peer_start, "peer-start")):
+            if config is not None and not (self.output / folder / "done.json").is_file():
+                self._ours(start_config(config, self.output / folder), self.output / folder)
+                _done(self.output / folder, {})
 
     def ours(self, seed: int) -> Path:
         """A run of ours."""
@@ -289,14 +195,7 @@ def _best_lambda(plan: Plan, trainings: Trainings, measures: Measures, active_di
 
 
 def _plan(options: argparse.Namespace) -> Plan:
-    config = yaml.safe_load(Path(options.config).read_text(encoding="utf-8"))
-    for change in options.ours:
-        name, _, value = change.partition("=")
-        *groups, last = name.split(".")
-        place = config
-        for group in groups:
-            place = place.setdefault(group, {})
-        place[last] = yaml.safe_load(value)
+    config = changed_settings(yaml.safe_load(Path(options.config).read_text(encoding="utf-8")), options.ours)
     check_carried(config)
     lambda_d = config.get("model", {}).get("lambda_d")
     lambdas = options.peer_lambdas or [float(lambda_d) if isinstance(lambda_d, int | float) else 3e-3]
@@ -313,12 +212,14 @@ def _plan(options: argparse.Namespace) -> Plan:
         lambdas,
         options.lambda_minutes,
         peer,
+        changed_settings(config, options.peer_start) if options.peer_start else None,
     )
 
 
 def _check_plan(output: Path, plan: Plan) -> None:
     """Refuse an output folder whose models were trained in another way."""
     trained = {"config": plan.config, "minutes": plan.minutes, "steps": plan.steps, "peer": plan.peer}
+    trained["peer_start"] = plan.peer_start
     text = json.dumps(trained, indent=2, sort_keys=True) + "\n"
     path = output / "plan.json"
     if path.is_file() and path.read_text(encoding="utf-8") != text:
@@ -387,6 +288,13 @@ def _parser() -> argparse.ArgumentParser:
     for name, kind in (("batch-size", int), ("micro-batch-size", int), ("learning-rate", float)):
         parser.add_argument(f"--peer-{name}", type=kind, help="of the peer's trainer (default: as the experiment)")
     parser.add_argument("--peer-idf-learning-rate", type=float, help="of the peer's query weights (default: likewise)")
+    parser.add_argument(
+        "--peer-start",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help="settings of the start model of the peer alone (default: both start from one model)",
+    )
     parser.add_argument("--bm25", action="store_true", help="evaluate BM25 too")
     return parser
 

@@ -180,7 +180,7 @@ def _parser() -> CommandParser:
     )
     parser.add_shared("--corpus", help="more documents that negatives are looked for in (default: those of the pairs)")
     parser.add_shared("--text-column")
-    add("--output", type=Path, required=True, help="folder for the data set, or a file that ends in .parquet")
+    add("--output", type=Path, required=True, help="folder for the data set, or a file, .parquet or .jsonl")
     add(
         "--miner",
         default="bm25",

@@ -39,12 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from splade_lit.data.collection_pairs import Choice, open_pairs
     from splade_lit.data.pairs import load_pairs
     from splade_lit.mining.models import check_source, open_scorer
-    from splade_lit.mining.scores import ENDINGS, MIN_MAX_SCALE, agreement, score_rows, together, write_scored
+    from splade_lit.mining.n_tuples import check_ending
+    from splade_lit.mining.scores import MIN_MAX_SCALE, agreement, score_rows, together, write_scored
     from splade_lit.teachers.sentence_encoder import usual_scale
 
     output: Path = options.output
-    if output.suffix.lower() not in ENDINGS:
-        raise UserError(f"{output} must end in {' or '.join(ENDINGS)}.")
+    check_ending(output)
     choice = Choice(num_negatives=max(1, len(options.negative_columns or ())), limit=options.max_pairs)
     opened = open_pairs(options.pairs, options.pairs_config, options.pairs_split, choice=choice)
     check_not_read(output, opened.files)

@@ -82,6 +82,19 @@ def test_both_sides_train_and_are_compared(script, world, tmp_path, capsys):
         compare(script, world, output, "--steps", 5)
 
 
+def test_the_peer_can_have_a_start_of_its_own(script, world, tmp_path):
+    output = tmp_path / "against"
+    compare(script, world, output, "--steps", 1, "--seeds", 1, "--peer-start", "model.idf=ones")
+    start, peer_start, peer = (
+        load_query_side(output / run / "model").weights for run in ("start", "peer-start", "peer-lambda0.001-seed1")
+    )
+    assert (peer_start == 1).all()
+    assert np.abs(peer - 1).max() < 0.1  # one step from there
+    assert np.abs(start - 1).max() > 0.5
+    with pytest.raises(SystemExit, match="holds runs of other settings"):
+        compare(script, world, output, "--steps", 1, "--seeds", 1)
+
+
 @pytest.mark.slow
 def test_sides_take_turns_and_lambdas_are_compared(script, world, tmp_path, capsys):
     arguments = ["--minutes", 0.2, "--seeds", 3, 4, "--probe-steps", 4, "--peer-lambdas", 0.001, 0.1]

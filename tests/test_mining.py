@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -17,7 +18,7 @@ from command_runs import World, call
 from scipy.sparse import csr_array
 from tiny_runs import save_base
 
-from splade_lit import fit, mine
+from splade_lit import fit, mine, score
 from splade_lit.core.bm25 import word_counts, word_weights
 from splade_lit.data.corpus import open_corpus
 from splade_lit.data.pairs import load_pairs
@@ -257,6 +258,29 @@ def test_rows_with_fewer_negatives_can_be_left_out(source, tmp_path):
     assert f"{60 - len(whole)} pairs lack negatives and are left out" in dropped.out
 
 
+def test_json_lines_have_the_same_rows(source, tmp_path):
+    """Scores, missing negatives and all, and `score` reads both files alike."""
+    mined, scored = {}, {}
+    for ending in ("parquet", "jsonl"):
+        path, output = tmp_path / f"mined.{ending}", tmp_path / f"scored.{ending}"
+        given = ["--ranks", "0:40", "--num-negatives", 3, "--relative-margin", 0.5, "--scores", "--output", path]
+        outcome = call(mine.main, "--pairs", source, *given)
+        assert outcome.code == 0, outcome.err
+        assert f"--data.source {path} " in outcome.out
+        mined[ending] = pd.read_json(path, lines=True) if ending == "jsonl" else pd.read_parquet(path)
+        assert call(score.main, "--pairs", path, "--teachers", "bm25", "--output", output).code == 0
+        scored[ending] = pd.read_json(output, lines=True) if ending == "jsonl" else pd.read_parquet(output)
+    assert mined["jsonl"]["negative_3"].isna().any()
+    for tables in (mined, scored):
+        for name in tables["parquet"].columns:
+            first, second = (tables[ending][name].tolist() for ending in ("parquet", "jsonl"))
+            if name == "scores":
+                first, second = ([np.array(row, float) for row in rows] for rows in (first, second))
+                np.testing.assert_allclose(np.stack(first), np.stack(second), rtol=1e-6)
+            else:
+                assert [one or None for one in first] == [one or None for one in second]
+
+
 @pytest.mark.parametrize(
     ("options", "part"),
     [
@@ -268,6 +292,7 @@ def test_rows_with_fewer_negatives_can_be_left_out(source, tmp_path):
         (["--relative-margin", "nan"], "relative_margin is nan"),
         (["--corpus", "gone.jsonl"], "gone.jsonl: there is no such file"),
         (["--query-column", "question"], "no column question"),
+        (["--output", "mined.csv"], "mined.csv must end in .parquet or .jsonl"),
     ],
 )
 def test_bad_input_is_told_and_nothing_written(source, tmp_path, options, part):

@@ -1,6 +1,5 @@
 """Scores of teachers for the documents of each row of a data set, and how several teachers become one."""
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cache as once
@@ -9,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import xxhash
 from jaxtyping import Float32
 
@@ -19,9 +17,8 @@ from splade_lit.core.progress import WorkProgress
 from splade_lit.data.pairs import Pairs
 from splade_lit.data.teacher import DistinctTexts
 from splade_lit.mining.miners import Scorer
-from splade_lit.mining.n_tuples import n_tuple_rows, n_tuple_schema
+from splade_lit.mining.n_tuples import n_tuple_rows, n_tuple_schema, table_writer
 
-ENDINGS = (".parquet", ".jsonl")
 MIN_MAX_SCALE = 30.0
 """Factor of scores in [0, 1] (as in OpenSearch's training of inference-free models; Geng et al. 2024)."""
 METADATA = "splade_lit.score"
@@ -122,15 +119,9 @@ def write_scored(path: Path, pairs: Pairs, scores: Scores, settings: Mapping[str
     """
     schema = n_tuple_schema(["answer", *pairs.columns[2:]], True, METADATA, settings)
     try:
-        with whole_file(path) as temporary:
-            if path.suffix.lower() == ".parquet":
-                with pq.ParquetWriter(temporary, schema) as writer:
-                    for batch in _batches(schema, pairs, scores):
-                        writer.write_batch(batch)
-            else:
-                with temporary.open("w", encoding="utf-8") as file:
-                    for batch in _batches(schema, pairs, scores):
-                        file.writelines(f"{json.dumps(row, ensure_ascii=False)}\n" for row in batch.to_pylist())
+        with whole_file(path) as temporary, table_writer(temporary, path.suffix, schema) as write:
+            for batch in _batches(schema, pairs, scores):
+                write(pa.Table.from_batches([batch]))
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror}); free space or choose another folder.") from error
 

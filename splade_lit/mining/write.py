@@ -1,4 +1,4 @@
-"""The data set that mining leaves: parquet that `fit` reads, what it was made with, and what is in it."""
+"""The data set that mining leaves: a file that `fit` reads, what it was made with, and what is in it."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -7,18 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from jaxtyping import Float32, Int64
 
 from splade_lit.core.errors import UserError
 from splade_lit.core.files import replace_text, whole_file
+from splade_lit.core.tables import FORMATS
 from splade_lit.data.pairs import Pairs
 from splade_lit.mining.candidates import Candidates
 from splade_lit.mining.mine import Counts, Mined
-from splade_lit.mining.n_tuples import n_tuple_rows, n_tuple_schema
+from splade_lit.mining.n_tuples import check_ending, n_tuple_rows, n_tuple_schema, table_writer
 
 METADATA = "splade_lit.mine"
-"""The key in the file's metadata under which its settings stand."""
+"""The key in a parquet file's metadata under which its settings stand."""
 _GROUP_ROWS = 8_192
 _WRITTEN = "Written by `python -m splade_lit.mine`."
 
@@ -53,8 +53,15 @@ class MinedFacts:
 
 
 def mined_file(output: Path) -> Path:
-    """The file to write: the output itself if it ends in .parquet, else one in the folder that it names."""
-    return output if output.suffix.lower() == ".parquet" else output / "train.parquet"
+    """The file to write: the output itself if it is named like one, else one in the folder that it names.
+
+    Raises:
+        UserError: it is named like a file of a form that is not written.
+    """
+    if output.suffix.lower() not in (*FORMATS, ".gz"):
+        return output / "train.parquet"
+    check_ending(output)
+    return output
 
 
 def write_mined(
@@ -74,13 +81,13 @@ def write_mined(
     null where there are no more, and with `score_scale` a list of the scores of all documents of the row in this order.
 
     Args:
-        path: the file.
+        path: the file, parquet or jsonl by its ending.
         pairs: what was mined for.
         candidates: the documents.
         mined: the negatives, a block at a time, in the order of the pairs.
         num_negatives: columns of negatives.
         counts: what was looked at, complete when `mined` is.
-        settings: kept in the metadata of the file.
+        settings: kept in the metadata of a parquet file.
         score_scale: write the scores, times this; what is counted stays as mined.
         drop_incomplete: leave out pairs with fewer negatives.
 
@@ -105,9 +112,9 @@ def write_mined(
 
     try:
         with whole_file(path) as temporary:
-            with pq.ParquetWriter(temporary, schema) as writer:
+            with table_writer(temporary, path.suffix, schema) as write:
                 for group in _groups(rows()):
-                    writer.write_table(pa.Table.from_batches(group, schema))
+                    write(pa.Table.from_batches(group, schema))
             answers, negatives, margins = (np.concatenate(part) for part in zip(*seen, strict=True))
             facts = MinedFacts(num_found, answers, negatives, margins, counts)
             if not (facts.num_whole if drop_incomplete else len(facts.negatives)):
