@@ -5,9 +5,9 @@
         --active-dims 150 --output runs/ablations
 
 The file of variants has a name for each and what it changes of the experiment, by dotted names; the first is what the
-others change further, and what they are compared with. Models differ in sparsity, so that all are measured twice: as
-they are, and with the smallest weights of each task's corpus left out down to one number of active dims. Differences
-are tested query by query.
+others change further, and what they are compared with unless `--baseline` names another. Models differ in sparsity, so
+that all are measured twice: as they are, and with the smallest weights of each task's corpus left out down to one
+number of active dims. Differences are tested query by query.
 
 Runs are kept: what is there is not trained or encoded again, so that the command can be stopped, repeated, and given
 further variants. It prints a table in Markdown, for experiments/LOG.md.
@@ -50,7 +50,7 @@ class Line:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train what is missing, measure, and print the tables."""
     options = _parser().parse_args(arguments)
-    variants = _variants(options.config, options.variants, options.only)
+    variants = _variants(options.config, options.variants, options.only, options.baseline)
     tasks = load_tasks(options.tasks)
     if options.max_corpus_documents:
         tasks = [sample_corpus(task, options.max_corpus_documents) for task in tasks]
@@ -62,18 +62,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"\n{_table(task_lines(measures, task, runs, options.active_dims), options.active_dims)}", flush=True)
 
 
-def _variants(config: Path, path: Path, only: Sequence[str] | None) -> dict[str, dict[str, Any]]:
-    """The whole settings of each variant; of those named in `only`, besides the first.
+def _variants(config: Path, path: Path, only: Sequence[str] | None, baseline: str | None) -> dict[str, dict[str, Any]]:
+    """The whole settings of the baseline, the file's first unless named, then of those that `only` names, or of all.
 
     Raises:
-        UserError: the file holds no variants, has none of a name in `only`, or two of them come to the same settings.
+        UserError: the file holds no variants, has none of a name that is given, or two come to the same settings.
     """
     variants = yaml.safe_load(path.read_text(encoding="utf-8"))
     if not isinstance(variants, dict) or not all(isinstance(one, dict) for one in variants.values()):
         raise UserError(f"{path}: give a name for each variant, and below it the settings that it changes.")
-    if unknown := set(only or ()) - set(variants):
-        raise UserError(f"{path} has no {', '.join(sorted(unknown))}; it has {', '.join(variants)}.")
     first, base = next(iter(variants.items()))
+    baseline = baseline or first
+    if unknown := {baseline, *(only or ())} - set(variants):
+        raise UserError(f"{path} has no {', '.join(sorted(unknown))}; it has {', '.join(variants)}.")
     found: dict[str, dict[str, Any]] = {}
     for name, changes in variants.items():
         settings = _changed(yaml.safe_load(config.read_text(encoding="utf-8")), {**base, **changes})
@@ -82,7 +83,8 @@ def _variants(config: Path, path: Path, only: Sequence[str] | None) -> dict[str,
                 f"{path}: with {config}, {name} has the settings of {same[0]}; change one, or take it away."
             )
         found[name] = settings
-    return {name: settings for name, settings in found.items() if only is None or name in {first, *only}}
+    wanted = [baseline, *(name for name in found if only is None or name in only)]
+    return {name: found[name] for name in wanted}
 
 
 def _changed(settings: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -153,7 +155,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Train variants of an experiment and compare them at equal dims.")
     parser.add_argument("--config", type=Path, required=True, help="YAML file of the experiment")
     parser.add_argument("--variants", type=Path, required=True, help="YAML file: names, and what each changes")
-    parser.add_argument("--only", nargs="+", help="names of the variants to train, besides the first (default: all)")
+    parser.add_argument("--only", nargs="+", help="names of the variants to train, besides the baseline (default: all)")
+    parser.add_argument("--baseline", help="name of the variant that the others are compared with (default: the first)")
     parser.add_argument("--tasks", nargs="+", required=True, help="tasks, as of python -m splade_lit.evaluate")
     parser.add_argument("--max-corpus-documents", type=int, help="documents of a task, all judged ones among them")
     parser.add_argument(

@@ -60,6 +60,14 @@ def test_variants_are_trained_once_and_compared_at_the_same_dims(script, world, 
     assert "training" not in again
     assert re.findall(r"^\|.*", again, re.MULTILINE) == re.findall(r"^\|.*", out, re.MULTILINE)
     assert "rate_0.01" not in run("--only", "as_it_is")
+    gains = {}
+    for baseline, other in (("as_it_is", "rate_0.01"), ("rate_0.01", "as_it_is")):
+        lines = re.findall(
+            rf"^\| {other} \|.* ([+-][\d.]+) \|", run("--baseline", baseline, "--only", other), re.MULTILINE
+        )
+        gains[baseline] = [float(gain) for gain in lines]
+    assert len(gains["as_it_is"]) == 2
+    assert gains["as_it_is"] == [-gain for gain in gains["rate_0.01"]]
     variants.write_text(yaml.safe_dump({"as_it_is": {}, "rate_0.01": {"model.learning_rate": 0.02}}, sort_keys=False))
     with pytest.raises(UserError, match="was trained with other settings"):
         run()
