@@ -62,7 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"\n{_table(task_lines(measures, task, runs, options.active_dims), options.active_dims)}", flush=True)
 
 
-def _variants(config: Path, path: Path, only: Sequence[str] | None, baseline: str | None) -> dict[str, dict[str, Any]]:
+def _variants(
+    config: Path, path: Path, only: Sequence[str] | None, baseline: str | None = None
+) -> dict[str, dict[str, Any]]:
     """The whole settings of the baseline, the file's first unless named, then of those that `only` names, or of all.
 
     Raises:

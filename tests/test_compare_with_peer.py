@@ -84,7 +84,8 @@ def test_both_sides_train_and_are_compared(script, world, tmp_path, capsys):
 
 def test_the_peer_can_have_a_start_of_its_own(script, world, tmp_path):
     output = tmp_path / "against"
-    compare(script, world, output, "--steps", 1, "--seeds", 1, "--peer-start", "model.idf=ones")
+    given = ["--steps", 1, "--seeds", 1, "--ours", "model.idf=corpus"]
+    compare(script, world, output, *given, "--peer-start", "model.idf=ones")
     start, peer_start, peer = (
         load_query_side(output / run / "model").weights for run in ("start", "peer-start", "peer-lambda0.001-seed1")
     )
@@ -92,7 +93,7 @@ def test_the_peer_can_have_a_start_of_its_own(script, world, tmp_path):
     assert np.abs(peer - 1).max() < 0.1  # one step from there
     assert np.abs(start - 1).max() > 0.5
     with pytest.raises(SystemExit, match="holds runs of other settings"):
-        compare(script, world, output, "--steps", 1, "--seeds", 1)
+        compare(script, world, output, *given)
 
 
 @pytest.mark.slow
